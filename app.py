@@ -1,0 +1,10 @@
+"""Start the page: `python app.py`, or as a Hugging Face Space.
+
+MULTILOBE_HOME says where lobes and jobs are kept, MULTILOBE_BASE which base model to load
+(otherwise the one chosen last, at first the built-in one).
+"""
+
+from multilobe_ui.ui.serve import serve
+
+if __name__ == "__main__":
+    serve()

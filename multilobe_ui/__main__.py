@@ -1,0 +1,7 @@
+"""`python -m multilobe_ui`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

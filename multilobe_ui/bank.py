@@ -1,0 +1,334 @@
+"""The lobe bank: many LoRAs on one frozen base model, run under any weights.
+
+    y = W x + sum over lobes l of  w_l * B_l A_l x * scaling_l
+
+Weights travel with the call, in a context variable that each linear layer reads; nothing of the model is switched. So requests
+on different lobes can run at the same time from different threads without a lock, and without weights the layers are the
+plain base, bit for bit. The bank knows adapters and weights; it does not know why somebody chose them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import AdapterHeader, check_fits, linear_features, read_header, read_matrices
+from .backbone import Backbone
+from .errors import AdapterError, LobeError
+
+Matrices = Mapping[str, tuple[Tensor, Tensor]]
+PLANS_KEPT = 16
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Weights over lobes for one forward call.
+
+    Attributes:
+        lobes: ids of the lobes, one for each place in the last dimension of `weights`.
+        weights: (lobes,) the same for every token; (batch, lobes) for each row; (batch, tokens, lobes) for each token;
+            (batch, tokens, layers, lobes) for each token and adapted linear layer, in the base's module order.
+    """
+
+    lobes: tuple[str, ...]
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        if self.weights.ndim not in (1, 2, 3, 4) or self.weights.shape[-1] != len(self.lobes):
+            raise ValueError(f"weights have shape {tuple(self.weights.shape)} for {len(self.lobes)} lobes")
+
+    @classmethod
+    def of(cls, weights: Mapping[str, float]) -> Mix:
+        """One weight a lobe, for the whole batch: {} is the base."""
+        return cls(tuple(weights), torch.tensor(list(weights.values()), dtype=torch.float32))
+
+    @classmethod
+    def rows(cls, rows: Sequence[Mapping[str, float]]) -> Mix:
+        """One set of weights for each row of the batch."""
+        lobes = tuple(dict.fromkeys(lobe for row in rows for lobe in row))
+        values = [[row.get(lobe, 0.0) for lobe in lobes] for row in rows]
+        return cls(lobes, torch.tensor(values, dtype=torch.float32).reshape(len(rows), len(lobes)))
+
+    def active(self) -> Mix:
+        """Without the lobes that have no weight anywhere: their delta is not computed at all."""
+        if self.weights.requires_grad or not self.lobes:
+            return self
+        used = (self.weights != 0).reshape(-1, len(self.lobes)).any(0).tolist()
+        if all(used) or (self.weights.ndim == 4 and any(used)):  # a lobe fewer could be a layer fewer: they are counted
+            return self
+        keep = [i for i, is_used in enumerate(used) if is_used]
+        return Mix(tuple(self.lobes[i] for i in keep), self.weights[..., keep])
+
+
+class LobeBank:
+    """LoRA adapters over one backbone; any number registered, those in use in memory.
+
+    Args:
+        backbone: the frozen base; the bank serves a twin of it.
+        budget_bytes: adapters beyond this leave memory, least recently used first (they are read again when needed);
+            None keeps all.
+    """
+
+    def __init__(self, backbone: Backbone, budget_bytes: int | None = None) -> None:
+        self.backbone = backbone
+        self.model = backbone.twin()
+        self.features = linear_features(self.model)
+        self.budget_bytes = budget_bytes
+        self._headers: dict[str, AdapterHeader] = {}
+        self._resident: OrderedDict[str, Matrices] = OrderedDict()
+        self._plans: OrderedDict[tuple[str, ...], _Plan] = OrderedDict()
+        self._lock = threading.RLock()
+        self._call: ContextVar[_Call | None] = ContextVar("lobe_bank_call", default=None)
+        for name in self.features:
+            self._listen(self.model.get_submodule(name), name)
+
+    # ---- registry ---------------------------------------------------------------------------------------------------------
+
+    def register(self, lobe: str, path: Path) -> AdapterHeader:
+        """Make an adapter folder available under an id. Its matrices are read at first use.
+
+        Raises:
+            AdapterError: it cannot be run exactly on this base (see `adapter.read_header`, `adapter.check_fits`).
+        """
+        header = read_header(Path(path))
+        check_fits(header, self.features, self.backbone.name)
+        with self._lock:
+            self.unregister(lobe)
+            self._headers[lobe] = header
+        return header
+
+    def unregister(self, lobe: str) -> None:
+        """Forget an adapter and give its memory back; calls that already run with it finish undisturbed."""
+        with self._lock:
+            self._headers.pop(lobe, None)
+            self._drop(lobe)
+
+    def __contains__(self, lobe: object) -> bool:
+        return lobe in self._headers
+
+    @property
+    def lobes(self) -> tuple[str, ...]:
+        return tuple(self._headers)
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Ids of the lobes whose matrices are in memory, least recently used first."""
+        return tuple(self._resident)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Memory of all adapter matrices: the lobes' own and the stacks that recent mixtures made of them."""
+        with self._lock:
+            own = sum(_nbytes(matrices) for matrices in self._resident.values())
+            return own + sum(plan.extra_bytes for plan in self._plans.values())
+
+    def matrices(self, lobe: str) -> Matrices:
+        """Per module (A, B) on the base's device, B with the scaling folded in; read from disk if not resident.
+
+        Raises:
+            LobeError: no such lobe. AdapterError: its files have gone or are damaged.
+        """
+        with self._lock:
+            return self._in_memory(lobe, (lobe,))
+
+    # ---- running ----------------------------------------------------------------------------------------------------------
+
+    def run(self, mix: Mix | None, **inputs: Any) -> Any:
+        """The base's forward under `mix`; None or no weights is the base itself. Arguments and result are transformers'.
+
+        Arguments that this architecture's forward does not have (position_ids, logits_to_keep) are left out.
+        """
+        inputs = self.backbone.accepted(inputs)
+        active = mix.active() if mix is not None else None
+        if active is None or not active.lobes:
+            return self.model(**inputs)
+        rows_tokens = next(
+            inputs[key].shape[:2] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None
+        )
+        weights = active.weights.to(self.backbone.device)
+        token = self._call.set(_Call(self._plan(active.lobes), weights, rows_tokens, inputs.get("logits_to_keep", 0)))
+        try:
+            return self.model(**inputs)
+        finally:
+            self._call.reset(token)
+
+    def _listen(self, module: nn.Module, name: str) -> None:
+        """Let one linear layer add the delta of the call that is running; without one it is the layer it was.
+
+        Every linear layer gets this once, at the start: hooks that came and went with the lobes would change under the
+        feet of calls in other threads.
+        """
+        base_forward: Callable[[Tensor], Tensor] = module.forward
+        current = self._call
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            output = base_forward(x, *args, **kwargs)
+            call = current.get()
+            return output if call is None else call.add_delta(name, x, output)
+
+        module.forward = forward  # type: ignore[method-assign]
+
+    def _plan(self, lobes: tuple[str, ...]) -> _Plan:
+        with self._lock:
+            matrices = [self._in_memory(lobe, lobes) for lobe in lobes]
+            if lobes in self._plans:
+                self._plans.move_to_end(lobes)
+                return self._plans[lobes]
+            with torch.inference_mode(False):
+                plan = _Plan(matrices, tuple(self.features))
+            self._plans[lobes] = plan
+            self._keep_within_budget(lobes)
+            return plan
+
+    def _in_memory(self, lobe: str, in_use: tuple[str, ...]) -> Matrices:
+        if lobe not in self._resident:
+            if lobe not in self._headers:
+                raise LobeError(f"The bank has no lobe {lobe!r}; it has been deleted or was never loaded.")
+            device = self.backbone.device
+            with torch.inference_mode(False):  # what chat reads first must serve training through the bank as well
+                matrices = {m: (a.to(device), b.to(device)) for m, (a, b) in read_matrices(self._headers[lobe]).items()}
+            self._resident[lobe] = matrices
+            self._keep_within_budget(in_use)
+        self._resident.move_to_end(lobe)
+        return self._resident[lobe]
+
+    def _keep_within_budget(self, in_use: tuple[str, ...]) -> None:
+        """Lobes in use stay, whatever they take: else every token of a large mixture would read them again."""
+        while len(self._plans) > PLANS_KEPT:
+            self._plans.popitem(last=False)
+        while self.budget_bytes is not None and self.resident_bytes > self.budget_bytes:
+            idle = next((lobe for lobe in self._resident if lobe not in in_use), None)
+            if len(self._plans) > 1:
+                self._plans.popitem(last=False)
+            elif idle is not None:
+                self._drop(idle)
+            else:
+                return
+
+    def _drop(self, lobe: str) -> None:
+        self._resident.pop(lobe, None)
+        for lobes in [key for key in self._plans if lobe in key]:
+            del self._plans[lobes]
+
+
+class _Stack:
+    """The active lobes' matrices of one linear layer, in the two layouts that calls need.
+
+    wide:  a (R, in), b (R, out): all ranks side by side, `lobe_of_rank` (R,) says whose each is.
+    rows:  a (lobes, in, r), b (lobes, r, out): ranks padded to the largest, for batches in which each row has one lobe.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor] | None], index: int) -> None:
+        self.index = index
+        present = [(i, *pair) for i, pair in enumerate(pairs) if pair is not None]
+        self._pairs = pairs
+        self.ranks = tuple((i, a.shape[0]) for i, a, _ in present)
+        alone = len(present) == 1
+        self.a = present[0][1] if alone else torch.cat([a for _, a, _ in present])
+        self.b = (present[0][2] if alone else torch.cat([b for _, _, b in present], dim=1)).t()
+        self.extra_bytes = self._wide_bytes = 0 if alone else _tensor_bytes(self.a, self.b)
+        self._rows: tuple[Tensor, Tensor] | None = None
+
+    @torch.inference_mode(False)
+    def rows(self) -> tuple[Tensor, Tensor]:
+        if self._rows is None:
+            r = max(rank for _, rank in self.ranks)
+            a = self.a.new_zeros(len(self._pairs), self.a.shape[1], r)
+            b = self.b.new_zeros(len(self._pairs), r, self.b.shape[1])
+            for i, pair in enumerate(self._pairs):
+                if pair is not None:
+                    rank = pair[0].shape[0]
+                    a[i, :, :rank] = pair[0].t()
+                    b[i, :rank] = pair[1].t()
+            self.extra_bytes = self._wide_bytes + _tensor_bytes(a, b)
+            self._rows = a, b
+        return self._rows
+
+
+class _Plan:
+    """What a set of lobes needs in every layer; made once for the set and kept while it is in use."""
+
+    def __init__(self, lobes: Sequence[Matrices], module_order: Iterable[str]) -> None:
+        touched = [m for m in module_order if any(m in matrices for matrices in lobes)]
+        self.stacks = {m: _Stack([matrices.get(m) for matrices in lobes], i) for i, m in enumerate(touched)}
+
+    @property
+    def extra_bytes(self) -> int:
+        return sum(stack.extra_bytes for stack in self.stacks.values())
+
+
+class _Call:
+    """One forward call under weights: adds each layer's delta, and works out each weight layout only once."""
+
+    def __init__(self, plan: _Plan, weights: Tensor, rows_tokens: Sequence[int], logits_to_keep: int | Tensor) -> None:
+        self.stacks = plan.stacks
+        self.weights = weights
+        self._rows_tokens = tuple(rows_tokens)
+        self._kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        self._scales: dict[Any, Tensor | None] = {}
+        self._row_lobe: Tensor | None = None
+        by_row = weights.ndim == 2 and weights.shape[1] > 1 and not weights.requires_grad
+        if by_row and bool(((weights != 0).sum(1) <= 1).all()):  # a row has one lobe: r columns a row, not lobes * r
+            self._row_lobe = weights.abs().argmax(1)
+            self._row_weight = weights.gather(1, self._row_lobe[:, None])[:, :, None]
+            self._row_is_place = torch.equal(self._row_lobe.cpu(), torch.arange(weights.shape[1]))
+
+    def add_delta(self, name: str, x: Tensor, output: Tensor) -> Tensor:
+        stack = self.stacks.get(name)
+        if stack is None:
+            return output
+        if x.ndim == 2 and self.weights.ndim > 1:  # some layers see the tokens of all rows in one long row
+            if len(x) != math.prod(self._rows_tokens):
+                raise AdapterError(
+                    f"{name} sees only some tokens (an expert?), so its LoRA cannot be weighted by row or token."
+                )
+            x, wide = (t.view(*self._rows_tokens, -1) for t in (x, output))
+            return self.add_delta(name, x, wide).view(output.shape)
+        if self._row_lobe is not None:
+            return self._add_by_row(stack, x, output)
+        hidden = nn.functional.linear(x.to(stack.a.dtype), stack.a)
+        scale = self._scale(stack)
+        if scale is not None:
+            if scale.ndim == 3 and scale.shape[1] not in (1, hidden.shape[1]):
+                scale = scale[:, self._kept]  # an output head that runs on some tokens only
+            hidden = hidden * scale
+        # addmm adds and multiplies in one kernel, without a temporary of the output's size
+        base = output.flatten(0, -2).to(stack.b.dtype)
+        return torch.addmm(base, hidden.flatten(0, -2), stack.b).view(output.shape).to(output.dtype)
+
+    def _add_by_row(self, stack: _Stack, x: Tensor, output: Tensor) -> Tensor:
+        a, b = stack.rows()
+        if not self._row_is_place:
+            a, b = a[self._row_lobe], b[self._row_lobe]
+        hidden = torch.bmm(x.to(a.dtype), a) * self._row_weight
+        return torch.baddbmm(output.to(b.dtype), hidden, b).to(output.dtype)
+
+    def _scale(self, stack: _Stack) -> Tensor | None:
+        """Weights stretched over the ranks, broadcastable to (batch, tokens, R); None where all are one."""
+        layer = stack.index if self.weights.ndim == 4 else None
+        key = (stack.ranks, layer)
+        if key not in self._scales:
+            columns = torch.tensor([i for i, rank in stack.ranks for _ in range(rank)], device=self.weights.device)
+            weights = self.weights if layer is None else self.weights[:, :, layer]
+            scale = weights.index_select(-1, columns).to(stack.a.dtype)
+            scale = scale[:, None, :] if scale.ndim == 2 else scale
+            is_one = not scale.requires_grad and scale.ndim == 1 and bool((scale == 1).all())
+            self._scales[key] = None if is_one else scale
+        return self._scales[key]
+
+
+def _nbytes(matrices: Matrices) -> int:
+    return sum(_tensor_bytes(a, b) for a, b in matrices.values())
+
+
+def _tensor_bytes(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

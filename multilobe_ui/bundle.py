@@ -1,0 +1,504 @@
+"""Bundles: lobes of one base model in a folder or a zip file, to keep, move and share.
+
+    bundle.json                          what it is: the base, the routers' state, and the sha256 of every file
+    lobes/lobe_0001/adapter_config.json  adapter_model.safetensors  card.json  routing.safetensors  prompts.json
+
+JSON and safetensors only, so loading runs nobody's code; what the PyPI package `multilobe` 0.1.0 saves is read too. The
+base model is never inside. This module knows no router and no model: the features of the base come as an argument.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal
+
+import numpy as np
+
+from .adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
+from .archive import content_root, is_junk, unzip, zip_folder
+from .config import from_json
+from .errors import AdapterError, BundleError, LobeError
+from .files import new_folder, read_json, sha256_of, write_json
+from .lobe import (
+    CARD_FILE,
+    PROMPTS_FILE,
+    ROUTING_FILE,
+    Card,
+    Lobe,
+    LobeStore,
+    check_name,
+    now,
+    same_name,
+    write_card,
+    write_routing_rows,
+)
+from .routers.base import RoutingRows
+
+MANIFEST_FILE = "bundle.json"
+FORMAT_VERSION = 1
+PEER_FILE = "multilobe_config.json"
+PEER_ORIGIN = "multilobe 0.1.0"
+
+OnClash = Literal["refuse", "rename", "replace"]
+Progress = Callable[[int, int, str], None]
+
+_ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
+_REQUIRED = (*_ADAPTER_FILES, CARD_FILE)
+_LOBE_FILES = (*_REQUIRED, ROUTING_FILE, PROMPTS_FILE)
+_FOLDER = re.compile(r"lobe_\d{4,9}")
+_MAX_JSON = 256 << 20
+_UNFORESEEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+_ODD = (AdapterError, LobeError, OSError, *_UNFORESEEN)
+"""What reading a stranger's files can raise; the unforeseen where JSON holds values that nobody would write."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One lobe in the manifest: its folder's name, its own, and the sha256 of each of its files."""
+
+    folder: str
+    name: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What bundle.json says.
+
+    Attributes:
+        base: name, fingerprint and more of the base model; the fingerprint is "" (unknown) in what `multilobe` saved.
+        embedding_model: what made the routing rows. routing: the routers' state, by the lobes' names.
+    """
+
+    base: Mapping[str, Any]
+    lobes: tuple[Entry, ...]
+    embedding_model: str = ""
+    routing: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+    generator: str = ""
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An open bundle."""
+
+    root: Path
+    manifest: Manifest
+
+    @cached_property
+    def lobe_folders(self) -> list[tuple[Path, Card]]:
+        """Every lobe's folder and card. Raises BundleError if a card cannot be read."""
+        folders = [self.root / "lobes" / entry.folder for entry in self.manifest.lobes]
+        return [(folder, _card(folder)) for folder in folders]
+
+
+# ---- saving ---------------------------------------------------------------------------------------------------------
+
+
+def save_bundle(
+    path: Path | str, lobes: Sequence[Lobe], base: Mapping[str, Any], embedding_model: str, routing: Mapping[str, Any]
+) -> Path:
+    """Write a bundle: a zip file if `path` ends in .zip, else a folder. An older bundle there is replaced in one step.
+
+    Raises:
+        BundleError: no lobes, lobes of another base, a lobe that cannot be read, or something else lies at `path`.
+    """
+    path = Path(path).expanduser().resolve()
+    if not lobes:
+        raise BundleError("There is no lobe to save. Train or import one first.")
+    for lobe in lobes:
+        if (theirs := lobe.card.base.get("fingerprint")) != base["fingerprint"]:
+            raise BundleError(f"The lobe {lobe.name!r} is for another base ({theirs}). Leave it out.")
+    _check_replaceable(path)
+    manifest = Manifest(
+        base={key: value for key, value in base.items() if key not in ("device", "dtype")},
+        lobes=(),
+        embedding_model=embedding_model,
+        routing=dict(routing),
+        created=now(),
+        generator=_generator(),
+    )
+    try:
+        if path.suffix.lower() == ".zip":
+            with tempfile.TemporaryDirectory(prefix="multilobe_") as scratch:
+                _write(Path(scratch), lobes, manifest)
+                zip_folder(Path(scratch), path)
+        else:
+            with new_folder(path) as folder:
+                _write(folder, lobes, manifest)
+    except (AdapterError, OSError) as error:
+        raise BundleError(f"{path.name} was not saved, and nothing there has changed: {error}") from error
+    return path
+
+
+def _write(root: Path, lobes: Sequence[Lobe], manifest: Manifest) -> None:
+    entries = []
+    for number, lobe in enumerate(lobes, 1):
+        folder = root / "lobes" / f"lobe_{number:04d}"
+        rows = (ROUTING_FILE, PROMPTS_FILE) if _has_sound_rows(lobe) else ()
+        _copy(lobe.path, folder, (*_ADAPTER_FILES, *rows))
+        read_matrices(read_header(folder))
+        write_card(folder, replace(lobe.card, owner=""))
+        entries.append(_entry(folder, lobe.name))
+    write_json(root / MANIFEST_FILE, asdict(replace(manifest, lobes=tuple(entries))))
+
+
+def _entry(folder: Path, name: str) -> Entry:
+    return Entry(folder.name, name, {p.name: sha256_of(p) for p in sorted(folder.iterdir())})
+
+
+def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy those of the named files that exist."""
+    target.mkdir(parents=True)
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Only a bundle may be replaced by a bundle."""
+    strange = ""
+    if path.is_dir():
+        names = {p.name for p in path.iterdir() if not is_junk(p.name)}
+        missing = [f"no {MANIFEST_FILE}"] if names and MANIFEST_FILE not in names else []
+        strange = ", ".join([*missing, *sorted(names - {MANIFEST_FILE, "lobes"})][:4])
+    elif path.exists():
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            names = {PurePosixPath(name).name for name in archive.namelist()}
+            strange = "" if MANIFEST_FILE in names else f"no {MANIFEST_FILE}"
+    if strange:
+        raise BundleError(f"{path.name} exists and is not just a bundle ({strange}). Choose another name.")
+
+
+def _generator() -> str:
+    try:
+        return f"multilobe-ui {version('multilobe-ui')}"
+    except PackageNotFoundError:
+        return "multilobe-ui"
+
+
+# ---- opening and checking -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_bundle(path: Path | str) -> Iterator[Bundle]:
+    """Open a bundle's folder or zip file, ours or one of `multilobe` 0.1.0. Its files may vanish when the block ends.
+
+    Raises:
+        BundleError: not a bundle, unsafe, or with a manifest that cannot be read (`verify_bundle` checks the rest).
+    """
+    with tempfile.TemporaryDirectory(prefix="multilobe_") as scratch:
+        root = content_root(_folder(Path(path), Path(scratch)), MANIFEST_FILE, PEER_FILE)
+        if not (root / MANIFEST_FILE).is_file():
+            root = _converted(root, Path(scratch) / "converted")
+        yield Bundle(root, _manifest(root))
+
+
+def verify_bundle(path: Path | str) -> list[str]:
+    """What is wrong with a bundle, one sentence each; empty if nothing is."""
+    try:
+        with open_bundle(path) as bundle:
+            listed = {f"lobes/{entry.folder}/{name}" for entry in bundle.manifest.lobes for name in entry.files}
+            files = {p.relative_to(bundle.root).as_posix() for p in bundle.root.rglob("*") if not p.is_dir()}
+            extra = sorted(name for name in files - listed - {MANIFEST_FILE} if not is_junk(name))
+            return [*_problems(bundle), *(f"{name} is not listed in {MANIFEST_FILE}." for name in extra)]
+    except (BundleError, OSError) as error:
+        return [str(error)]
+
+
+def _folder(path: Path, scratch: Path, wanted: Callable[[str], bool] | None = None) -> Path:
+    """A folder as it is; a zip file unpacked below `scratch`."""
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        return path
+    if not path.is_file():
+        raise BundleError(f"There is no file or folder {str(path)!r}. Check the spelling.")
+    unzip(path, scratch / "unpacked" / path.name, wanted=wanted)
+    return scratch / "unpacked" / path.name
+
+
+def _manifest(root: Path) -> Manifest:
+    values = _json(root / MANIFEST_FILE)
+    number = values.get("format_version")
+    if isinstance(number, int) and number > FORMAT_VERSION:
+        known = f"this multilobe-ui reads up to {FORMAT_VERSION}"
+        raise BundleError(f"The bundle has format version {number}; {known}. Update multilobe-ui to load it.")
+    try:
+        lobes = tuple(from_json(Entry, entry) for entry in values["lobes"])
+        manifest = from_json(Manifest, {**values, "lobes": lobes})
+        fault = _fault(manifest)
+    except _ODD as error:
+        fault = str(error)
+    if fault:
+        raise BundleError(f"{MANIFEST_FILE} does not describe a bundle: {fault}. Ask for a fresh copy of the bundle.")
+    return manifest
+
+
+def _fault(manifest: Manifest) -> str:
+    """The first thing in a manifest that cannot be, or ""."""
+    base = (manifest.base.get("name"), manifest.base.get("fingerprint"))
+    texts = (*base, manifest.embedding_model, manifest.created, manifest.generator, *(e.name for e in manifest.lobes))
+    if manifest.format_version != FORMAT_VERSION:
+        return f"format_version is {manifest.format_version!r}"
+    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.routing, dict):
+        return "a value has the wrong type"
+    if not manifest.lobes:
+        return "it lists no lobes"
+    folders = [entry.folder for entry in manifest.lobes]
+    if odd := [folder for folder in folders if not _FOLDER.fullmatch(folder) or folders.count(folder) > 1]:
+        return f"the folder {odd[0][:80]!r} is misnamed or listed twice"
+    for entry in manifest.lobes:
+        if not set(_REQUIRED) <= set(entry.files) <= set(_LOBE_FILES):
+            return f"{entry.folder} lists other files than a lobe has ({', '.join(entry.files)[:200]})"
+    return ""
+
+
+def _problems(bundle: Bundle) -> Iterator[str]:
+    """All that can be wrong with the lobes of a bundle, whatever base is loaded."""
+    seen: set[str] = set()
+    for entry in bundle.manifest.lobes:
+        folder, show = bundle.root / "lobes" / entry.folder, f"The lobe {entry.name[:80]!r}"
+        missing = [name for name in entry.files if not (folder / name).is_file()]
+        changed = [n for n, sha in entry.files.items() if n not in missing and sha256_of(folder / n) != sha]
+        yield from (f"{show}: {name} is missing." for name in missing)
+        yield from (f"{show}: {name} was changed after the bundle was saved." for name in changed)
+        if missing or changed:
+            continue
+        try:
+            card = _card(folder)
+            read_matrices(read_header(folder))
+        except (BundleError, *_ODD) as error:
+            yield f"{show} cannot be read: {error}"
+            continue
+        if card.name != entry.name or card.base["fingerprint"] != bundle.manifest.base["fingerprint"]:
+            yield f"{show}: {CARD_FILE} has another name or another base than {MANIFEST_FILE}."
+        if card.name.casefold() in seen:
+            yield f"{show}: another lobe of the bundle has the same name."
+        seen.add(card.name.casefold())
+        if ROUTING_FILE in entry.files and not _has_sound_rows(Lobe(entry.folder, folder, card)):
+            yield f"{show}: {ROUTING_FILE} and {PROMPTS_FILE} do not hold rows for routing."
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise ValueError(f"it has more than {_MAX_JSON:,} bytes")
+        values = read_json(path)
+    except FileNotFoundError as error:
+        raise BundleError(f"{path.name} is missing. Ask for a fresh copy of the bundle.") from error
+    except _ODD as error:
+        raise BundleError(f"{path.name} is not readable JSON ({error}). Ask for a fresh copy of the bundle.") from error
+    if not isinstance(values, dict):
+        raise BundleError(f"{path.name} holds a {type(values).__name__}, not an object. Ask for a fresh copy.")
+    return values
+
+
+def _card(folder: Path) -> Card:
+    """Its card, with values of the types that it promises."""
+    values = _json(folder / CARD_FILE)
+    try:
+        card = from_json(Card, values)
+        texts = (card.name, card.created, card.origin, card.embedding_model, card.base["fingerprint"])
+        tables = (card.base, card.adapter, card.config, card.data, card.training)
+        if not (all(isinstance(t, str) for t in texts) and all(isinstance(t, dict) for t in tables)):
+            raise TypeError("a value has the wrong type")
+        return replace(card, name=check_name(card.name))
+    except _ODD as error:
+        raise BundleError(f"{CARD_FILE} is not the card of a lobe ({error}). Ask for a fresh copy.") from error
+
+
+def _has_sound_rows(lobe: Lobe) -> bool:
+    try:
+        if (rows := lobe.routing_rows()) is None:
+            return False
+        width = rows.prototypes.shape[1]
+        vectors = (rows.prototypes, rows.train, rows.validation)
+        texts = ((rows.train_prompts, rows.train), (rows.validation_prompts, rows.validation))
+        return all(v.ndim == 2 and v.shape[1] in (0, width) and np.isfinite(v).all() for v in vectors) and all(
+            isinstance(t, list) and len(t) in (0, len(v)) and all(isinstance(s, str) for s in t) for t, v in texts
+        )
+    except _ODD:
+        return False
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_bundle(
+    path: Path | str,
+    store: LobeStore,
+    base_fingerprint: str,
+    base_name: str,
+    features: Mapping[str, tuple[int, int]],
+    on_clash: OnClash = "rename",
+    owner: str = "",
+    progress: Progress | None = None,
+) -> tuple[list[Lobe], Mapping[str, Any]]:
+    """Add all lobes of a bundle to the store, or none.
+
+    Args:
+        features: linear layers of the base that is loaded (`adapter.linear_features`).
+        on_clash: where a lobe of that name exists: refuse the bundle, rename the new lobe, or replace the old one.
+        progress: called with (lobes added, lobes in all, name).
+
+    Returns:
+        the new lobes in the bundle's order, and the routers' state, which calls lobes by their names in the bundle.
+
+    Raises:
+        BundleError: damaged, unsafe, newer, of another base, or with a name that is taken; the store is as before.
+    """
+    try:
+        with open_bundle(path) as bundle, tempfile.TemporaryDirectory(prefix="multilobe_") as scratch:
+            theirs = bundle.manifest.base
+            if theirs["fingerprint"] not in ("", base_fingerprint):
+                wanted, ours = f"{theirs['name']} ({theirs['fingerprint']})", f"{base_name} ({base_fingerprint})"
+                raise BundleError(f"The bundle is for the base {wanted}, but {ours} is loaded. Load that base first.")
+            mine = Bundle(Path(scratch), bundle.manifest)  # a copy that nobody changes meanwhile
+            for entry in bundle.manifest.lobes:
+                _copy(bundle.root / "lobes" / entry.folder, mine.root / "lobes" / entry.folder, entry.files)
+            for problem in _problems(mine):
+                raise BundleError(f"{problem} Nothing was loaded; ask for a fresh copy of the bundle.")
+            lobes = []
+            for folder, card in mine.lobe_folders:
+                try:
+                    check_fits(read_header(folder), features, base_name)
+                except AdapterError as error:
+                    raise BundleError(f"The lobe {card.name!r} cannot be loaded: {error}") from error
+                if on_clash == "refuse":
+                    store.check_free(card.name)
+                origin = "bundle" if card.origin == "trained here" else card.origin
+                base = {**card.base, "fingerprint": base_fingerprint}
+                lobes.append((folder, replace(card, origin=origin, owner=owner, base=base)))
+            return _add_all(store, lobes, on_clash, progress), bundle.manifest.routing
+    except (AdapterError, LobeError, OSError) as error:
+        raise BundleError(f"The bundle was not loaded, and the lobes are as before: {error}") from error
+
+
+def _add_all(
+    store: LobeStore, lobes: Sequence[tuple[Path, Card]], on_clash: OnClash, progress: Progress | None
+) -> list[Lobe]:
+    """Add every lobe, or none. A lobe to be replaced steps aside under another name until all are in."""
+    added: list[Lobe] = []
+    aside: list[tuple[str, str]] = []
+    try:
+        for folder, card in lobes:
+            if on_clash == "rename":
+                card = replace(card, name=store.free_name(card.name))
+            elif on_clash == "replace":
+                for old in [l.name for l in store.all() if same_name(l.name, card.name)]:
+                    aside.append((store.rename(old, store.free_name(f"{old[:60]} (replaced)")).name, old))
+            added.append(store.add(folder, card))
+            if progress:
+                progress(len(added), len(lobes), card.name)
+    except BaseException:
+        for lobe in added:
+            with suppress(LobeError, OSError):
+                store.delete(lobe.name)
+        for temporary, name in aside:
+            with suppress(LobeError, OSError):
+                store.rename(temporary, name)
+        raise
+    for temporary, _ in aside:
+        with suppress(LobeError, OSError):
+            store.delete(temporary)
+    return added
+
+
+# ---- what others made -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def prepare_adapter(path: Path | str) -> Iterator[Path]:
+    """A temporary folder with just the adapter_config.json and adapter_model.safetensors found in a folder or zip file.
+
+    Looks down to three levels; checkpoints inside an adapter's own folder do not count.
+
+    Raises:
+        BundleError: there is no adapter, or there are several; or the zip is unsafe.
+    """
+    with tempfile.TemporaryDirectory(prefix="multilobe_") as scratch:
+        source = _folder(Path(path), Path(scratch), lambda name: PurePosixPath(name).name in _ADAPTER_FILES)
+        found = _adapter_folders(source, 3)
+        if len(found) > 1:
+            names = ", ".join(p.name for p in found[:3])
+            raise BundleError(f"{source.name} holds {len(found)} adapters ({names}, …). Choose the folder of one.")
+        if not found:
+            hint = "An adapter_model.bin is a pickle and never opened: save it as safetensors"
+            raise BundleError(f"{source.name} has no {CONFIG_FILE} with {WEIGHTS_FILE} beside it. {hint}.")
+        target = Path(scratch) / "adapter" / (found[0].name or "adapter")
+        _copy(found[0], target, _ADAPTER_FILES)
+        yield target
+
+
+def _adapter_folders(folder: Path, levels: int) -> list[Path]:
+    if all((folder / name).is_file() for name in _ADAPTER_FILES):
+        return [folder]
+    below = sorted(p for p in folder.iterdir() if p.is_dir() and not is_junk(p.name)) if levels else []
+    return [found for child in below for found in _adapter_folders(child, levels - 1)]
+
+
+def _converted(root: Path, target: Path) -> Path:
+    """Rewrite what `multilobe` saved: multilobe_config.json, lobes/NAME/metadata.json, lobes/NAME/adapter/ADAPTER/."""
+    config = _json(root / PEER_FILE)
+    base = {"name": str(config.get("model_name", "")), "fingerprint": ""}
+    embedding_model = str(config.get("embedding_model", ""))
+    entries = []
+    names = config.get("lobes")
+    if not (isinstance(names, list) and names):
+        raise BundleError(f"{PEER_FILE} lists no lobes. Save the model again with multilobe.")
+    for number, name in enumerate(names, 1):
+        folder = target / "lobes" / f"lobe_{number:04d}"
+        try:
+            source = _inside(root, "lobes", name)
+            metadata = _json(source / "metadata.json")
+            file = PureWindowsPath(metadata.get("dataset_path", "")).name  # the name alone: paths are private
+            _copy(_inside(source, "adapter", metadata["adapter_name"]), folder, _ADAPTER_FILES)
+            header = read_header(folder)
+            vector = metadata.get("representation_vector")
+            if vector:
+                write_routing_rows(folder, _peer_rows(vector))
+            card = Card(
+                name=check_name(name),
+                created=now(),
+                origin=PEER_ORIGIN,
+                base=base,
+                adapter={"r": header.r, "target_modules": list(header.target_modules), "bytes": header.nbytes},
+                config={key: metadata[key] for key in ("epochs", "lora_r", "lora_alpha") if key in metadata},
+                data={"name": file, "rows": metadata.get("dataset_size")},
+                training={"train_loss": metadata.get("training_loss")},
+                embedding_model=embedding_model if vector else "",
+            )
+        except (BundleError, *_ODD) as error:
+            raise BundleError(f"The lobe {str(name)[:80]!r} that multilobe saved cannot be read: {error}") from error
+        write_card(folder, card)
+        entries.append(_entry(folder, card.name))
+    write_json(target / MANIFEST_FILE, asdict(Manifest(base, tuple(entries), embedding_model, generator=PEER_ORIGIN)))
+    return target
+
+
+def _peer_rows(vector: Any) -> RoutingRows:
+    """The peer keeps one mean embedding a lobe, as a list in JSON: it becomes the only prototype."""
+    prototype = np.asarray(vector, np.float32)
+    length = float(np.linalg.norm(prototype))
+    if prototype.ndim != 1 or not np.isfinite(length) or not length:
+        raise ValueError("representation_vector must be a list of finite numbers, not all zero")
+    none = np.zeros((0, len(prototype)), np.float32)
+    return RoutingRows(prototype[None] / length, none, none)
+
+
+def _inside(root: Path, *parts: str) -> Path:
+    """A path from names in a stranger's file, which may have slashes but must not lead out of `root`."""
+    path = root.joinpath(*parts)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise BundleError(f"{PEER_FILE} names {parts[-1][:80]!r}, which lies outside the bundle. It was not opened.")
+    return path

@@ -1,0 +1,292 @@
+"""`multilobe-ui`: the verbs of the app without a browser, on the same home folder and the same core.
+
+Data goes to standard output, progress and messages to standard error; with --json the data is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import SamplingConfig, TrainingConfig
+from .errors import MultiLobeError
+
+if TYPE_CHECKING:
+    from .model import MultiLobeModel
+    from .routers import RoutingDecision
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, or 1 after an error that was said in a sentence, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except MultiLobeError as error:
+        print(f"multilobe-ui: {error}", file=sys.stderr)
+        for line, reason in getattr(error, "lines", ()):
+            print(f"  line {line}: {reason}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmultilobe-ui: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------------
+
+
+def launch(options: argparse.Namespace) -> None:
+    """Serve the app."""
+    from .ui.serve import serve
+
+    serve(home=options.home, base=options.base, port=options.port, share=options.share)
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train a lobe, with a progress bar; Ctrl-C stops and keeps the best so far."""
+    import signal
+    import threading
+
+    from tqdm import tqdm
+
+    from .training import StepRecord
+
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set() if not stop.is_set() else sys.exit(130))
+    config = TrainingConfig(**{field.name: getattr(options, field.name) for field in fields(TrainingConfig)})
+    mapping = dict(pair.split("=", 1) for pair in options.map) or None
+    run = _model(options).train(
+        options.name,
+        options.data,
+        config,
+        mapping=mapping,
+        skip_bad=options.skip_bad,
+        checkpoint=Path(options.checkpoint) if options.checkpoint else None,
+        stop=stop,
+    )
+    bar: Any = None
+    while True:
+        try:
+            event = next(run)
+        except StopIteration as end:
+            lobe = end.value
+            break
+        if not isinstance(event, StepRecord):
+            print(event, file=sys.stderr)
+            continue
+        bar = bar or tqdm(total=event.steps, unit="step", file=sys.stderr, disable=options.quiet)
+        bar.update(event.step - bar.n)
+        if event.validation_loss is not None:
+            bar.set_postfix_str(f"validation loss {event.validation_loss:.3f}")
+    if bar is not None:
+        bar.close()
+    result = lobe.card.training
+    before, after = result.get("base_validation_loss"), result.get("validation_loss")
+    summary = f"{lobe.name}: {result['steps']} steps in {result['seconds']:.0f} s"
+    if before is not None and after is not None:
+        summary += f", held-out loss {before:.3f} -> {after:.3f}"
+    _say(options, {"id": lobe.id, **lobe.card.to_json()}, summary)
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Answer one prompt, or talk until end of input."""
+    model, sampling = _model(options), _sampling(options)
+    from .model import metadata
+
+    def answer(messages: list[dict[str, str]]) -> str:
+        weights: dict[str, float] | None = {} if options.base_only else None
+        decision = model.decide(messages, None if options.base_only else options.lobe, weights)
+        if not options.json:
+            print(f"[{_who(decision)}]", file=sys.stderr)
+        pieces = []
+        for piece in model.stream(messages, weights=decision.weights, **sampling):
+            pieces.append(piece)
+            if not options.json:
+                print(piece, end="", flush=True)
+        text = "".join(pieces).strip()
+        if options.json:
+            details = {**metadata(decision), "decision": decision.to_json()}
+            print(json.dumps({"prompt": messages[-1]["content"], "answer": text, **details}, ensure_ascii=False))
+        else:
+            print()
+        return text
+
+    if options.prompt:
+        answer([{"role": "user", "content": " ".join(options.prompt)}])
+        return
+    messages: list[dict[str, str]] = []
+    while (line := _read_line("you> ")) is not None:
+        if line.strip():
+            messages.append({"role": "user", "content": line})
+            messages.append({"role": "assistant", "content": answer(messages)})
+
+
+def route(options: argparse.Namespace) -> None:
+    """Say which lobe would answer each prompt (from the arguments, else a line each from standard input)."""
+    model = _model(options)
+    for prompt in options.prompt or (line.rstrip("\n") for line in sys.stdin):
+        decision = model.route(prompt)
+        if options.json:
+            print(json.dumps({"prompt": prompt, **decision.to_json()}, ensure_ascii=False))
+        else:
+            print(f"{_who(decision)}\t{decision.confidence:.0%}\t{decision.elapsed_ms:.0f} ms\t{prompt}")
+
+
+def bundle_save(options: argparse.Namespace) -> None:
+    """Write lobes as a bundle."""
+    path = _model(options).save(options.path, options.lobes or None)
+    _say(options, {"path": str(path)}, f"Saved {path}")
+
+
+def bundle_load(options: argparse.Namespace) -> None:
+    """Add a bundle's lobes to the home."""
+    names = [lobe.name for lobe in _model(options).load_bundle(options.path, options.on_clash)]
+    _say(options, {"lobes": names}, f"Loaded {', '.join(names)}")
+
+
+def bundle_list(options: argparse.Namespace) -> None:
+    """What a bundle, or the home if no path is given, holds."""
+    from .bundle import open_bundle
+    from .lobe import LobeStore
+
+    if options.path:
+        with open_bundle(options.path) as opened:
+            cards = [card for _, card in opened.lobe_folders]
+    else:
+        cards = [lobe.card for lobe in LobeStore(_home(options) / "lobes").all()]
+    if options.json:
+        print(json.dumps([{**card.to_json(), "owner": ""} for card in cards], ensure_ascii=False, indent=2))
+    for card in cards if not options.json else ():
+        loss, size = card.training.get("validation_loss"), int(card.adapter.get("bytes", 0)) / 2**20
+        held_out = "" if loss is None else f"loss {loss:.3f}"
+        print(card.name, f"r={card.adapter.get('r')}", f"{size:.1f} MiB", held_out, card.base["name"], sep="\t")
+
+
+def bundle_verify(options: argparse.Namespace) -> None:
+    """Check every file of a bundle against its manifest."""
+    from .bundle import verify_bundle
+    from .errors import BundleError
+
+    problems = verify_bundle(options.path)
+    if options.json:
+        print(json.dumps({"path": str(options.path), "problems": problems}, ensure_ascii=False))
+    if problems:
+        raise BundleError(f"{options.path} has {len(problems)} problem(s): {'; '.join(problems)}")
+    if not options.json:
+        print(f"{options.path} is sound.")
+
+
+# ---- arguments ------------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--home", help="folder of lobes and jobs (default: $MULTILOBE_HOME, else ~/.multilobe)")
+    shared.add_argument("--base", help="base model: builtin, a folder, or a hub id (default: builtin)")
+    shared.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
+    shared.add_argument(
+        "--router", default="hybrid", help="hybrid, embedding, logprob, gate or keyword (default: hybrid)"
+    )
+    shared.add_argument("--json", action="store_true", help="print data as JSON")
+    parser = argparse.ArgumentParser(prog="multilobe-ui", description="Train small LoRA lobes and let a router choose.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Any, under: Any = commands) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = under.add_parser(name, help=run.__doc__.splitlines()[0], parents=[shared])
+        added.set_defaults(run=run)
+        return added
+
+    serve = command("launch", launch)
+    serve.add_argument("--port", type=int)
+    serve.add_argument("--share", action="store_true", help="ask Gradio for a public link")
+
+    teach = command("train", train)
+    teach.add_argument("name", help="the lobe's name")
+    teach.add_argument("data", help="JSONL, JSON, CSV or Parquet file")
+    teach.add_argument(
+        "--map", action="append", default=[], metavar="ROLE=COLUMN", help="prompt=..., answer=..., system=..."
+    )
+    teach.add_argument("--skip-bad", action="store_true", help="use the good rows of a file that has bad ones")
+    teach.add_argument("--checkpoint", help="folder for progress; training resumes from what is there")
+    teach.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_settings(teach, TrainingConfig)
+
+    talk = command("chat", chat)
+    talk.add_argument("prompt", nargs="*", help="without one, a conversation")
+    talk.add_argument("--lobe", help="the lobe that answers (default: the router chooses)")
+    talk.add_argument("--base-only", action="store_true", help="no lobe")
+    _add_settings(talk, SamplingConfig)
+
+    ask = command("route", route)
+    ask.add_argument("prompt", nargs="*", help="without one, a line each from standard input")
+
+    bundles = commands.add_parser("bundle", help="Save, load, list or verify bundles.").add_subparsers(
+        required=True, metavar="verb"
+    )
+    save = command("save", bundle_save, bundles)
+    save.add_argument("path", help="a folder, or a file that ends in .zip")
+    save.add_argument("lobes", nargs="*", help="names (default: all)")
+    load = command("load", bundle_load, bundles)
+    load.add_argument("path")
+    load.add_argument("--on-clash", choices=("refuse", "rename", "replace"), default="rename")
+    command("list", bundle_list, bundles).add_argument("path", nargs="?")
+    command("verify", bundle_verify, bundles).add_argument("path")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
+    """An option for every field of a settings dataclass."""
+    for field in fields(kind):
+        default = field.default if field.default is not MISSING else None
+        option = "--" + field.name.replace("_", "-")
+        if isinstance(default, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=default)
+        elif field.name == "target_modules":
+            parser.add_argument(option, nargs="+", default=None, help="default: every linear layer but the output head")
+        else:
+            number = float if "float" in str(field.type) else int
+            shown = "automatic" if default is None else default
+            parser.add_argument(option, type=number, default=default, help=f"default: {shown}")
+
+
+def _home(options: argparse.Namespace) -> Path:
+    return Path(options.home or os.environ.get("MULTILOBE_HOME") or Path.home() / ".multilobe").expanduser().resolve()
+
+
+def _model(options: argparse.Namespace) -> MultiLobeModel:
+    from .model import MultiLobeModel
+
+    home = _home(options)
+    home.mkdir(parents=True, exist_ok=True)
+    model = MultiLobeModel.from_pretrained(
+        options.base or "builtin", device=options.device, home=home, router=options.router
+    )
+    model.prepare_routing()
+    return model
+
+
+def _sampling(options: argparse.Namespace) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in fields(SamplingConfig)}
+
+
+def _who(decision: RoutingDecision) -> str:
+    return decision.chosen or "base"
+
+
+def _say(options: argparse.Namespace, data: Any, text: str) -> None:
+    print(json.dumps(data, ensure_ascii=False, indent=2) if options.json else text)
+
+
+def _read_line(prompt: str) -> str | None:
+    try:
+        return input(prompt if sys.stdin.isatty() else "")
+    except EOFError:
+        return None

@@ -1,0 +1,64 @@
+"""Small file habits that the whole package shares: JSON in and out, and replacing a file or folder in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def read_json(path: Path) -> Any:
+    """Raises OSError or ValueError as `open` and `json` do (also for a file nested too deeply to be read)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` in one step: a reader sees the old text or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that becomes `target` when the block succeeds and vanishes when it fails.
+
+    An existing `target` is replaced, and comes back if the last rename fails.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    mark = secrets.token_hex(4)
+    temporary = target.with_name(f".{target.name}.{mark}.new")
+    temporary.mkdir()
+    try:
+        yield temporary
+        retired = target.with_name(f".{target.name}.{mark}.old")
+        if target.exists():
+            os.replace(target, retired)
+        try:
+            os.replace(temporary, target)
+        except OSError:
+            if retired.exists():
+                os.replace(retired, target)
+            raise
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files below `path`."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -1,0 +1,206 @@
+"""Generation: a prompt in, tokens out, one at a time, under given lobe weights.
+
+The decode loop keeps a KV cache and runs the bank once a token. It knows nothing of routers: whoever calls has already decided
+the weights. Rows of a batch are independent: each has its own weights, sampling and end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .backbone import Backbone, Messages, pad_left
+from .bank import LobeBank, Mix
+from .config import SamplingConfig
+from .errors import ConfigError
+
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer to generate.
+
+    Attributes:
+        ids: prompt token ids, as `prepare` gives them.
+        weights: lobe id → weight; {} is the base model.
+        sampling: how tokens are drawn.
+        stop: set it from any thread and the answer ends after the token under way.
+    """
+
+    ids: Sequence[int]
+    weights: Mapping[str, float]
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+def prepare(backbone: Backbone, messages: Messages, max_new_tokens: int) -> tuple[list[int], list[Mapping[str, str]]]:
+    """Prompt token ids and the messages that they hold: the oldest turns are dropped until prompt and answer fit.
+
+    System messages and the last turn stay. Up to half of the context is kept free for the answer.
+
+    Raises:
+        ConfigError: there is no message, or the last one alone is longer than the context.
+    """
+    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise ConfigError(
+            "There is nothing to answer: the last message must be a question with at least one character."
+        )
+    room = backbone.context_length - min(max_new_tokens, backbone.context_length // 2)
+    kept = list(messages)
+    while len(ids := backbone.encode_chat(kept)) > room:
+        turns = [i for i, m in enumerate(kept[:-1]) if m["role"] != "system"]
+        if not turns:
+            raise ConfigError(
+                f"The prompt has {len(ids)} tokens; {backbone.name} reads {backbone.context_length} in all, "
+                f"{room} of them before the answer. Shorten it."
+            )
+        first = turns[0]
+        # a question leaves together with its answer, so that the conversation still alternates
+        last = first + 1 if first + 1 < len(kept) - 1 and kept[first + 1]["role"] == "assistant" else first
+        del kept[first : last + 1]
+    return ids, kept
+
+
+def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[list[int | None]]:
+    """Decode a batch; yields, for every step, each row's next token id, or None for rows that have ended.
+
+    An end-of-turn token ends its row and is not yielded. Greedy rows of a batch give the tokens that they would give alone.
+    """
+    backbone, mix = bank.backbone, Mix.rows([r.weights for r in requests])
+    if len(requests) == 1:
+        mix = Mix.of(requests[0].weights)
+    ids, mask = pad_left([r.ids for r in requests], backbone.tokenizer.pad_token_id, backbone.device)
+    samplers = [_Sampler(r.sampling, backbone.device) for r in requests]
+    seen = [list(r.ids) for r in requests]
+    limits = [min(r.sampling.max_new_tokens, backbone.context_length - len(r.ids)) for r in requests]
+    cache: Any = DynamicCache(config=backbone.config)
+    padded = bool((mask == 0).any())
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    made, alive = 0, [True] * len(requests)
+    while True:
+        inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "logits_to_keep": 1}
+        if padded:
+            inputs["attention_mask"] = mask
+        # inference_mode is entered and left for each step: a generator must not leave it switched on between its tokens
+        with torch.inference_mode():
+            output = bank.run(mix, past_key_values=cache, use_cache=True, **inputs)
+            logits = output.logits[:, -1].float()
+        cache = output.past_key_values
+        tokens: list[int | None] = [None] * len(requests)
+        for i, request in enumerate(requests):
+            if not alive[i] or request.stop.is_set() or made >= limits[i]:
+                alive[i] = False
+                continue
+            token = samplers[i].draw(logits[i : i + 1], seen[i])
+            if token in backbone.stop_ids:
+                alive[i] = False
+            else:
+                tokens[i] = token
+                seen[i].append(token)
+        made += 1
+        if not any(alive):
+            return
+        yield tokens
+        if not any(
+            a and made < limit and not r.stop.is_set() for a, limit, r in zip(alive, limits, requests, strict=True)
+        ):
+            return
+        pad = backbone.tokenizer.pad_token_id
+        ids = torch.tensor([[pad if token is None else token] for token in tokens], device=backbone.device)
+        # a row that has ended runs along: its places must not leave a table of learned positions
+        positions = (positions[:, -1:] + 1).clamp(max=backbone.context_length - 1)
+        if padded:
+            mask = torch.cat([mask, mask.new_ones(len(requests), 1)], dim=1)
+
+
+def stream_text(bank: LobeBank, request: Request) -> Iterator[str]:
+    """Pieces of one answer's text as they become certain (a piece never ends inside a character)."""
+    piece = TextPieces(bank.backbone)
+    for (token,) in generate_tokens(bank, [request]):
+        if token is not None and (text := piece.add(token)):
+            yield text
+    if text := piece.rest():
+        yield text
+
+
+def generate_text(bank: LobeBank, requests: Sequence[Request]) -> list[str]:
+    """Whole answers, the rows decoded together in one batch."""
+    rows: list[list[int]] = [[] for _ in requests]
+    for tokens in generate_tokens(bank, requests):
+        for row, token in zip(rows, tokens, strict=True):
+            if token is not None:
+                row.append(token)
+    return [bank.backbone.decode(row).strip() for row in rows]
+
+
+class TextPieces:
+    """Turns a stream of token ids into a stream of text.
+
+    A token may hold part of a character, and its spacing may depend on its neighbours: so the tokens since the last safe
+    point are decoded again, and what is new is given out once it does not end in half a character.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._decode = backbone.decode
+        self._ids: list[int] = []
+        self._given = ""
+
+    def add(self, token: int) -> str:
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        if text.endswith(REPLACEMENT) or len(text) <= len(self._given):
+            return ""
+        new, self._given = text[len(self._given) :], text
+        last = self._decode([token])
+        if (new.endswith((" ", "\n")) or len(self._ids) > 64) and last and REPLACEMENT not in last:
+            # a safe point: keep the last token, which says whether the next begins with a space
+            self._ids, self._given = [token], last
+        return new
+
+    def rest(self) -> str:
+        return self._decode(self._ids)[len(self._given) :]
+
+
+class _Sampler:
+    """Draws one token from logits (1, vocabulary); its random numbers are its own, so a seed fixes one answer only."""
+
+    def __init__(self, config: SamplingConfig, device: torch.device) -> None:
+        self._greedy = config.greedy or config.temperature < 1e-6  # so cold that logits overflow
+        self._processors = LogitsProcessorList()
+        if config.repetition_penalty != 1.0:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        if not self._greedy:
+            if config.temperature != 1.0:
+                self._processors.append(TemperatureLogitsWarper(config.temperature))
+            if config.top_k:
+                self._processors.append(TopKLogitsWarper(config.top_k))
+            if config.top_p < 1.0:
+                self._processors.append(TopPLogitsWarper(config.top_p))
+            self._generator = torch.Generator("cpu")
+            if config.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(config.seed)
+
+    def draw(self, logits: Tensor, seen: Sequence[int]) -> int:
+        if self._processors:
+            ids: Any = torch.tensor([list(seen)], device=logits.device)
+            logits = self._processors(ids, logits)
+        if self._greedy:
+            return int(logits.argmax())
+        # drawn on the CPU: the same seed gives the same answer on every device
+        return int(torch.multinomial(logits.softmax(-1).cpu(), 1, generator=self._generator))

@@ -1,0 +1,602 @@
+"""Studio: the one object that the page sees. It holds what the process shares: the model, the training jobs, the home folder.
+
+Every verb of the app is a method here that takes and returns plain values and raises only `MultiLobeError`. Torch is imported
+by the thread that loads the model, so that the page can answer long before the model does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from . import dataset
+from .assets import demo_bundle, sample_files
+from .config import SamplingConfig, TrainingConfig, from_json, suggested_learning_rate
+from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
+from .files import read_json, write_json
+from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
+from .lobe import Lobe, LobeStore, now
+from .routers.base import RoutingDecision
+
+if TYPE_CHECKING:
+    from .model import MultiLobeModel
+
+BUILTIN = "builtin"
+AUTOMATIC = "automatic"
+BASE_ONLY = "base"
+LOBE_PREFIX = "lobe:"
+EVENT_SECONDS = 0.04
+"""Least time between two events of one answer: a page cannot draw faster."""
+KEPT_BUNDLES = 20
+
+PALETTE = (
+    "#e5484d", "#c9880b", "#2f8fe0", "#8e5bd9", "#1f9d6b", "#d6498f",
+    "#6d8f1f", "#c2632d", "#16a0a0", "#5966e0", "#a3752c", "#b14fc0",
+)  # fmt: skip
+"""A lobe keeps the colour of its number for life; mid tones that can be told apart on light and dark grounds."""
+
+log = logging.getLogger(__name__)
+N = TypeVar("N", int, float)
+
+
+@dataclass(frozen=True)
+class StudioStatus:
+    """How things are.
+
+    Attributes:
+        state: "loading", "ready" or "failed". message: one sentence for the person.
+        base: what `backbone.describe` says; None until it is loaded.
+        version: changes whenever lobes, base or jobs do: a cheap probe before anything is drawn again.
+    """
+
+    state: str
+    message: str
+    base: Mapping[str, Any] | None
+    lobes: int
+    version: int
+
+
+@dataclass(frozen=True)
+class LobeView:
+    """A lobe as a page shows it. `name` is a person's words: escape it. Losses are mean NLL per answer token, in nats."""
+
+    id: str
+    name: str
+    colour: str
+    rows: int | None
+    r: int
+    nbytes: int
+    base_validation_loss: float | None
+    validation_loss: float | None
+    train_loss: float | None
+    created: str
+    base: str
+    usable: bool
+    origin: str
+    target_modules: tuple[str, ...]
+    protected: bool
+
+
+@dataclass(frozen=True)
+class ChatEvent:
+    """One moment of an answer; `text` is the whole answer so far. The first event has no text but the decision."""
+
+    text: str
+    decision: RoutingDecision | None
+    done: bool
+    stopped: bool
+    prompt_tokens: int
+    answer_tokens: int
+    seconds: float
+    tokens_per_second: float
+    first_token_ms: float | None
+    dropped_messages: int
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A training job as a page shows it. `mine`: this visitor may stop, resume or cancel it."""
+
+    id: str
+    name: str
+    state: str
+    created: str
+    started: str | None
+    finished: str | None
+    rows: int | None
+    step: int
+    steps: int
+    epoch: float
+    loss: float | None
+    validation_loss: float | None
+    best_validation_loss: float | None
+    base_validation_loss: float | None
+    tokens_per_second: float
+    seconds_left: float | None
+    seconds: float
+    error: str
+    place: int | None
+    mine: bool
+    config: Mapping[str, Any]
+    phase: str
+
+
+class Studio:
+    """See the module's text.
+
+    Args:
+        home: where lobes, jobs and calibrations live; None is MULTILOBE_HOME, else ~/.multilobe.
+        base: name of the base model; None takes the one chosen last, else the built-in one.
+        shared: people may touch only what is theirs; None is true on Hugging Face Spaces and where MULTILOBE_SHARED=1.
+        demo: install the ready-made demo lobes into a new home.
+    """
+
+    def __init__(
+        self, home: str | Path | None = None, base: str | None = None, *, shared: bool | None = None, demo: bool = True
+    ) -> None:
+        self.home = Path(home or os.environ.get("MULTILOBE_HOME") or Path.home() / ".multilobe").expanduser().resolve()
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.shared = _is_shared() if shared is None else shared
+        self._demo = demo
+        self._base_name = base or self._remembered_base() or BUILTIN
+        self._store = LobeStore(self.home / "lobes")
+        self._model: MultiLobeModel | None = None
+        self._state: Literal["loading", "ready", "failed"] = "loading"
+        self._message = f"Loading {_spoken(self._base_name)}…"
+        self._changes = 0
+        self._lock = threading.RLock()
+        self._loaded = threading.Event()
+        self._jobs = Jobs(self.home / "jobs", self._run_job)
+
+    # ---- loading ----------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load the base model and its lobes in the background, and begin to work on queued jobs; returns at once."""
+        threading.Thread(target=self._load, args=(self._base_name,), name="load-base", daemon=True).start()
+        self._jobs.start()
+
+    def close(self) -> None:
+        """Let a running job keep its checkpoint, to be resumed another day."""
+        self._jobs.close()
+
+    def status(self) -> StudioStatus:
+        with self._lock:
+            model, base = self._model, None
+            if model is not None:
+                from .backbone import describe
+
+                base = describe(model.backbone)
+            count = len(model.lobes) if model else len(self._store.all())
+            version = self._changes + self._jobs.version + (model.version if model else 0)
+            return StudioStatus(self._state, self._message, base, count, version)
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Return when the model is loaded.
+
+        Raises:
+            BackboneError: it failed. BusyError: it takes longer than `timeout` seconds.
+        """
+        self._ready(timeout)
+
+    def change_base(self, name: str) -> None:
+        """Load another base model in the background: "builtin", a folder, or a hub id. The present one answers until then.
+
+        Raises:
+            ConfigError: the server is shared, or no name. BusyError: a lobe is training, or a base is loading.
+        """
+        name = str(name).strip()
+        if self.shared:
+            raise ConfigError("This server is shared, so its base model stays. Run your own copy to choose another.")
+        if not name or len(name) > 500:
+            raise ConfigError("The base model needs a name: 'builtin', a folder, or a hub id such as 'gpt2'.")
+        if any(job.state in ("running", "stopping") for job in self._jobs.list()):
+            raise BusyError("A lobe is training on the present base model. Stop it, or wait until it has finished.")
+        with self._lock:
+            if self._state == "loading":
+                raise BusyError("A base model is being loaded. Wait until it is ready.")
+            self._set_state("loading", f"Loading {_spoken(name)}…")
+        threading.Thread(target=self._load, args=(name,), name="load-base", daemon=True).start()
+
+    def _load(self, name: str) -> None:
+        try:
+            from .model import MultiLobeModel
+
+            model = MultiLobeModel.from_pretrained(name, home=self.home)
+            self._install_demo(model)
+            with self._lock:
+                self._model, self._base_name, self._store = model, name, model.store
+                self._set_state("loading", "Preparing the router…")
+            self._loaded.set()
+            model.prepare_routing()
+            write_json(self.home / "settings.json", {"base": name})
+            self._set_state("ready", f"{_spoken(name).capitalize()} is ready.")
+        except MultiLobeError as error:
+            self._loading_failed(str(error))
+        except Exception as error:
+            log.exception("loading %s failed", name)
+            self._loading_failed(
+                f"The base model {name!r} cannot be loaded ({type(error).__name__}); the log says more."
+            )
+
+    def _loading_failed(self, why: str) -> None:
+        with self._lock:
+            if self._model is not None:  # the old base goes on
+                self._set_state("ready", f"{why} {_spoken(self._base_name).capitalize()} goes on answering.")
+            else:
+                self._set_state("failed", why)
+        self._loaded.set()
+
+    def _install_demo(self, model: MultiLobeModel) -> None:
+        """Once in a home: whoever deletes a demo lobe has done so for good."""
+        mark = self.home / "demo_installed.json"
+        if self._demo and model.backbone.name == BUILTIN and not mark.exists() and demo_bundle().is_dir():
+            model.load_bundle(demo_bundle())
+            write_json(mark, {"installed": True})
+
+    def _set_state(self, state: Literal["loading", "ready", "failed"], message: str) -> None:
+        with self._lock:
+            self._state, self._message = state, message
+            self._changes += 1
+
+    def _ready(self, timeout: float | None = 120.0) -> MultiLobeModel:
+        if not self._loaded.wait(timeout):
+            raise BusyError(f"{self._message} It takes longer than usual; try again in a moment.")
+        with self._lock:
+            if self._model is None:
+                raise BackboneError(self._message)
+            return self._model
+
+    def _remembered_base(self) -> str | None:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return str(read_json(self.home / "settings.json")["base"])
+        return None
+
+    # ---- chat -------------------------------------------------------------------------------------------------------------
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        choice: str = AUTOMATIC,
+        sampling: SamplingConfig | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[ChatEvent]:
+        """Answer the last message: first an event with the decision, then the growing text, last one that is done.
+
+        Args:
+            choice: AUTOMATIC, BASE_ONLY, or "lobe:NAME". stop: set it to end early.
+
+        Raises:
+            MultiLobeError: the lobe is gone, the message empty or too long, or the model not to be had.
+        """
+        model, sampling, stop = self._ready(), sampling or SamplingConfig(), stop or threading.Event()
+        from .generation import Request, TextPieces, generate_tokens, prepare
+
+        began = time.perf_counter()
+        ids, kept = prepare(model.backbone, messages, sampling.max_new_tokens)
+        decision = self._decide(model, messages, choice)
+        request = Request(ids, model.request_weights(decision), sampling, stop)
+        routed = time.perf_counter()
+        pieces, text, count = TextPieces(model.backbone), "", 0
+        first_ms: float | None = None
+        shown = 0.0
+
+        def event(done: bool = False) -> ChatEvent:
+            seconds = time.perf_counter() - routed
+            rate = count / seconds if count else 0.0
+            dropped = len(messages) - len(kept)
+            ended = done and stop.is_set()
+            return ChatEvent(text, decision, done, ended, len(ids), count, seconds, rate, first_ms, dropped)
+
+        yield event()
+        for (token,) in generate_tokens(model.bank, [request]):
+            if token is None:
+                continue
+            count += 1
+            first_ms = first_ms or (time.perf_counter() - began) * 1000
+            text = (text + pieces.add(token)).lstrip()
+            if time.perf_counter() - shown >= EVENT_SECONDS:
+                shown = time.perf_counter()
+                yield event()
+        text = (text + pieces.rest()).strip()
+        yield event(done=True)
+
+    @staticmethod
+    def _decide(model: MultiLobeModel, messages: Sequence[Mapping[str, str]], choice: str) -> RoutingDecision:
+        if choice == AUTOMATIC:
+            return model.decide(messages)
+        if choice == BASE_ONLY:
+            return model.decide(messages, weights={})
+        if not choice.startswith(LOBE_PREFIX):
+            raise ConfigError(
+                f"The choice is {choice!r}: it must be '{AUTOMATIC}', '{BASE_ONLY}' or '{LOBE_PREFIX}NAME'."
+            )
+        return model.decide(messages, lobe=choice.removeprefix(LOBE_PREFIX))
+
+    def route(self, prompt: str) -> RoutingDecision:
+        return self._ready().route(prompt)
+
+    def feedback(self, prompt: str, answer: str, decision: RoutingDecision | None, liked: bool) -> None:
+        """Keep a thumb up or down, as a line of `feedback.jsonl` in the home: later a training set, or labelled routing data."""
+        lobe = decision.chosen if decision else None
+        line = {"time": now(), "prompt": prompt, "answer": answer, "lobe": lobe, "liked": liked}
+        with self._lock, (self.home / "feedback.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    # ---- train ------------------------------------------------------------------------------------------------------------
+
+    def inspect(
+        self, path: str | Path, mapping: Mapping[str, str] | None = None, progress: Callable[[int], None] | None = None
+    ) -> dataset.DatasetReport:
+        """What a file is; token lengths only once the base model is there."""
+        model = self._model
+        count_tokens = None
+        if model is not None:
+            backbone = model.backbone
+
+            def count_tokens(rows: Sequence[dataset.Example]) -> list[int]:
+                return [len(backbone.encode_chat(r.context)) + len(backbone.encode_answer(r.answer)) for r in rows]
+
+        return dataset.inspect(path, mapping, count_tokens, progress=progress)
+
+    def train(
+        self,
+        name: str,
+        path: str | Path,
+        config: TrainingConfig | None = None,
+        *,
+        mapping: Mapping[str, str] | None = None,
+        skip_bad: bool = False,
+        owner: str = "",
+        data_name: str = "",
+    ) -> JobView:
+        """Queue a training run; the file is copied.
+
+        Raises:
+            LobeError: the name is refused, taken, or waiting in the queue. DataError: the file's kind is not known.
+        """
+        name = self._store.check_free(name)
+        for job in self._jobs.list():
+            if job.state not in ENDED and job.spec.name.casefold() == name.casefold():
+                raise LobeError(f"A lobe called {name!r} is being trained already. Choose another name.")
+        dataset.sniff(path, mapping)
+        config = config or TrainingConfig()
+        spec = JobSpec(
+            name=name,
+            config=config.to_json(),
+            owner=owner,
+            data_name=data_name or Path(path).name,
+            mapping=dict(mapping) if mapping else None,
+            skip_bad=skip_bad,
+            extra={"base": self._base_name},
+        )
+        return self._job_view(self._jobs.submit(spec, Path(path)), owner)
+
+    def jobs(self, owner: str = "") -> list[JobView]:
+        """All jobs, newest first."""
+        return [self._job_view(job, owner) for job in self._jobs.list()]
+
+    def job(self, job_id: str, owner: str = "") -> JobView:
+        """Raises JobError if there is none."""
+        return self._job_view(self._jobs.get(job_id), owner)
+
+    def metrics(self, job_id: str) -> list[dict[str, Any]]:
+        """The job's StepRecords as JSON, oldest first; do not change them."""
+        return self._jobs.metrics(job_id)
+
+    def stop(self, job_id: str, owner: str = "") -> JobView:
+        """Stop now and keep the best so far."""
+        self._check_job(job_id, owner)
+        return self._job_view(self._jobs.stop(job_id), owner)
+
+    def resume(self, job_id: str, owner: str = "") -> JobView:
+        """Go on from the checkpoint."""
+        self._check_job(job_id, owner)
+        return self._job_view(self._jobs.resume(job_id), owner)
+
+    def cancel(self, job_id: str, owner: str = "") -> JobView:
+        """Take a job out of the queue."""
+        self._check_job(job_id, owner)
+        return self._job_view(self._jobs.cancel(job_id), owner)
+
+    def move(self, job_id: str, offset: int, owner: str = "") -> JobView:
+        """Move a queued job by so many places (negative: sooner)."""
+        self._check_job(job_id, owner)
+        return self._job_view(self._jobs.move(job_id, offset), owner)
+
+    def forget(self, job_id: str, owner: str = "") -> None:
+        """Delete a run's record and checkpoint; the lobe that it made stays."""
+        self._check_job(job_id, owner)
+        self._jobs.forget(job_id)
+
+    def suggested_learning_rate(self) -> float | None:
+        """What an empty learning rate means on this base; None while it is loading."""
+        model = self._model
+        return suggested_learning_rate(model.backbone.hidden_size) if model else None
+
+    def _run_job(self, handle: JobHandle) -> str:
+        """What the jobs' thread does for a job: `MultiLobeModel.train`, with every record written down."""
+        model, job = self._ready(None), handle.job
+        wanted = job.spec.extra.get("base", model.backbone.name)
+        if wanted != model.backbone.name:
+            raise JobError(f"This run belongs to the base model {wanted!r}. Load that one under Manage, then resume.")
+        handle.truncate_metrics(_checkpoint_step(handle.checkpoint))
+        earlier = next((lobe for lobe in model.store.all() if job.lobe_id and lobe.id == job.lobe_id), None)
+        run = model.train(
+            earlier.name if earlier else job.spec.name,
+            handle.data,
+            from_json(TrainingConfig, job.spec.config),
+            mapping=job.spec.mapping,
+            skip_bad=job.spec.skip_bad,
+            checkpoint=handle.checkpoint,
+            stop=handle.stop,
+            replaces=earlier.id if earlier else "",
+            data_name=job.spec.data_name,
+            owner=job.spec.owner,
+        )
+        try:
+            while not handle.closing:
+                event = next(run)
+                handle.phase(event) if isinstance(event, str) else handle.record(event.to_json())
+        except StopIteration as end:
+            lobe = cast(Lobe, end.value)
+            handle.update(rows=lobe.card.data.get("rows"))
+            return lobe.id
+        run.close()
+        return job.lobe_id
+
+    def _check_job(self, job_id: str, owner: str) -> None:
+        job = self._jobs.get(job_id)
+        if self.shared and job.spec.owner != owner:
+            raise JobError(f"The run {job.spec.name!r} belongs to somebody else, so only they can change it.")
+
+    def _job_view(self, job: Job, owner: str) -> JobView:
+        latest = job.latest
+        return JobView(
+            id=job.id,
+            name=job.spec.name,
+            state=job.state,
+            created=job.created,
+            started=job.started or None,
+            finished=job.finished or None,
+            rows=job.rows,
+            step=int(latest.get("step", 0)),
+            steps=int(latest.get("steps", 0)),
+            epoch=float(latest.get("epoch", 0.0)),
+            loss=latest.get("loss"),
+            validation_loss=latest.get("validation_loss"),
+            best_validation_loss=job.best_validation_loss,
+            base_validation_loss=job.base_validation_loss,
+            tokens_per_second=float(latest.get("tokens_per_second", 0.0)),
+            seconds_left=latest.get("seconds_left"),
+            seconds=float(latest.get("seconds", 0.0)),
+            error=job.error,
+            place=job.place,
+            mine=not self.shared or job.spec.owner == owner,
+            config=job.spec.config,
+            phase=job.phase,
+        )
+
+    # ---- manage -----------------------------------------------------------------------------------------------------------
+
+    def lobes(self, owner: str = "") -> list[LobeView]:
+        """Every lobe in the home, oldest first; those of another base are not usable now."""
+        return [self._lobe_view(lobe, owner) for lobe in self._store.all()]
+
+    def rename(self, name: str, new_name: str, owner: str = "") -> None:
+        self._check_lobe(name, owner)
+        self._ready().rename_lobe(name, new_name)
+
+    def delete(self, name: str, owner: str = "") -> None:
+        self._check_lobe(name, owner)
+        self._ready().remove_lobe(name)
+
+    def save_bundle(self, names: Sequence[str] | None = None) -> Path:
+        """A zip of all lobes or those named, in a temporary folder from which the page may hand it out."""
+        folder = Path(tempfile.gettempdir()) / "multilobe-bundles"
+        folder.mkdir(exist_ok=True)
+        made = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in made[: -KEPT_BUNDLES or None]:
+            shutil.rmtree(old, ignore_errors=True)
+        place = Path(tempfile.mkdtemp(dir=folder))
+        return self._ready().save(place / f"multilobe-{time.strftime('%Y%m%d-%H%M%S')}.zip", names or None)
+
+    def load_bundle(self, path: str | Path, on_clash: str = "rename", owner: str = "") -> list[str]:
+        """Add the lobes of a bundle; returns their names."""
+        if on_clash not in ("refuse", "rename", "replace"):
+            raise ConfigError(f"on_clash is {on_clash!r}: it must be 'refuse', 'rename' or 'replace'.")
+        if self.shared and on_clash == "replace":
+            raise ConfigError("This server is shared, so a bundle cannot replace lobes. Choose 'rename' or 'refuse'.")
+        clash = cast(Literal["refuse", "rename", "replace"], on_clash)
+        return [lobe.name for lobe in self._ready().load_bundle(path, clash, owner=owner)]
+
+    def import_adapter(self, name: str, path: str | Path, owner: str = "") -> LobeView:
+        """A new lobe from any PEFT LoRA adapter, folder or zip."""
+        return self._lobe_view(self._ready().import_adapter(name, path, owner=owner), owner)
+
+    def restore_demo(self) -> list[str]:
+        """Bring back the demo lobes that are gone; returns their names."""
+        model = self._ready()
+        if model.backbone.name != BUILTIN or not demo_bundle().is_dir():
+            raise ConfigError("The demo lobes belong to the built-in base model. Load that one first.")
+        before = {lobe.name.casefold() for lobe in model.store.all()}
+        with _demo_without(before) as missing:
+            return [lobe.name for lobe in model.load_bundle(missing)] if missing else []
+
+    def sample_files(self) -> dict[str, Path]:
+        return sample_files()
+
+    def _check_lobe(self, name: str, owner: str) -> None:
+        lobe = self._store.by_name(name)
+        if self.shared and not (owner and lobe.card.owner == owner):
+            raise LobeError(f"The lobe {lobe.name!r} belongs to somebody else or to the demo, so it stays as it is.")
+
+    def _lobe_view(self, lobe: Lobe, owner: str) -> LobeView:
+        card, model = lobe.card, self._model
+        training = card.training
+        return LobeView(
+            id=lobe.id,
+            name=lobe.name,
+            colour=PALETTE[(int(lobe.id.removeprefix("lobe_")) - 1) % len(PALETTE)],
+            rows=_number(card.data.get("rows"), int),
+            r=_number(card.adapter.get("r"), int) or 0,
+            nbytes=_number(card.adapter.get("bytes"), int) or 0,
+            base_validation_loss=_number(training.get("base_validation_loss"), float),
+            validation_loss=_number(training.get("validation_loss"), float),
+            train_loss=_number(training.get("train_loss"), float),
+            created=card.created,
+            base=card.base.get("name", ""),
+            usable=model is None or lobe.id in model.bank,
+            origin=card.origin,
+            target_modules=tuple(map(str, card.adapter.get("target_modules") or ())),
+            protected=self.shared and not (owner and card.owner == owner),
+        )
+
+
+def _is_shared() -> bool:
+    return os.environ.get("MULTILOBE_SHARED", "") == "1" or os.environ.get("SYSTEM") == "spaces"
+
+
+def _number(value: Any, kind: Callable[[Any], N]) -> N | None:
+    """A number from a card, which may be a stranger's; None for anything else."""
+    return kind(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _spoken(base: str) -> str:
+    return "the built-in base model" if base == BUILTIN else f"the base model {base}"
+
+
+def _checkpoint_step(checkpoint: Path) -> int:
+    """Step of a checkpoint, -1 if there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(read_json(checkpoint / "state.json")["step"])
+    return -1
+
+
+@contextmanager
+def _demo_without(names: set[str]) -> Iterator[Path | None]:
+    """A copy of the demo bundle without the lobes of these (casefolded) names; None if none is left."""
+    with tempfile.TemporaryDirectory(prefix="multilobe-demo-") as scratch:
+        copy = Path(scratch) / "bundle"
+        shutil.copytree(demo_bundle(), copy)
+        manifest = read_json(copy / "bundle.json")
+        manifest["lobes"] = [entry for entry in manifest["lobes"] if entry["name"].casefold() not in names]
+        kept = {entry["folder"] for entry in manifest["lobes"]}
+        for folder in (copy / "lobes").iterdir():
+            if folder.name not in kept:
+                shutil.rmtree(folder)
+        write_json(copy / "bundle.json", manifest)
+        yield copy if kept else None
+
+
+__all__ = ["AUTOMATIC", "BASE_ONLY", "ChatEvent", "JobView", "LobeView", "Studio", "StudioStatus"]

@@ -1,0 +1,571 @@
+"""Training one lobe: a PEFT LoRA on a twin of the frozen base, as a generator of step records.
+
+There are no threads and no pages here. The caller iterates, shows what it likes, and may set a stop event; whatever happens
+after a checkpoint, training goes on from it to the same curve. What is random (order of rows, dropout) depends on the seed
+and the step alone, so no random state needs to be kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .adapter import linear_features
+from .backbone import Backbone
+from .config import TrainingConfig, suggested_learning_rate
+from .dataset import Example
+from .errors import ConfigError, DataError, MultiLobeError
+from .files import new_folder, read_json, write_json
+
+PACKED_TOKENS = 1024
+"""Most tokens in one packed sequence: attention costs grow with its square, so longer batches are padded instead."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, or an evaluation (then `validation_loss` is set). Losses are mean NLL per answer token, in nats."""
+
+    step: int
+    steps: int
+    epoch: float
+    loss: float | None
+    validation_loss: float | None
+    learning_rate: float
+    grad_norm: float | None
+    tokens: int
+    tokens_per_second: float
+    seconds: float
+    seconds_left: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came out: the adapter kept is that of `best_step`; losses are mean NLL per answer token, in nats."""
+
+    steps: int
+    best_step: int
+    stopped: bool
+    train_rows: int
+    validation_rows: int
+    truncated_rows: int
+    base_validation_loss: float | None
+    validation_loss: float | None
+    train_loss: float | None
+    learning_rate: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class TokenRows:
+    """Tokenised rows, side by side in one array: a million short rows take tens of megabytes.
+
+    Attributes:
+        truncated: how many rows were cut to `max_length` tokens.
+    """
+
+    def __init__(self, backbone: Backbone, examples: Sequence[Example], max_length: int) -> None:
+        pieces: list[np.ndarray[Any, Any]] = []
+        self.prompt_lengths = np.zeros(len(examples), np.int32)
+        self.truncated = 0
+        for i, example in enumerate(examples):
+            prompt, answer = backbone.encode_chat(example.context), backbone.encode_answer(example.answer)
+            if len(prompt) + len(answer) > max_length:
+                self.truncated += 1
+                answer = answer[: max(1, max_length - min(len(prompt), max_length // 2))]
+                prompt = prompt[-(max_length - len(answer)) :]
+            pieces.append(np.array(prompt + answer, np.int32))
+            self.prompt_lengths[i] = len(prompt)
+        self.ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+        self.ids = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def row(self, i: int) -> tuple[np.ndarray[Any, Any], int]:
+        """(token ids, how many of them are prompt)."""
+        start = 0 if i == 0 else self.ends[i - 1]
+        return self.ids[start : self.ends[i]], int(self.prompt_lengths[i])
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that identify all rows and their order."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.ends, self.prompt_lengths):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def length(self, i: int) -> int:
+        return int(self.ends[i] - (0 if i == 0 else self.ends[i - 1]))
+
+
+def train_lobe(
+    backbone: Backbone,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    checkpoint: Path | None = None,
+    stop: threading.Event | None = None,
+) -> Generator[StepRecord, None, TrainingResult]:
+    """Train a LoRA on `backbone` and write the best one to `folder` as a plain PEFT adapter.
+
+    Args:
+        train, validation: rows to learn from, and rows held out to measure the loss (may be empty: then the last step is kept).
+        folder: where the adapter goes; it appears in one step when training ends.
+        checkpoint: folder for progress; if it holds a checkpoint of the same rows and settings, training resumes from it.
+        stop: set it to end after the step under way; the best adapter so far is kept.
+
+    Yields: a record for every optimizer step and every evaluation; step 0 is the evaluation of the plain base.
+    Returns: a TrainingResult (the generator's return value).
+
+    Raises:
+        DataError: no rows. ConfigError: unknown target modules. MultiLobeError: out of memory, or the loss is not finite.
+    """
+    if not train:
+        raise DataError("There is no row to train on.")
+    run = _Run(backbone, train, validation, config, checkpoint, stop or threading.Event())
+    try:
+        yield from run.records()
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # GPU, CPU
+            raise
+        raise MultiLobeError(
+            f"Out of memory with batch_size={config.batch_size} and max_length={config.max_length}. Lower one of them."
+        ) from error
+    return run.save_best(folder)
+
+
+class _Run:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        config: TrainingConfig,
+        checkpoint: Path | None,
+        stop: threading.Event,
+    ) -> None:
+        self.backbone, self.config, self.checkpoint, self.stop = backbone, config, checkpoint, stop
+        max_length = min(config.max_length, backbone.context_length)
+        self.train = TokenRows(backbone, train, max_length)
+        self.validation = TokenRows(backbone, validation, max_length)
+        self.learning_rate = config.learning_rate or suggested_learning_rate(backbone.hidden_size)
+        per_step = config.batch_size * config.gradient_accumulation
+        self.steps_per_epoch = math.ceil(len(self.train) / per_step)
+        self.steps = self.steps_per_epoch * config.epochs
+        self.evaluate_every = max(1, self.steps_per_epoch // config.evaluations_per_epoch)
+
+        self.model = lora_twin(backbone, config)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=config.weight_decay)
+        self.accelerator = Accelerator(cpu=backbone.device.type == "cpu")
+        # alone, everything stays where the base is: moving the twin would move the base's own weights
+        moved = [self.accelerator.num_processes > 1] * 2
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer, device_placement=moved)
+        self.parameters = parameters
+        self.packs = packs_exactly(backbone)
+
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.best: dict[str, Tensor] = {}
+        self.best_step = 0
+        self.best_loss: float | None = None
+        self.base_loss: float | None = None
+        self.recent_loss: float | None = None
+        self.evaluations_without_gain = 0
+        self._resumed = self._restore()
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------------
+
+    def records(self) -> Iterator[StepRecord]:
+        began, spent, saved, cost = time.perf_counter(), self.seconds, time.perf_counter(), 0.0
+        if not self._resumed and len(self.validation):
+            self.base_loss = self._evaluate()
+            yield self._record(validation_loss=self.base_loss)
+        while self.step < self.steps and not self.stop.is_set() and not self._should_stop_early():
+            loss, grad_norm = self._optimize()
+            self.step += 1
+            self.seconds = spent + time.perf_counter() - began
+            yield self._record(loss=loss, grad_norm=grad_norm)
+            evaluated = self.step % self.evaluate_every == 0 or self.step == self.steps
+            if evaluated:
+                yield self._record(validation_loss=self._note_best(self._evaluate() if len(self.validation) else None))
+            # a checkpoint costs time: so seldom that it is at most a twentieth of all
+            if self.checkpoint and (evaluated or time.perf_counter() - saved > max(5.0, 20 * cost)):
+                start = time.perf_counter()
+                self._save_checkpoint()
+                saved, cost = time.perf_counter(), time.perf_counter() - start
+        self.seconds = spent + time.perf_counter() - began
+        if self.checkpoint:
+            self._save_checkpoint()  # before the evaluation below, which a run that is not stopped does not have
+        if self.step > self.best_step and (self.best_loss is None or self.stop.is_set()):
+            # stopped between two evaluations: the newest step may be the best
+            yield self._record(validation_loss=self._note_best(self._evaluate() if len(self.validation) else None))
+
+    def _optimize(self) -> tuple[float, float]:
+        """One optimizer step; returns (mean NLL per answer token, gradient norm before clipping)."""
+        self.wrapped.train()
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)  # dropout of this step, whether resumed or not
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * schedule(self.step, self.steps, self.config.warmup_fraction)
+        batches = [self._batch(self.train, rows) for rows in self._rows_of_step()]
+        total_weight = sum(float(b.weights.sum()) for b in batches)
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        nll = answer_tokens = 0.0
+        for batch in mine:
+            losses = self._token_losses(batch)
+            loss = (losses * batch.weights).sum() / max(total_weight, 1e-9) * self.accelerator.num_processes
+            self.accelerator.backward(loss)
+            nll += float(losses.detach()[batch.is_answer].sum())
+            answer_tokens += float(batch.is_answer.sum())
+            self.tokens += batch.tokens
+        grad_norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm))
+        if not math.isfinite(grad_norm):
+            raise MultiLobeError(
+                f"The loss is no longer a finite number at step {self.step + 1}. Lower the learning rate "
+                f"({self.learning_rate:g}) and start again; lobes that exist are untouched."
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.recent_loss = nll / max(answer_tokens, 1.0)
+        return self.recent_loss, grad_norm
+
+    def _rows_of_step(self) -> list[np.ndarray[Any, Any]]:
+        """Row numbers of this step's batches: a new order every epoch, from the seed."""
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train))
+        size, count = self.config.batch_size, self.config.gradient_accumulation
+        rows = order[place * size * count : (place + 1) * size * count]
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+    @torch.no_grad()
+    def _evaluate(self) -> float:
+        """Mean NLL per answer token over the held-out rows."""
+        self.wrapped.eval()
+        return mean_answer_loss(self.wrapped, self.backbone, self.validation)
+
+    def _note_best(self, loss: float | None) -> float | None:
+        if loss is None or self.best_loss is None or loss < self.best_loss:
+            self.best_loss, self.best_step = loss, self.step
+            self.best = {k: v.detach().clone() for k, v in adapter_tensors(self.model).items()}
+            self.evaluations_without_gain = 0
+        else:
+            self.evaluations_without_gain += 1
+        return loss
+
+    def _should_stop_early(self) -> bool:
+        return 0 < self.config.patience <= self.evaluations_without_gain
+
+    def _record(
+        self, *, loss: float | None = None, validation_loss: float | None = None, grad_norm: float | None = None
+    ) -> StepRecord:
+        per_step = self.seconds / self.step if self.step else 0.0
+        return StepRecord(
+            step=self.step,
+            steps=self.steps,
+            epoch=self.step / self.steps_per_epoch,
+            loss=loss,
+            validation_loss=validation_loss,
+            learning_rate=self.learning_rate * schedule(max(0, self.step - 1), self.steps, self.config.warmup_fraction),
+            grad_norm=grad_norm,
+            tokens=self.tokens,
+            tokens_per_second=self.tokens / self.seconds if self.seconds else 0.0,
+            seconds=self.seconds,
+            seconds_left=per_step * (self.steps - self.step),
+        )
+
+    # ---- batches ----------------------------------------------------------------------------------------------------------
+
+    def _batch(self, rows: TokenRows, numbers: Sequence[int] | np.ndarray[Any, Any]) -> Batch:
+        return make_batch([rows.row(int(i)) for i in numbers], self.config.prompt_weight, self.packs, self.backbone)
+
+    def _token_losses(self, batch: Batch) -> Tensor:
+        return token_losses(self.wrapped, self.backbone, batch)
+
+    # ---- disk -------------------------------------------------------------------------------------------------------------
+
+    def save_best(self, folder: Path) -> TrainingResult:
+        if self.best_step == 0 and self.step > 0 and not self.best:
+            self._note_best(None)
+        if self.best:
+            set_peft_model_state_dict(self.model, self.best)
+        if self.accelerator.is_main_process:
+            with new_folder(folder) as temporary:
+                save_adapter(self.model, temporary, self.backbone.name)
+        return TrainingResult(
+            steps=self.step,
+            best_step=self.best_step,
+            stopped=self.stop.is_set() and self.step < self.steps,
+            train_rows=len(self.train),
+            validation_rows=len(self.validation),
+            truncated_rows=self.train.truncated + self.validation.truncated,
+            base_validation_loss=self.base_loss,
+            validation_loss=self.best_loss,
+            train_loss=self.recent_loss,
+            learning_rate=self.learning_rate,
+            seconds=self.seconds,
+        )
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to fit: the rows, the settings and the base."""
+        return {
+            "config": {**self.config.to_json(), "target_modules": _as_list(self.config.target_modules)},
+            "base": self.backbone.fingerprint,
+            "rows": [self.train.fingerprint, self.validation.fingerprint],
+        }
+
+    def _save_checkpoint(self) -> None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        with new_folder(self.checkpoint) as folder:
+            save_file(
+                {k: v.contiguous() for k, v in adapter_tensors(self.model).items()},
+                folder / "now.safetensors",
+            )
+            if self.best:
+                save_file({k: v.contiguous() for k, v in self.best.items()}, folder / "best.safetensors")
+            state = self.optimizer.state_dict()["state"]
+            moments = {f"{i}.{key}": value for i, values in state.items() for key, value in values.items()}
+            save_file({k: v.contiguous() for k, v in moments.items()}, folder / "optimizer.safetensors")
+            names = (
+                "step",
+                "tokens",
+                "seconds",
+                "best_step",
+                "best_loss",
+                "base_loss",
+                "recent_loss",
+                "evaluations_without_gain",
+            )
+            write_json(
+                folder / "state.json", {"identity": self._identity()} | {name: getattr(self, name) for name in names}
+            )
+
+    def _restore(self) -> bool:
+        """Take up a checkpoint; False if there is none. One of other rows or settings is an error, never silently ignored."""
+        if self.checkpoint is None or not (self.checkpoint / "state.json").is_file():
+            return False
+        state = read_json(self.checkpoint / "state.json")
+        if state.pop("identity") != self._identity():
+            raise ConfigError(
+                "The checkpoint belongs to other rows, settings or another base. Start a new run instead."
+            )
+        for name, value in state.items():
+            setattr(self, name, value)
+        set_peft_model_state_dict(self.model, load_file(self.checkpoint / "now.safetensors"))
+        if (self.checkpoint / "best.safetensors").is_file():
+            self.best = load_file(self.checkpoint / "best.safetensors", device=str(self.backbone.device))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(self.checkpoint / "optimizer.safetensors").items():
+            number, name = key.split(".", 1)
+            moments.setdefault(int(number), {})[name] = value
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": moments})
+        return True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows ready for a forward: packed into one sequence (`position_ids` restart at each row), or padded on the right.
+
+    Attributes:
+        inputs: keyword arguments of the model.
+        places: (n,) flat positions whose next token is a label. targets: (n,) those tokens.
+        is_answer: (n,) whether they belong to an answer. weights: (n,) 1 for answer tokens, `prompt_weight` for the prompt's.
+        tokens: real tokens in the batch.
+    """
+
+    inputs: dict[str, Tensor]
+    places: Tensor
+    targets: Tensor
+    is_answer: Tensor
+    weights: Tensor
+    tokens: int
+    packed: bool
+
+
+def make_batch(
+    rows: Sequence[tuple[np.ndarray[Any, Any], int]], prompt_weight: float, may_pack: bool, backbone: Backbone
+) -> Batch:
+    """Lay rows out for one forward, without padding if the model packs exactly and the batch is short."""
+    lengths = [len(ids) for ids, _ in rows]
+    packed = may_pack and sum(lengths) <= max(PACKED_TOKENS, lengths[0])
+    stride = max(lengths)
+    places, targets, is_answer = [], [], []
+    for i, (ids, prompt_length) in enumerate(rows):
+        first = 0 if prompt_weight else max(0, prompt_length - 1)
+        start = sum(lengths[:i]) if packed else i * stride
+        places.append(np.arange(first, len(ids) - 1) + start)
+        targets.append(ids[first + 1 :])
+        is_answer.append(np.arange(first + 1, len(ids)) >= prompt_length)
+    if packed:
+        positions = np.concatenate([np.arange(n) for n in lengths])
+        arrays = {"input_ids": np.concatenate([ids for ids, _ in rows])[None], "position_ids": positions[None]}
+    else:
+        ids = np.full((len(rows), stride), backbone.tokenizer.pad_token_id, np.int64)
+        mask = np.zeros_like(ids)
+        for i, (row, _) in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)] = row, 1
+        arrays = {"input_ids": ids, "attention_mask": mask}
+    device = backbone.device
+    answer = torch.from_numpy(np.concatenate(is_answer)).to(device)
+    return Batch(
+        inputs={name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()},
+        places=torch.from_numpy(np.concatenate(places)).to(device),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)).to(device),
+        is_answer=answer,
+        weights=torch.where(answer, 1.0, prompt_weight),
+        tokens=sum(lengths),
+        packed=packed,
+    )
+
+
+def token_losses(model: Callable[..., Any], backbone: Backbone, batch: Batch) -> Tensor:
+    """NLL of every label of the batch, (n,), in nats."""
+    inputs: dict[str, Any] = dict(batch.inputs)
+    if batch.packed:
+        inputs["logits_to_keep"] = batch.places  # the output head runs only where there are labels
+    inputs = backbone.accepted(inputs)
+    logits = model(**inputs, use_cache=False).logits.flatten(0, 1)
+    if "logits_to_keep" not in inputs:
+        logits = logits[batch.places]
+    return nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+
+
+def mean_answer_loss(model: Callable[..., Any], backbone: Backbone, rows: TokenRows) -> float:
+    """Mean NLL per answer token over all rows, in nats; the model is used as it stands."""
+    total = count = 0.0
+    may_pack = packs_exactly(backbone)
+    for numbers in _by_size(rows, PACKED_TOKENS):
+        batch = make_batch([rows.row(i) for i in numbers], 0.0, may_pack, backbone)
+        losses = token_losses(model, backbone, batch)
+        total, count = total + float(losses.sum()), count + len(losses)
+    return total / max(count, 1.0)
+
+
+def lora_twin(backbone: Backbone, config: TrainingConfig) -> PeftModel:
+    """A twin of the base with a fresh LoRA, reproducible from the seed.
+
+    Raises:
+        ConfigError: target_modules names no linear layer of the base.
+    """
+    targets = config.target_modules
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear" if targets is None else targets if isinstance(targets, str) else list(targets),
+        use_rslora=config.use_rslora,
+        task_type="CAUSAL_LM",
+    )
+    layers = linear_features(backbone.model)
+    named = () if targets is None or isinstance(targets, str) else targets
+    try:
+        model = get_peft_model(backbone.twin(), lora)  # type: ignore[arg-type]
+        fits = all(any(layer == t or layer.endswith(f".{t}") for layer in layers) for t in named)
+        wrapped: Any = model.base_model.targeted_module_names  # a pattern may have matched an embedding
+        fits = fits and set(wrapped) <= layers.keys()
+    except (ValueError, re.error):
+        fits = False
+    if not fits:
+        there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
+        raise ConfigError(f"target_modules is {targets!r}; the linear layers of this base are {there}.")
+    return model  # type: ignore[return-value]
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """The LoRA matrices alone. Left to itself, PEFT asks the hub whether the base's vocabulary has grown."""
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return tensors
+
+
+def save_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
+    """Write a plain PEFT adapter; the base is named without this machine's folders."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = Path(base_name).name if os.path.isdir(base_name) else base_name
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; ours is card.json
+    shutil.rmtree(folder / "runs", ignore_errors=True)
+
+
+def packs_exactly(backbone: Backbone) -> bool:
+    """Whether rows packed side by side give this model the same logits as alone (tried once, on two tiny rows).
+
+    Transformers separates packed rows wherever position ids restart. Architectures without position ids (ALiBi) or with
+    their own masks do not; they are padded instead.
+    """
+    known: bool | None = getattr(backbone, "_packs_exactly", None)
+    if known is None:
+        known = _try_packing(backbone)
+        backbone._packs_exactly = known  # type: ignore[attr-defined]
+    return known
+
+
+@torch.no_grad()
+def _try_packing(backbone: Backbone) -> bool:
+    if "position_ids" not in backbone.accepted({"position_ids": None}):
+        return False
+    ids = torch.tensor([[5, 6, 7, 8, 9, 6, 5]], device=backbone.device) % backbone.config.get_text_config().vocab_size
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3]], device=backbone.device)
+    try:
+        packed = backbone.model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 3:].float()
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return False
+    alone = backbone.model(input_ids=ids[:, 3:], use_cache=False).logits.float()
+    return bool(
+        (packed - alone).abs().max()
+        <= 2e-2 * alone.abs().max().clamp(min=1e-3) * (backbone.dtype != torch.float32) + 1e-4
+    )
+
+
+def schedule(step: int, steps: int, warmup_fraction: float) -> float:
+    """Factor on the peak learning rate: linear warm-up, then a cosine that reaches zero after the last step."""
+    warmup = max(1, round(steps * warmup_fraction))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _by_size(rows: TokenRows, tokens: int) -> Iterator[list[int]]:
+    """Row numbers in groups of about `tokens` tokens, similar lengths together."""
+    group: list[int] = []
+    size = 0
+    for i in sorted(range(len(rows)), key=rows.length):
+        if group and size + rows.length(i) > tokens:
+            yield group
+            group, size = [], 0
+        group.append(i)
+        size += rows.length(i)
+    if group:
+        yield group
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,174 @@
+"""The nine named endpoints for programs: train, train_status, stop, chat, route, lobes, save_bundle, load_bundle, delete_lobe.
+
+    client = gradio_client.Client("http://127.0.0.1:7860")
+    job = client.predict(file=handle_file("recipes.jsonl"), name="Cooking", api_name="/train")
+
+The same checks and the same owners as on the page: the login name, or on a shared server the `token` that was given when the
+job was started. Files come in as uploads only. Annotations are real types here, for Gradio makes the documentation of them.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ..config import SamplingConfig
+from ..errors import ConfigError
+from . import guard
+from .guard import friendly
+
+if TYPE_CHECKING:
+    from ..studio import Studio
+
+ENDPOINTS = (
+    "train", "train_status", "stop", "chat", "route", "lobes", "save_bundle", "load_bundle", "delete_lobe",
+)  # fmt: skip
+CLASHES = ("rename", "replace", "refuse")
+ROLES = ("system", "user", "assistant")
+LONGEST_PROMPT = 100_000
+MOST_MESSAGES = 200
+MOST_ANSWERS = 4
+"""Answers at once over the API, so that programs leave some room for people."""
+
+Json = dict[str, Any]
+
+
+def add_endpoints(studio: "Studio") -> None:
+    """Call it once, inside gr.Blocks."""
+    endpoints = Endpoints(studio)
+    for name in ENDPOINTS:
+        limit = MOST_ANSWERS if name == "chat" else None
+        gr.api(getattr(endpoints, name), api_name=name, concurrency_limit=limit)  # type: ignore[attr-defined]
+
+
+class Endpoints:
+    """One method for each endpoint; its signature and docstring are its documentation."""
+
+    def __init__(self, studio: "Studio") -> None:
+        self.studio = studio
+
+    @friendly(markup=False)
+    def train(
+        self,
+        request: gr.Request,
+        file: gr.FileData,
+        name: str,
+        settings: dict[str, Any] | None = None,
+        mapping: dict[str, str] | None = None,
+        skip_bad: bool = False,
+        token: str = "",
+    ) -> dict[str, Any]:
+        """Queue the training of a lobe on an uploaded file, and return the job.
+
+        settings: any of TrainingConfig, such as {"epochs": 3, "lora_r": 16}. mapping: {"prompt": column, "answer": column}
+        for a file of unknown layout. skip_bad: use the good rows only. token: on a shared server, a secret of your own of
+        16 characters or more, to be given again to stop the job.
+        """
+        owner = guard.acting_owner(self.studio, request, token)
+        path = guard.an_upload(file, "The training file")
+        title = guard.a_text(name, "The name of the lobe", 80)
+        config = guard.training_config(settings or {})
+        columns, skip = _mapping(mapping), guard.a_flag(skip_bad, "skip_bad")
+        job = self.studio.train(title, path, config, mapping=columns, skip_bad=skip, owner=owner)
+        return asdict(job)
+
+    @friendly(markup=False)
+    def train_status(self, request: gr.Request, job_id: str, curve: bool = False, token: str = "") -> dict[str, Any]:
+        """How a job is: state, step, steps, losses, seconds_left. curve: also "curve", a record for every step so far."""
+        job = self.studio.job(guard.a_text(job_id, "job_id"), guard.owner_of(request, token))
+        more: Json = {"curve": self.studio.metrics(job.id)} if guard.a_flag(curve, "curve") else {}
+        return asdict(job) | more
+
+    @friendly(markup=False)
+    def stop(self, request: gr.Request, job_id: str, token: str = "") -> dict[str, Any]:
+        """Stop a running job after the step under way and keep the best lobe so far; returns the job."""
+        owner = guard.acting_owner(self.studio, request, token)
+        return asdict(self.studio.stop(guard.a_text(job_id, "job_id"), owner))
+
+    @friendly(markup=False)
+    def chat(
+        self,
+        message: str,
+        lobe: str = "automatic",
+        history: list[dict[str, str]] | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.7,
+        seed: int | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Answer a message, as a stream: each event has the whole text so far, the last one has done = true.
+
+        lobe: "automatic" lets the router choose, "base" asks the base model, "lobe:NAME" one lobe. history: earlier messages
+        as {"role", "content"}. The first event comes before any text and has the router's decision.
+        """
+        messages = [*_history(history), {"role": "user", "content": guard.a_text(message, "The message", LONGEST_PROMPT)}]
+        sampling = SamplingConfig(
+            max_new_tokens=guard.a_whole(max_new_tokens, "max_new_tokens", 1, 4096),
+            temperature=guard.a_number(temperature, "temperature", 0, 10),
+            seed=None if seed is None else guard.a_whole(seed, "seed", 0, 2**31 - 1),
+        )
+        stop = threading.Event()
+        try:
+            for event in self.studio.chat(messages, guard.a_text(lobe, "lobe"), sampling, stop):
+                decision = event.decision.to_json() if event.decision else None
+                plain = {key: value for key, value in vars(event).items() if key != "decision"}
+                yield {**plain, "decision": decision}
+        finally:
+            stop.set()  # the client has gone, or all is said: nothing may go on computing
+
+    @friendly(markup=False)
+    def route(self, prompt: str) -> dict[str, Any]:
+        """Which lobe would answer a prompt, and why: scores, probabilities, weights, chosen, confidence, reason."""
+        decision = self.studio.route(guard.a_text(prompt, "The prompt", LONGEST_PROMPT, may_be_empty=True))
+        return decision.to_json()
+
+    @friendly(markup=False)
+    def lobes(self, request: gr.Request, token: str = "") -> list[dict[str, Any]]:
+        """Every lobe: name, rows, rank, size, losses, base, origin, and whether it can be used now."""
+        return [asdict(lobe) for lobe in self.studio.lobes(guard.owner_of(request, token))]
+
+    @friendly(markup=False)
+    def save_bundle(self, names: list[str] | None = None) -> gr.FileData:
+        """A zip of the lobes named, or of all, to be loaded elsewhere."""
+        chosen = guard.some_names(names, "names") if names else None
+        path = self.studio.save_bundle(chosen)
+        return gr.FileData(path=guard.downloadable(path), orig_name=path.name).model_dump()  # type: ignore[return-value]
+
+    @friendly(markup=False)
+    def load_bundle(self, request: gr.Request, file: gr.FileData, on_clash: str = "rename", token: str = "") -> list[str]:
+        """Add the lobes of an uploaded bundle and return their names. on_clash: "rename", "replace" or "refuse"."""
+        owner = guard.acting_owner(self.studio, request, token)
+        path = guard.an_upload(file, "The bundle")
+        return self.studio.load_bundle(path, guard.a_choice(on_clash, "on_clash", CLASHES), owner)
+
+    @friendly(markup=False)
+    def delete_lobe(self, request: gr.Request, name: str, token: str = "") -> list[str]:
+        """Delete a lobe for good; returns the names of those that are left."""
+        owner = guard.acting_owner(self.studio, request, token)
+        self.studio.delete(guard.a_text(name, "The name", 200), owner)
+        return [lobe.name for lobe in self.studio.lobes(owner)]
+
+
+def _mapping(mapping: object) -> dict[str, str] | None:
+    if mapping is None or mapping == {}:
+        return None
+    if not isinstance(mapping, dict):
+        raise ConfigError('mapping must be an object such as {"prompt": "question", "answer": "reply"}.')
+    roles = ("prompt", "answer", "system")
+    return {guard.a_choice(r, "A role in mapping", roles): guard.a_text(c, "A column", 1000) for r, c in mapping.items()}
+
+
+def _history(history: object) -> list[dict[str, str]]:
+    if history is None:
+        return []
+    if not isinstance(history, list) or len(history) > MOST_MESSAGES:
+        raise ConfigError(f"history must be a list of at most {MOST_MESSAGES} messages.")
+    return [_message(turn) for turn in history]
+
+
+def _message(turn: object) -> dict[str, str]:
+    if not isinstance(turn, dict):
+        raise ConfigError('A message in history must be an object such as {"role": "user", "content": "Hello"}.')
+    role = guard.a_choice(turn.get("role"), "A role in history", ROLES)
+    return {"role": role, "content": guard.a_text(turn.get("content"), "A content in history", LONGEST_PROMPT)}

@@ -1,0 +1,188 @@
+"""Loss curves as plotly figures: pure functions from step records to a figure that reads well on light and dark pages.
+
+A curve never has more than about 500 points, however long the run: plotly redraws all of it on every update.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import plotly.graph_objects as go
+
+MOST_POINTS = 500
+TRAIN = "#7f8b96"
+RUN = "#5b76f5"
+INK = "#7d888e"
+GRID = "rgba(125, 136, 142, 0.22)"
+PALETTE = ("#5b76f5", "#e0802f", "#1f9d6b", "#b06ae0", "#e5566d", "#17a2b8", "#b3941b", "#8a6d5a")
+HEIGHT = 320
+FONT = "IBM Plex Sans, system-ui, sans-serif"
+
+Point = tuple[float, float]
+Records = Sequence[Mapping[str, Any]]
+
+
+def loss_curves(
+    records: Records, base_loss: float | None = None, steps: int | None = None, colour: str = RUN
+) -> go.Figure:
+    """The live plot of one run: train loss (raw and smoothed), validation loss, and the base as the line to beat.
+
+    Args:
+        records: StepRecord dictionaries in order; evaluations have `validation_loss` set, and their `loss` may be None.
+        base_loss: validation loss of the plain base; taken from the record of step 0 if not given.
+        steps: where the x axis ends, so that the curve grows into its frame instead of rescaling at every step.
+        colour: that of the lobe, for the validation loss; train loss is grey, since colour says which lobe.
+    """
+    train, validation = train_points(records), validation_points(records)
+    figure = _figure()
+    if len(train) > 1:
+        raw = decimate(train)
+        figure.add_scatter(
+            x=_xs(raw), y=_ys(raw), mode="lines", name="every step", line={"color": TRAIN, "width": 1},
+            opacity=0.35, showlegend=False,
+        )  # fmt: skip
+    if train:
+        smooth = decimate(smoothed(train))
+        mode = "lines" if len(smooth) > 1 else "markers"
+        figure.add_scatter(x=_xs(smooth), y=_ys(smooth), mode=mode, name="train loss", line={"color": TRAIN, "width": 2})
+    if validation:
+        shown = decimate(validation)
+        figure.add_scatter(
+            x=_xs(shown), y=_ys(shown), mode="lines+markers", name="validation loss",
+            line={"color": colour, "width": 3}, marker={"size": 8, "color": colour},
+        )  # fmt: skip
+    base_loss = base_loss if base_loss is not None else _base_of(validation)
+    if base_loss is not None:
+        figure.add_hline(y=base_loss, line={"color": INK, "dash": "dot", "width": 1.5})
+        figure.add_annotation(
+            text="base model", x=1, xref="paper", y=base_loss, xanchor="right", yanchor="bottom", showarrow=False,
+            font={"size": 11, "color": INK},
+        )  # fmt: skip
+    if steps:
+        figure.update_xaxes(range=[0, steps * 1.015])  # room for half of the last marker
+    return _framed(figure, _highest([train, validation], base_loss))
+
+
+def compare_curves(runs: Mapping[str, Records], colours: Mapping[str, str] | None = None) -> go.Figure:
+    """Several runs overlaid, one colour each: validation with markers, smoothed train loss faint behind it.
+
+    Names are escaped, because plotly reads tags and links in them.
+    """
+    figure = _figure()
+    curves = []
+    for number, (name, records) in enumerate(runs.items()):
+        colour, name = (colours or {}).get(name) or PALETTE[number % len(PALETTE)], html.escape(name)
+        train, validation = train_points(records), validation_points(records)
+        curves += [train, validation]
+        smooth, shown = decimate(smoothed(train)), decimate(validation)
+        if smooth:
+            figure.add_scatter(
+                x=_xs(smooth), y=_ys(smooth), mode="lines", name=name, legendgroup=str(number), showlegend=not shown,
+                line={"color": colour, "width": 1.5}, opacity=0.4 if shown else 1,
+            )  # fmt: skip
+        if shown:
+            figure.add_scatter(
+                x=_xs(shown), y=_ys(shown), mode="lines+markers", name=name, legendgroup=str(number),
+                line={"color": colour, "width": 2}, marker={"size": 6, "color": colour},
+            )  # fmt: skip
+    return _framed(figure, _highest(curves, None))
+
+
+def change(before: float | None, after: float | None) -> str:
+    """'−38 %': how a loss has changed; "" if either is unknown."""
+    if before is None or after is None or not before:
+        return ""
+    percent = round(100 * (after - before) / before)
+    return f"{'−' if percent < 0 else '+' if percent else ''}{abs(percent)} %"
+
+
+def train_points(records: Records) -> list[Point]:
+    return _points(records, "loss")
+
+
+def validation_points(records: Records) -> list[Point]:
+    return _points(records, "validation_loss")
+
+
+def smoothed(points: Sequence[Point], window: int | None = None) -> list[Point]:
+    """Exponential moving average over about `window` steps (a twentieth of the run), unbiased from the first on."""
+    keep = 1 - 1 / max(1.0, window or len(points) / 20)
+    average = weight = 0.0
+    line = []
+    for x, y in points:
+        average, weight = keep * average + (1 - keep) * y, keep * weight + (1 - keep)
+        line.append((x, average / weight))
+    return line
+
+
+def decimate(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
+    """At most `most` points: the first, the last, and each bucket's lowest and highest, so that spikes stay visible."""
+    if len(points) <= most:
+        return list(points)
+    inner = points[1:-1]
+    buckets = max(1, (most - 2) // 2)
+    kept = [points[0]]
+    for i in range(buckets):
+        bucket = inner[i * len(inner) // buckets : (i + 1) * len(inner) // buckets]
+        low = min(range(len(bucket)), key=lambda k: bucket[k][1])
+        high = max(range(len(bucket)), key=lambda k: bucket[k][1])
+        kept += [bucket[k] for k in sorted({low, high})]
+    return [*kept, points[-1]]
+
+
+def _points(records: Records, key: str) -> list[Point]:
+    """(step, value), without what is missing or not finite: a lost value must not tear down the page."""
+    pairs = ((record.get("step"), record.get(key)) for record in records)
+    return [(float(x), float(y)) for x, y in pairs if _is_number(x) and _is_number(y)]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _base_of(validation: Sequence[Point]) -> float | None:
+    return validation[0][1] if validation and validation[0][0] == 0 else None
+
+
+def _xs(points: Iterable[Point]) -> list[int]:
+    return [int(x) for x, _ in points]
+
+
+def _ys(points: Iterable[Point]) -> list[float]:
+    return [round(y, 4) for _, y in points]
+
+
+def _highest(curves: Iterable[Sequence[Point]], base_loss: float | None) -> float | None:
+    """Top of the y axis: a little above all but the wildest train steps, which would flatten everything else."""
+    tops = [base_loss] if base_loss is not None else []
+    for curve in curves:
+        ordered = sorted(y for _, y in curve)
+        tops += [ordered[min(len(ordered) - 1, math.ceil(0.98 * len(ordered)))]] if ordered else []
+    return 1.1 * max(tops) if tops else None
+
+
+def _figure() -> go.Figure:
+    return go.Figure(layout={"template": "none"})
+
+
+def _framed(figure: go.Figure, top: float | None) -> go.Figure:
+    figure.update_layout(
+        height=HEIGHT,
+        margin={"l": 44, "r": 14, "t": 30, "b": 40},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": INK, "size": 12, "family": FONT},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
+        hovermode="x unified",
+        hoverlabel={"bgcolor": "#23262d", "font": {"color": "#f2f3f5"}},
+        dragmode=False,
+    )
+    axes = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "fixedrange": True}
+    figure.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero", **axes)
+    figure.update_yaxes(title={"text": "loss (nats per token)", "standoff": 4}, tickformat=".3~g", **axes)
+    if top:
+        figure.update_yaxes(range=[0, top])
+    return figure

@@ -1,0 +1,172 @@
+"""The page: header, live status, three tabs, and how to launch it. Only composition; each part knows its own business."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from . import api, manage_tab, train_tab
+from .brain_map import brain_mark
+from .chat_tab import ChatTab
+from .guard import friendly
+from .manage_tab import ManageTab
+from .text import big, count, escape, percent, short, time_left
+from .theme import css, theme
+from .train_tab import TrainTab
+
+if TYPE_CHECKING:
+    from ..studio import JobView, Studio, StudioStatus
+
+TITLE = "MultiLobe"
+PROBE_SECONDS = 1.5
+MOST_WAITING = 64
+_BUSY = ("running", "stopping")
+
+Key = tuple[Any, ...]
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    page: gr.Blocks
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        pulse = Pulse(studio)
+        pulse.build()
+        chat = ChatTab(studio)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat", id="chat"):
+                chat.build()
+            with gr.Tab("Train", id="train"):
+                TrainTab(studio).build()
+            with gr.Tab("Manage", id="manage"):
+                ManageTab(studio).build()
+        api.add_endpoints(studio)
+        chat.follow(pulse.lobes.change)
+        chat.follow(page.load)
+    page.queue(max_size=MOST_WAITING)
+    return page
+
+
+def launch_options(studio: Studio) -> dict[str, Any]:
+    """For `page.launch`: since Gradio 6 the look is given there. Host and port come from GRADIO_SERVER_NAME and _PORT."""
+    return {
+        "theme": theme(),
+        "css": "\n".join([css(), getattr(train_tab, "CSS", ""), getattr(manage_tab, "CSS", "")]),
+        "head": _head(studio.shared),
+        "ssr_mode": False,
+        "run_history": False,
+        "footer_links": ["api", "settings"],
+        "max_file_size": "200mb" if studio.shared else "4gb",
+        "show_error": True,
+        "pwa": False,
+    }
+
+
+class Pulse:
+    """The header, and the one timer that looks how the studio is. What has not changed is not drawn again.
+
+    `lobes` is a hidden text that changes when the lobes do; tabs may follow it. (Not a State: in 6.31 the change event of
+    one is lost when the tick that changed it did not go through the queue.)
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    def build(self) -> None:
+        key, strip = self._look()
+        with gr.Row(elem_classes="ml-head"):
+            gr.HTML(self._brand())
+            self.strip = gr.HTML(strip, elem_id="status")
+        self.key = gr.State(key)
+        self.lobes = gr.Textbox(self._lobes(), visible="hidden", label="Lobes", elem_id="lobes-now")
+        timer = gr.Timer(PROBE_SECONDS)
+        timer.tick(
+            self.probe, [self.key, self.lobes], [self.strip, self.key, self.lobes], queue=False, show_progress="hidden",
+            api_visibility="private",
+        )  # fmt: skip
+
+    @friendly(quiet=True)
+    def probe(self, seen: Key, lobes: str) -> tuple[Any, Any, Any]:
+        """A tick."""
+        key, strip = self._look()
+        if key == seen:
+            return gr.skip(), gr.skip(), gr.skip()
+        now = self._lobes()
+        return strip, key, now if now != lobes else gr.skip()
+
+    def _look(self) -> tuple[Key, str]:
+        status = self.studio.status()
+        jobs = self.studio.jobs()
+        job = next((job for job in jobs if job.state in _BUSY), None)
+        waiting = sum(job.state == "queued" for job in jobs)
+        key = (status.version, status.state, status.message, waiting, job and (job.id, job.state, job.phase, job.step))
+        return key, status_strip(status, job, waiting)
+
+    def _lobes(self) -> str:
+        """A fingerprint of what tabs show of the lobes."""
+        shown = [(lobe.id, lobe.name, lobe.colour, lobe.usable) for lobe in self.studio.lobes()]
+        return blake2b(repr(shown).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+    def _brand(self) -> str:
+        return (
+            f'<div class="ml-brand">{brain_mark(_MARK)}<div><h1>MultiLobe</h1><p>One frozen language model, many small '
+            "experts. Ask in Chat and see which lobe answers, or teach it a new one in Train.</p></div></div>"
+        )
+
+
+_MARK = ("#e5484d", "#c9880b", "#2f8fe0", "#8e5bd9", "#1f9d6b", "#d6498f")
+
+
+def status_strip(status: StudioStatus, job: JobView | None, waiting: int = 0) -> str:
+    """One line: is it ready, on what base, how many lobes, what is being trained. Pure."""
+    parts: Sequence[str]
+    if status.state == "ready" or status.base is not None:
+        base = status.base or {}
+        size = f", {big(base['parameters'])} parameters" if base.get("parameters") else ""
+        device = f", {base['device']}" if base.get("device") else ""
+        word, lamp = ("Ready", "") if status.state == "ready" else (status.message, "is-loading")
+        name = "built-in base" if base.get("name") == "builtin" else short(str(base.get("name", "")), 32)
+        parts = [
+            f'<span><i class="ml-lamp {lamp}"></i><b>{escape(word)}</b></span>',
+            f"<span>{escape(name)}{escape(size)}{escape(device)}</span>",
+            f"<span>{count(status.lobes, 'lobe')}</span>",
+        ]
+    else:
+        parts = [f'<span><i class="ml-lamp is-{escape(status.state)}"></i><b>{escape(status.message)}</b></span>']
+    return f'<div class="ml-status" role="status">{"".join(parts)}{_training(job, waiting)}</div>'
+
+
+def _training(job: JobView | None, waiting: int) -> str:
+    if job is None:
+        return ""
+    share = job.step / job.steps if job.steps else 0.0
+    doing = (
+        "Stopping" if job.state == "stopping" else job.phase if job.phase and job.phase != "Training" else "Training"
+    )
+    left = ", ".join(filter(None, [percent(share), time_left(job.seconds_left) if job.state == "running" else ""]))
+    queue = f", {waiting} waiting" if waiting else ""
+    return (
+        f'<span><i class="ml-lamp is-training"></i>{escape(doing)} <b>{escape(short(job.name, 24))}</b>'
+        f'<span class="ml-progress"><i style="width:{100 * share:.0f}%"></i></span>{escape(left)}{queue}</span>'
+    )
+
+
+def _head(shared: bool) -> str:
+    """The tab's icon, and a rule that pictures come from here: else an answer with a picture in it could make the browser
+    tell a stranger what was asked. (On Spaces the frame around the page is from Hugging Face.)"""
+    sources = "'self' data: blob:" + (
+        " https://huggingface.co https://*.huggingface.co https://*.hf.co" if shared else ""
+    )
+    rule = f"img-src {sources}; media-src 'self' data: blob:; object-src 'none'"
+    return (
+        f'<meta http-equiv="Content-Security-Policy" content="{rule}">'
+        f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{quote(_icon())}">'
+    )
+
+
+def _icon() -> str:
+    """The mark as a stand-alone picture: there are no page variables in a tab's icon."""
+    style = "<style>.ml-brain-ground,.ml-brain-base path{fill:#9aa3a8}.ml-brain-edge{fill:none}</style>"
+    return brain_mark(_MARK).replace("<clipPath", f"{style}<clipPath", 1)

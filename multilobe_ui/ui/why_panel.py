@@ -1,0 +1,161 @@
+"""The panel beside the conversation: which lobe answered, why, how sure the router was, and how fast it all went. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..routers.base import RoutingDecision
+from .brain_map import brain_map
+from .figures import score_bars
+from .text import (
+    answerer,
+    colour,
+    count,
+    css_string,
+    decision_sentence,
+    escape,
+    milliseconds,
+    percent,
+    rate,
+    score,
+    short,
+    stage,
+)
+
+BASE_COLOUR = "var(--ml-base)"
+MOST_LABELS = 200
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is remembered of one answer, for as long as the conversation is open.
+
+    Attributes:
+        decision: what the router said. lobes: (name, colour) of all lobes at that moment, so that an old reply still shows
+            the brain that gave it.
+        done, stopped: it is complete; it was cut short by a person.
+        tokens, tokens_per_second, first_token_ms, dropped: of the answer; `dropped` messages no longer fitted the context.
+    """
+
+    decision: RoutingDecision
+    lobes: tuple[tuple[str, str], ...] = ()
+    done: bool = False
+    stopped: bool = False
+    tokens: int = 0
+    tokens_per_second: float = 0.0
+    first_token_ms: float | None = None
+    dropped: int = 0
+    colours: Mapping[str, str] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "colours", dict(self.lobes))
+
+    @property
+    def colour(self) -> str:
+        """Of the lobe that answers; the base model's own otherwise."""
+        return colour(self.colours.get(self.decision.chosen)) if self.decision.chosen else BASE_COLOUR
+
+
+def why_panel(reply: Reply) -> str:
+    """The whole panel for one reply, under way or complete."""
+    decision = reply.decision
+    base = not any(decision.weights.values())
+    picture = brain_map(reply.lobes, decision.weights, base=base, state="still" if reply.done else "live")
+    figure = score_bars(decision, reply.colours)
+    parts = [picture, _verdict(reply), f"<section>{figure}</section>" if figure else "", _facts(reply), _nearest(reply)]
+    return _panel("".join(parts), reply.colour)
+
+
+def idle_panel(lobes: Sequence[tuple[str, str]]) -> str:
+    """Before the first question."""
+    if not lobes:
+        words = "There is no lobe yet, so the base model answers everything. Train one in the Train tab."
+    else:
+        words = "Send a message: the region that lights up is the lobe that answers, and the scores say why."
+    legend = "".join(
+        f'<li style="--c:{colour(tone)}"><i></i>{escape(short(name, 28))}</li>' for name, tone in lobes[:12]
+    )
+    more = f"<li>and {len(lobes) - 12} more</li>" if len(lobes) > 12 else ""
+    listed = (
+        f'<section><h4>{count(len(lobes), "lobe")}</h4><ul class="ml-legend">{legend}{more}</ul></section>'
+        if lobes
+        else ""
+    )
+    title = '<div class="ml-verdict"><h3>Who will answer?</h3></div>'
+    return _panel(f'{brain_map(lobes)}{title}<p class="ml-reason">{words}</p>{listed}')
+
+
+def waiting_panel(lobes: Sequence[tuple[str, str]], title: str, words: str) -> str:
+    """While the base model loads, or the router thinks."""
+    heading = f'<div class="ml-verdict" aria-live="polite"><h3>{escape(title)}</h3></div>'
+    return _panel(f'{brain_map(lobes, state="routing")}{heading}<p class="ml-reason">{escape(words)}</p>')
+
+
+def labels(replies: Sequence[Reply], shown: int | None = None) -> str:
+    """A stylesheet that names, above each answer in the conversation, the lobe that gave it.
+
+    The messages themselves stay pure text, so that copying, editing and retrying never meet a label.
+    """
+    first = max(0, len(replies) - MOST_LABELS)
+    rules = [_label(i + 1, reply) for i, reply in enumerate(replies) if i >= first]
+    if shown is not None and 0 <= shown < len(replies) and len(replies) > 1:
+        mark = f"border-left-color:{replies[shown].colour} !important"
+        rules.append(f"#chat .bot-row:nth-child({shown + 1} of .bot-row) .bot.message{{{mark}}}")
+    return f'<div class="ml-labels"><style>{"".join(rules)}</style></div>'
+
+
+def _label(number: int, reply: Reply) -> str:
+    decision = reply.decision
+    sure = "" if decision.stage in ("manual", "no lobes", "empty prompt") else f"  {percent(decision.confidence)}"
+    words = short(answerer(decision), 40) + sure + ("  stopped" if reply.stopped else "")
+    place = f'#chat .bot-row:nth-child({number} of .bot-row) [data-testid="bot"]'
+    return f"{place}{{--c:{reply.colour}}}{place}::before{{content:{css_string(words)}}}"
+
+
+def _panel(inside: str, tone: str = BASE_COLOUR) -> str:
+    return f'<div class="ml-why" style="--c:{tone}">{inside}</div>'
+
+
+def _verdict(reply: Reply) -> str:
+    decision = reply.decision
+    chosen_by_person = decision.stage == "manual"
+    sure = f'<div class="ml-sure"><b>{percent(decision.confidence)}</b>sure</div>' if not chosen_by_person else ""
+    if decision.stage in ("no lobes", "empty prompt"):
+        sure = ""
+    doing = "Answered by" if reply.done else "Answering now"
+    return (
+        f'<p class="ml-eyebrow">{doing}</p><div class="ml-verdict"><h3><i></i><span>{escape(answerer(decision))}</span></h3>'
+        f'{sure}</div><p class="ml-reason">{escape(decision_sentence(decision))}</p>'
+    )
+
+
+def _facts(reply: Reply) -> str:
+    decision = reply.decision
+    facts = [("Decided by", stage(decision.stage)), ("Routing took", milliseconds(decision.elapsed_ms))]
+    if reply.done:
+        facts += [("First token", milliseconds(reply.first_token_ms)), ("Speed", rate(reply.tokens_per_second))]
+    listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    notes = []
+    if reply.stopped:
+        notes.append(f"Stopped after {count(reply.tokens, 'token')}.")
+    if reply.dropped:
+        notes.append(f"The oldest {count(reply.dropped, 'message')} no longer fitted the context.")
+    note = f'<p class="ml-note">{" ".join(notes)}</p>' if notes else ""
+    return f'<section><dl class="ml-facts">{listed}</dl>{note}</section>'
+
+
+def _nearest(reply: Reply) -> str:
+    rows = [_row(row, reply.colours) for row in reply.decision.evidence.get("nearest", ())[:3]]
+    if not rows:
+        return ""
+    return f'<section><h4>Nearest training prompts</h4><ul class="ml-near">{"".join(rows)}</ul></section>'
+
+
+def _row(row: Mapping[str, Any], colours: Mapping[str, str]) -> str:
+    lobe, value = str(row.get("lobe", "")), row.get("score")
+    said = score(float(value)) if isinstance(value, (int, float)) else ""
+    words = short(str(row.get("prompt", "")), 90)
+    look = f'style="--c:{colour(colours.get(lobe))}" title="{escape(lobe)}"'
+    return f"<li {look}><i></i><span>{escape(words)}</span><b>{said}</b></li>"

@@ -1,0 +1,76 @@
+"""How well are held-out prompts of several domains routed? One lobe is trained for each.
+
+    python tests/benchmarks/routing.py DATA --epochs 3 --out report.json
+
+DATA has a folder for every domain with train.jsonl and test.jsonl (rows with input and output).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from multilobe_ui import MultiLobeModel, dataset
+from multilobe_ui.evaluation import loss_matrix, routing_report
+from multilobe_ui.routers import ROUTERS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--without", nargs="*", default=["instructions"], help="folders that are no domain")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--prompt-weight", type=float, default=0.1)
+    parser.add_argument("--home", type=Path, help="keep the lobes here, and take up those that are there")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    domains = sorted(p.name for p in options.data.iterdir() if (p / "train.jsonl").is_file() and p.name not in options.without)
+    if options.home:
+        options.home.mkdir(parents=True, exist_ok=True)
+    model = MultiLobeModel.from_pretrained("builtin", home=options.home)
+    for domain in domains:
+        if domain not in model.lobe_names:
+            lobe = model.add_lobe(
+                domain,
+                options.data / domain / "train.jsonl",
+                epochs=options.epochs,
+                learning_rate=None,
+                prompt_weight=options.prompt_weight,
+            )
+            before, after = (lobe.card.training[key] for key in ("base_validation_loss", "validation_loss"))
+            print(f"{domain}: held-out loss {before:.3f} -> {after:.3f}", flush=True)
+    model.prepare_routing()
+    model.calibrate()
+
+    tests = {domain: dataset.load(options.data / domain / "test.jsonl") for domain in domains}
+    prompts = [row.prompt for rows in tests.values() for row in rows]
+    labels = [domain for domain, rows in tests.items() for _ in rows]
+    result: dict[str, object] = {"prompts": len(prompts)}
+    print(f"{'router':10} {'right':>7} {'ECE':>6} {'ms':>6}  stages")
+    for name in ROUTERS:
+        router = ROUTERS[name](model.router.context, None)
+        router.fit()
+        report = routing_report(router.route, prompts, labels)
+        print(f"{name:10} {report.accuracy:7.1%} {report.ece:6.3f} {report.milliseconds:6.1f}  ", end="")
+        print(", ".join(f"{stage} {share:.0%}" for stage, share in report.stages.items()))
+        result[name] = {"accuracy": report.accuracy, "ece": report.ece, "by_label": report.by_label, "stages": report.stages}
+        if name == "hybrid":
+            by_label = "".join(f"\n  {label}: {share:.1%}" for label, share in report.by_label.items())
+            print(f"hybrid by domain:{by_label}")
+            abstained = np.mean([decision.abstained for decision in report.decisions])
+            print(f"  sent to the base although a lobe fits: {abstained:.1%}")
+    losses = loss_matrix(model.bank, [lobe.id for lobe in model.lobes], tests)
+    print("test loss (nats per answer token): base, own lobe, best other lobe")
+    for i, domain in enumerate(model.lobe_names):
+        others = np.delete(losses[1:, i], i)
+        print(f"  {domain:12} {losses[0, i]:.3f} {losses[i + 1, i]:.3f} {others.min():.3f}")
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What an installation carries, and that the lists of dependencies agree."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import multilobe_ui
+from multilobe_ui.assets import builtin_base, demo_bundle, folder, sample_files
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_spaces_installs_what_pyproject_asks_for() -> None:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == PROJECT["project"]["dependencies"]
+
+
+def test_the_front_matter_fits() -> None:
+    front = (ROOT / "README.md").read_text(encoding="utf-8").split("---")[1]
+    version = re.search(r"sdk_version: (\d+)\.(\d+)", front)
+    assert version is not None
+    assert f"gradio>={version[1]}.{version[2]},<{int(version[1]) + 1}" in PROJECT["project"]["dependencies"]
+    assert "app_file: app.py" in front
+    short = re.search(r"short_description: (.*)", front)
+    assert short is not None and len(short[1]) <= 60  # the hub refuses more
+
+
+def test_the_wheel_carries_the_assets() -> None:
+    included = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    for source, target in included.items():
+        assert (ROOT / source).exists(), source
+        assert target == f"multilobe_ui/shipped/{source}"  # where `assets.folder` looks
+
+
+def test_every_asset_is_found() -> None:
+    assert (builtin_base() / "model.safetensors").is_file()
+    assert (demo_bundle() / "bundle.json").is_file()
+    assert (folder("assets") / "generic_prompts.jsonl").is_file()
+    assert len(sample_files()) == 6
+
+
+def test_version() -> None:
+    assert multilobe_ui.__version__ == PROJECT["project"]["version"]
+
+
+def test_every_file_that_the_readme_shows_exists() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,541 @@
+"""One contract for all routers, on made-up lobes: no model is loaded. Then what is particular to each."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from multilobe_ui.errors import RoutingError
+from multilobe_ui.evaluation import calibration_error, routing_report
+from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
+from multilobe_ui.routers.base import Router, fit_temperature, manual_decision, softmax
+from multilobe_ui.routers.gate import GateRouter
+from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
+
+DIMENSIONS = 24
+
+
+def vector_of(text: str, spread: float = 0.5) -> np.ndarray:
+    """Texts are "TOPIC number": a topic has a direction, a text lies near its topic's."""
+    topic, _, _ = text.partition(" ")
+    centre = np.random.default_rng(hash_of(topic)).normal(size=DIMENSIONS)
+    centre /= np.linalg.norm(centre)
+    noise = np.random.default_rng(hash_of(text)).normal(size=DIMENSIONS) / np.sqrt(DIMENSIONS)
+    mixed = centre + spread * noise
+    return (mixed / np.linalg.norm(mixed)).astype(np.float32)
+
+
+def hash_of(text: str) -> int:
+    return zlib.crc32(text.encode())
+
+
+def embed(texts: Sequence[str]) -> np.ndarray:
+    return np.stack([vector_of(text) for text in texts]) if texts else np.zeros((0, DIMENSIONS), np.float32)
+
+
+def nll(texts: Sequence[str], lobes: Sequence[str]) -> np.ndarray:
+    """A language model that likes a lobe's own topic half a nat better than the base does, and others a bit less."""
+    rows = []
+    for text in texts:
+        noise = np.random.default_rng(hash_of(text) + 1).normal(size=len(lobes)) * 0.02
+        own = np.array([2.5 if text.split(" ")[0] == lobe else 3.1 for lobe in lobes])
+        rows.append([*(own + noise), 3.0])
+    return np.array(rows, np.float32).reshape(len(texts), len(lobes) + 1)
+
+
+def rows_of(lobe: str, train: int = 20, validation: int = 8) -> RoutingRows:
+    prompts, held_out = ([f"{lobe} {i}" for i in range(a, b)] for a, b in ((0, train), (train, train + validation)))
+    vectors = embed(prompts)
+    centre = vectors.mean(0, keepdims=True)
+    return RoutingRows(centre / np.linalg.norm(centre), vectors, embed(held_out), prompts, held_out)
+
+
+def context(count: int, without_rows: int = 0) -> RoutingContext:
+    lobes = [f"lobe{i}" for i in range(count)]
+    generic = [f"strange{i} {i}" for i in range(30)]
+    rows = {lobe: rows_of(lobe) for lobe in lobes[: count - without_rows]}
+    return RoutingContext(lobes, rows, embed, nll, lambda: embed(generic), generic)
+
+
+def fitted(name: str, count: int, **options: int) -> Router:
+    router = ROUTERS[name](context(count, **options), None)
+    router.fit()
+    return router
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("count", [0, 1, 2, 200])
+class TestContract:
+    def test_decisions_are_sound(self, name: str, count: int) -> None:
+        router = fitted(name, count)
+        for prompt in ["lobe0 100", "lobe1 101", "strange99 5", "x"]:
+            decision = router.route(prompt)
+            assert set(decision.scores) | set(decision.probabilities) | set(decision.weights) <= set(
+                router.context.lobes
+            )
+            assert decision.chosen is None or decision.chosen in router.context.lobes
+            assert (decision.chosen is None) == (not decision.weights) == decision.abstained
+            assert 0 <= decision.confidence <= 1
+            assert decision.elapsed_ms >= 0
+            assert decision.reason.endswith(".")
+            if decision.probabilities:
+                assert sum(decision.probabilities.values()) == pytest.approx(1, abs=1e-4)
+            json.dumps(decision.to_json())
+
+    def test_the_same_prompt_gets_the_same_decision(self, name: str, count: int) -> None:
+        router = fitted(name, count)
+        first, second = (router.route("lobe1 55").to_json() for _ in range(2))
+        assert first.pop("elapsed_ms") >= 0 <= second.pop("elapsed_ms")
+        assert first == second
+
+    def test_an_empty_prompt_goes_to_the_base(self, name: str, count: int) -> None:
+        for prompt in ("", "  \n "):
+            decision = fitted(name, count).route(prompt)
+            assert decision.abstained and decision.weights == {} and decision.chosen is None
+
+    def test_state_survives_json(self, name: str, count: int) -> None:
+        router = fitted(name, count)
+        other = ROUTERS[name](context(count), None)
+        other.restore(json.loads(json.dumps(router.state())))
+        for i in range(5):
+            ours, theirs = router.route(f"lobe{i} 7{i}"), other.route(f"lobe{i} 7{i}")
+            assert (ours.chosen, ours.probabilities, ours.threshold) == (
+                theirs.chosen,
+                theirs.probabilities,
+                theirs.threshold,
+            )
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("count", [2, 8])
+def test_own_prompts_are_routed_home(name: str, count: int) -> None:
+    router = fitted(name, count)
+    prompts = [(f"lobe{i} {j}", f"lobe{i}") for i in range(count) for j in range(300, 330)]
+    report = routing_report(router.route, [p for p, _ in prompts], [label for _, label in prompts])
+    assert report.accuracy >= 0.93
+    assert sum(report.confusion.values()) == len(prompts)
+
+
+@pytest.mark.parametrize("name", ["hybrid", "embedding", "keyword"])
+def test_strange_prompts_go_to_the_base(name: str) -> None:
+    router = fitted(name, 6)
+    abstained = [router.route(f"alien{i} {i}").abstained for i in range(60)]
+    assert np.mean(abstained) >= 0.9
+    assert any(word in router.route("alien1 1").reason for word in ("base", "near", "No word"))
+
+
+class TestEmbedding:
+    def test_scores_equal_a_plain_computation(self) -> None:
+        router = fitted("embedding", 5)
+        vectors = embed([f"lobe{i} 400" for i in range(5)])
+        expected = np.empty((5, 5))
+        for i, vector in enumerate(vectors):
+            for j in range(5):
+                rows = router.context.rows[f"lobe{j}"]
+                nearest = sorted(rows.train @ vector)[-3:]
+                expected[i, j] = (max(rows.prototypes @ vector) + np.mean(nearest)) / 2
+        np.testing.assert_allclose(router.scores(vectors), expected, atol=1e-6)
+
+    def test_lobes_with_one_or_two_rows_score_the_mean_of_what_they_have(self) -> None:
+        rows = {"small": rows_of("small", train=2), "large": rows_of("large", train=40)}
+        router = ROUTERS["embedding"](RoutingContext(["small", "large"], rows, embed, nll), None)
+        vector = embed(["small 50"])
+        expected = (
+            float((rows["small"].prototypes @ vector[0]).max()) + float((rows["small"].train @ vector[0]).mean())
+        ) / 2
+        assert router.scores(vector)[0, 0] == pytest.approx(expected, abs=1e-6)
+
+    def test_an_explicit_threshold_is_honoured(self) -> None:
+        strict, lax = (ROUTERS["embedding"](context(3), threshold) for threshold in (0.999, 0.0))
+        strict.fit(), lax.fit()
+        assert not strict.route("lobe1 9").certain
+        assert lax.route("lobe1 9").certain
+        assert strict.route("lobe1 9").threshold == 0.999
+
+    def test_nearest_rows_are_the_nearest(self) -> None:
+        router = fitted("embedding", 3)
+        found = router.route("lobe2 77").evidence["nearest"]
+        everything = {
+            p: float(vector_of(p) @ vector_of("lobe2 77")) for i in range(3) for p in rows_of(f"lobe{i}").train_prompts
+        }
+        best = sorted(everything, key=lambda p: -everything[p])[:3]
+        assert [row["prompt"] for row in found] == best
+        assert all(row["prompt"].startswith(row["lobe"]) for row in found)
+
+    def test_a_calibration_of_other_lobes_is_refused(self) -> None:
+        with pytest.raises(RoutingError, match="other lobes"):
+            ROUTERS["embedding"](context(3), None).restore(fitted("embedding", 2).state())
+
+    def test_rows_held_out_are_kept_certain_and_right(self) -> None:
+        router = fitted("embedding", 8)
+        decided = [(router.route(f"lobe{i} {j}"), f"lobe{i}") for i in range(8) for j in range(500, 520)]
+        certain = [(d.chosen, label) for d, label in decided if d.certain and d.chosen]
+        assert len(certain) >= 0.6 * len(decided)
+        assert np.mean([a == b for a, b in certain]) >= 0.97
+
+
+class TestHybrid:
+    def test_what_is_clear_never_reaches_the_language_model(self) -> None:
+        asked: list[str] = []
+
+        def counting(texts: Sequence[str], lobes: Sequence[str]) -> np.ndarray:
+            asked.extend(texts)
+            return nll(texts, lobes)
+
+        plain = context(4)
+        router = ROUTERS["hybrid"](RoutingContext(plain.lobes, plain.rows, embed, counting, plain.generic), None)
+        router.fit()
+        asked.clear()
+        stages = [router.route(f"lobe{i % 4} {i}").stage for i in range(600, 640)]
+        assert stages.count("embedding") > stages.count("logprob")
+        assert len(asked) == stages.count("logprob")
+
+    def test_the_language_model_settles_what_is_close(self) -> None:
+        """Two lobes about one topic: only log-prob can tell them apart."""
+        prompts = [f"topic {i}" for i in range(60)]
+        rows = {
+            name: RoutingRows(embed(part).mean(0, keepdims=True), embed(part), embed(held), part, held)
+            for name, part, held in (("a", prompts[:20], prompts[40:50]), ("b", prompts[20:40], prompts[50:]))
+        }
+
+        def telling(texts: Sequence[str], lobes: Sequence[str]) -> np.ndarray:
+            own = ["a" if int(t.split(" ")[1]) < 20 or 40 <= int(t.split(" ")[1]) < 50 else "b" for t in texts]
+            return np.array([[*(2.0 if lobe == o else 2.6 for lobe in lobes), 3.0] for o in own], np.float32)
+
+        router = ROUTERS["hybrid"](RoutingContext(["a", "b"], rows, embed, telling), None)
+        router.fit()
+        report = routing_report(router.route, prompts[40:], ["a"] * 10 + ["b"] * 10)
+        assert report.accuracy >= 0.95
+        assert report.stages.get("logprob", 0) > 0.3
+
+    def test_lobes_without_rows_can_win_by_logprob(self) -> None:
+        router = fitted("hybrid", 3, without_rows=1)
+        decisions = [router.route(f"lobe2 {i}") for i in range(30)]
+        assert np.mean([d.chosen == "lobe2" for d in decisions]) > 0.8
+        assert {d.stage for d in decisions if d.chosen == "lobe2"} == {"logprob"}
+
+    def test_only_lobes_without_rows(self) -> None:
+        assert fitted("hybrid", 2, without_rows=2).route("lobe1 3").chosen == "lobe1"
+
+    def test_a_prompt_without_tokens_does_not_break_stage_two(self) -> None:
+        plain = context(3, without_rows=1)
+
+        def nothing(texts: Sequence[str], lobes: Sequence[str]) -> np.ndarray:
+            return np.full((len(texts), len(lobes) + 1), np.nan, np.float32)
+
+        router = ROUTERS["hybrid"](RoutingContext(plain.lobes, plain.rows, embed, nothing), None)
+        router.refit(fitted("hybrid", 2).state())
+        assert router.route("alien 1").chosen in (None, *plain.lobes)
+
+    def test_lobes_that_come_and_go_keep_the_coefficients(self) -> None:
+        old = fitted("hybrid", 3)
+        new = ROUTERS["hybrid"](context(4), None)
+        new.refit(old.state())
+        assert new.state()["coefficients"] == old.state()["coefficients"]
+        assert new.route("lobe3 8").chosen == "lobe3"
+
+
+SPOKEN = {
+    "stars": ["Which star is the brightest?", "How does a telescope see a star?", "Why is the dark sky full of stars?"]
+    * 4,
+    "law": ["May a tenant end the lease?", "Is the contract of the tenant valid?", "Who signs the lease?"] * 4,
+    "空": ["天気予報はどうですか", "明日の天気は晴れですか", "天気図の読み方"] * 4,
+    "खाना": ["रोटी कैसे बनाते हैं?", "अच्छी रोटी का आटा", "रोटी और दाल"] * 4,
+}
+
+
+def nothing_but_words(prompts: dict[str, list[str]], generic: Sequence[str] = ()) -> KeywordRouter:
+    def forbidden(*_: object) -> np.ndarray:
+        raise AssertionError("the keyword router asked a model")
+
+    none = np.zeros((0, 0), np.float32)
+    rows = {name: RoutingRows(none, none, none, own) for name, own in prompts.items()}
+    router = KeywordRouter(RoutingContext(list(prompts), rows, forbidden, forbidden, lambda: forbidden(), generic))
+    router.fit()
+    return router
+
+
+class TestKeyword:
+    def test_weights_equal_a_plain_computation(self) -> None:
+        """Monroe, Colaresi and Quinn 2008, equations 15 to 22, a term at a time."""
+        rng = np.random.default_rng(0)
+        lobes = {name: [" ".join(f"{name}{i}" if rng.uniform() < 0.3 else f"word{i}" for i in rng.integers(0, 9, 5))
+                        for _ in range(30)] for name in "ab"}  # fmt: skip
+        generic = [" ".join(f"word{i}" for i in rng.integers(0, 9, 5)) for _ in range(30)]
+
+        def uses(prompts: list[str], term: str) -> int:
+            return sum(f" {term} " in f" {prompt} " for prompt in prompts)
+
+        groups = [*lobes.values(), generic]
+        vocabulary = set()
+        for prompt in itertools.chain(*groups):
+            words = prompt.split()
+            vocabulary |= {*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))}
+        n = [sum(uses(group, term) for term in vocabulary) for group in groups]
+        strength = min(500, sum(n) / 4)
+        expected = {}
+        for term in vocabulary:
+            y = [uses(group, term) for group in groups]
+            prior = strength * sum(y) / sum(n)
+            odds_own = (y[0] + prior) / (n[0] + strength - y[0] - prior)
+            odds_rest = (y[1] + y[2] + prior) / (n[1] + n[2] + strength - y[1] - y[2] - prior)
+            delta = math.log(odds_own) - math.log(odds_rest)
+            z = delta / math.sqrt(1 / (y[0] + prior) + 1 / (y[1] + y[2] + prior))
+            if y[0] >= 2 and z >= 1 and delta >= 1.5:
+                expected[term] = (z, delta)
+        best = sorted(expected, key=lambda term: -expected[term][0])
+        found = distinctive_terms(lobes, generic, most=1000)["a"]
+        assert len(found) > 5 and found == pytest.approx({t: expected[t][1] for t in best}, abs=1e-3)
+        assert sorted(found) == sorted(best)
+        kept = list(distinctive_terms(lobes, generic, most=5)["a"])
+        assert [expected[t][0] for t in kept] == pytest.approx([expected[t][0] for t in best[:5]])
+
+    @pytest.mark.parametrize(
+        ("prompt", "lobe", "spoken"),
+        [
+            ("A TELESCOPE, please!", "stars", "TELESCOPE"),
+            ("¿tenant?", "law", "tenant"),
+            ("今日の天気", "空", "天気"),
+            ("मुझे रोटी चाहिए", "खाना", "रोटी"),
+        ],
+    )
+    def test_any_script_is_read_and_its_words_are_found_in_place(self, prompt: str, lobe: str, spoken: str) -> None:
+        decision = nothing_but_words(SPOKEN, ["What shall I cook?", "Is it cold?"] * 5).route(prompt)
+        assert decision.chosen == lobe
+        spans = {prompt[m["start"] : m["end"]]: m for m in decision.evidence["matches"]}
+        assert spans[spoken]["lobe"] == lobe and spans[spoken]["term"] == spoken.casefold()
+        assert sum(decision.evidence["shares"].values()) == pytest.approx(100)
+
+    def test_a_term_counts_once_and_every_place_is_shown(self) -> None:
+        router = nothing_but_words(SPOKEN)
+        router.set_terms("stars", {"Red  Giant": 4.0, "giant": 1.0})
+        prompt = "giant, red giant; GIANT"
+        decision = router.route(prompt)
+        assert decision.scores["stars"] == pytest.approx(5 / math.sqrt(4))
+        assert [(m["term"], prompt[m["start"] : m["end"]]) for m in decision.evidence["matches"]] == [
+            ("giant", "giant"), ("red giant", "red giant"), ("giant", "giant"), ("giant", "GIANT")]  # fmt: skip
+
+    def test_commas_part_neighbours(self) -> None:
+        router = nothing_but_words(SPOKEN)
+        router.set_terms("law", {"null and void": 3.0, "天気予報": 2.0})
+        assert router.route("null, and void").chosen is None
+        assert router.route("it is NULL AND VOID").chosen == "law"
+        assert router.scores(["天気予報"])[0, router.names.index("law")] == pytest.approx(1.0)
+
+    def test_nothing_distinctive_goes_to_the_base(self) -> None:
+        for generic in ([], ["What shall I cook?", "Is it cold?"] * 5):
+            decision = nothing_but_words(SPOKEN, generic).route("zzz qqq 🙂")
+            assert decision.abstained and decision.evidence["matches"] == [] and not decision.certain
+
+    def test_edited_terms_outlive_state_and_refit(self) -> None:
+        router = nothing_but_words(SPOKEN)
+        router.set_terms("law", {"Straße": 7.0, "lease": -2.0})
+        assert router.edited == {"law"} and router.terms()["law"] == {"strasse": 7.0, "lease": -2.0}
+        state = json.loads(json.dumps(router.state()))
+        restored, refitted = (KeywordRouter(router.context) for _ in range(2))
+        restored.restore(state)
+        refitted.refit(state)
+        for other in (restored, refitted):
+            other.fit()
+            assert other.edited == {"law"} and other.terms() == router.terms()
+            assert other.route("Welche STRASSE?").chosen == "law"
+        restored.set_terms("law", None)
+        restored.fit()
+        assert not restored.edited and "tenant" in restored.terms()["law"]
+
+    def test_refits_drop_edits_of_lobes_that_went(self) -> None:
+        router = nothing_but_words(SPOKEN)
+        router.set_terms("law", {"x": 1.0})
+        other = nothing_but_words({"stars": SPOKEN["stars"]}, ["Good morning!"])
+        other.refit(router.state())
+        assert set(other.terms()) == {"stars"} and not other.edited
+        other.refit({"coefficients": [1, 2]})  # another router's state
+
+    def test_a_lobe_without_rows_can_be_given_words(self) -> None:
+        router = fitted("keyword", 3, without_rows=1)
+        assert router.route("lobe2 5").chosen is None and router.route("lobe1 5").probabilities["lobe2"] == 0
+        router.set_terms("lobe2", {"lobe2": 5.0})
+        assert router.route("lobe2 5").chosen == "lobe2"
+
+    @pytest.mark.parametrize(
+        ("lobe", "terms", "match"),
+        [
+            ("z", {"a": 1.0}, "no lobe called 'z'"),
+            ("law", {"a": math.inf}, "finite"),
+            ("law", {"?!": 1.0}, "no letter"),
+        ],
+    )
+    def test_refusals(self, lobe: str, terms: dict[str, float], match: str) -> None:
+        with pytest.raises(RoutingError, match=match):
+            nothing_but_words(SPOKEN).set_terms(lobe, terms)
+
+    def test_words_of_other_lobes_are_refused(self) -> None:
+        with pytest.raises(RoutingError, match="other lobes"):
+            KeywordRouter(context(3)).restore(fitted("keyword", 2).state())
+
+
+def overlapping(classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors in clusters that overlap, and their clusters."""
+    centres = np.random.default_rng(0).normal(size=(classes, DIMENSIONS))
+    rng = np.random.default_rng(seed)
+    owner = np.arange(count) % classes
+    vectors = centres[owner] + 1.6 * rng.normal(size=(count, DIMENSIONS))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), owner
+
+
+def gate_on(vectors: np.ndarray, owner: np.ndarray, count: int) -> GateRouter:
+    """A gate over lobes "0", "1", ... that own these rows; its prompts are places in `vectors`."""
+    none = np.zeros((0, DIMENSIONS), np.float32)
+    rows = {str(i): RoutingRows(none, vectors[owner == i], none) for i in range(count)}
+    router = GateRouter(RoutingContext([*rows], rows, lambda texts: vectors[[int(text) for text in texts]], nll))
+    router.fit()
+    return router
+
+
+class TestGate:
+    def test_as_good_as_logistic_regression_and_calibrated(self) -> None:
+        from sklearn.linear_model import LogisticRegression
+
+        train, owner = overlapping(6, 1500, 1)
+        test, true = overlapping(6, 6000, 2)
+        router = gate_on(train, owner, 6)
+        reference = LogisticRegression(C=10, max_iter=1000).fit(train, owner).score(test, true)
+        probabilities = softmax(np.asarray(router.logits(test) / router.temperature, np.float32))
+        right = probabilities.argmax(1) == true
+        assert 0.6 < reference < 0.97
+        assert right.mean() >= reference - 0.01
+        assert calibration_error(probabilities.max(1), right) <= 0.03
+
+    def test_a_decision_is_the_softmax_of_its_state(self) -> None:
+        router = fitted("gate", 4)
+        state, vector = router.state(), vector_of("lobe2 91").astype(np.float64)
+        z = [sum(w * v for w, v in zip(row, vector, strict=True)) for row in state["weight"]]
+        powers = [math.exp((a + b) / state["temperature"]) for a, b in zip(z, state["bias"], strict=True)]
+        decision = router.route("lobe2 91")
+        assert decision.evidence["none"] == pytest.approx(powers[-1] / sum(powers), abs=1e-5)
+        assert decision.confidence == pytest.approx(max(powers) / sum(powers), abs=1e-5)
+        among = [power / sum(powers[:-1]) for power in powers[:-1]]
+        assert list(decision.probabilities.values()) == pytest.approx(among, abs=1e-5)
+
+    def test_what_no_lobe_knows_goes_to_the_base(self) -> None:
+        router = fitted("gate", 6)
+        decisions = [router.route(f"alien{i} {i}") for i in range(100)]
+        assert np.mean([d.abstained for d in decisions]) >= 0.8
+        for decision in decisions:
+            assert not decision.abstained or decision.confidence == decision.evidence["none"] >= 0.14
+
+    def test_modes(self) -> None:
+        train, owner = overlapping(6, 300, 1)
+        router = gate_on(train, owner, 6)
+        p = router.route("7").probabilities
+        ranked = sorted(p, key=lambda name: -p[name])
+        assert router.route("7").weights == {ranked[0]: 1.0}
+        router.set_mode("top_k", 3)
+        best = {name: p[name] / sum(p[n] for n in ranked[:3]) for name in ranked[:3]}
+        assert router.route("7").weights == pytest.approx(best) and "3 lobes" in router.route("7").reason
+        router.set_mode("top_k", 99)
+        assert router.route("7").weights == pytest.approx(p)
+        router.set_mode("soft")
+        shared = router.route("7").weights
+        assert set(shared) == {name for name in p if p[name] >= 0.01} and sum(shared.values()) == pytest.approx(1)
+
+    def test_the_mode_outlives_state_and_refit(self) -> None:
+        router = fitted("gate", 3)
+        router.set_mode("top_k", 3)
+        restored, refitted = GateRouter(context(3)), GateRouter(context(4))
+        restored.restore(json.loads(json.dumps(router.state())))
+        refitted.refit(router.state())
+        assert (restored.mode, restored.top_k) == (refitted.mode, refitted.top_k) == ("top_k", 3)
+        assert restored.route("lobe1 8").weights == router.route("lobe1 8").weights
+        refitted.refit({"coefficients": [1, 2]})  # another router's state
+
+    def test_the_same_rows_give_the_same_gate_whatever_was_drawn_before(self) -> None:
+        import torch
+
+        first = fitted("gate", 3).state()
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        assert fitted("gate", 3).state() == first
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_lobes_without_rows_get_nothing_and_the_reason_says_so(self) -> None:
+        router = fitted("gate", 3, without_rows=1)
+        for prompt in ("lobe0 44", "alien 3"):
+            decision = router.route(prompt)
+            assert decision.probabilities["lobe2"] == 0 and "lobe2 came without rows" in decision.reason
+        assert not router.route("alien 3").certain
+        assert fitted("gate", 2, without_rows=2).route("lobe1 3").abstained
+
+    def test_a_lobe_with_one_row(self) -> None:
+        rows = {"small": rows_of("small", train=1, validation=0), "large": rows_of("large", train=200)}
+        router = GateRouter(RoutingContext([*rows], rows, embed, nll))
+        router.fit()
+        assert router.route("small 7").chosen == "small" and router.route("large 700").chosen == "large"
+
+    def test_without_generic_prompts_it_never_abstains(self) -> None:
+        for count in (1, 3):
+            plain = context(count)
+            router = GateRouter(RoutingContext(plain.lobes, plain.rows, embed, nll))
+            router.fit()
+            assert router.route("alien 1").chosen in plain.lobes and router.route("alien 1").evidence["none"] == 0
+
+    def test_refusals(self) -> None:
+        router = fitted("gate", 2)
+        with pytest.raises(RoutingError, match="no gate mode 'hard'"):
+            router.set_mode("hard")
+        with pytest.raises(RoutingError, match="at least 1"):
+            router.set_mode("top_k", 0)
+        with pytest.raises(RoutingError, match="other lobes"):
+            GateRouter(context(3)).restore(router.state())
+        with pytest.raises(RoutingError, match="do not fit"):
+            GateRouter(context(2)).restore({**router.state(), "bias": [0.0]})
+        with pytest.raises(RoutingError, match="not been trained"):
+            GateRouter(context(2)).route("lobe0 1")
+
+
+class TestManual:
+    def test_weights(self) -> None:
+        decision = manual_decision({"a": 0.3, "b": 0.7, "c": 0.0}, ["a", "b", "c"])
+        assert decision.chosen == "b" and decision.weights == {"a": 0.3, "b": 0.7}
+
+    def test_base(self) -> None:
+        assert manual_decision({}, ["a"]).chosen is None
+
+    @pytest.mark.parametrize(
+        ("weights", "match"), [({"z": 1.0}, "no lobe called 'z'"), ({"a": float("nan")}, "finite")]
+    )
+    def test_refusals(self, weights: dict[str, float], match: str) -> None:
+        with pytest.raises(RoutingError, match=match):
+            manual_decision(weights, ["a"])
+
+
+def test_softmax_equals_scipy() -> None:
+    from scipy.special import softmax as reference
+
+    values = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32) * 30
+    np.testing.assert_allclose(softmax(values), reference(values, axis=-1), atol=1e-6)
+
+
+def test_temperature_recovers_the_one_that_made_the_labels() -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.normal(size=(4000, 5)).astype(np.float32) * 0.2
+    owner = np.array([rng.choice(5, p=row / row.sum()) for row in softmax(scores / 0.1).astype(np.float64)])
+    assert fit_temperature(scores, owner) == pytest.approx(0.1, rel=0.15)
+
+
+def test_calibration_error_against_a_plain_computation() -> None:
+    rng = np.random.default_rng(5)
+    confidence = rng.uniform(0, 1, 500)
+    right = rng.uniform(0, 1, 500) < confidence**2
+    expected = 0.0
+    for low in np.arange(15) / 15:
+        inside = (confidence > low) & (confidence <= low + 1 / 15)
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    assert calibration_error(confidence, right) == pytest.approx(expected, abs=1e-9)

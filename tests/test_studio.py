@@ -1,0 +1,317 @@
+"""The studio on a tiny random base: chat, jobs, lobes, several people at once, and a process that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_model import TOPICS, WordEmbedder, rows
+
+from multilobe_ui.config import SamplingConfig, TrainingConfig
+from multilobe_ui.errors import BusyError, ConfigError, DataError, JobError, LobeError, MultiLobeError
+from multilobe_ui.studio import Studio
+
+GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)
+CONFIG = TrainingConfig(epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8)
+LONG = TrainingConfig(epochs=1000, lora_r=2, batch_size=2, learning_rate=1e-4)
+
+
+def data(folder: Path, topic: str = "Animals") -> Path:
+    path = folder / f"{list(TOPICS).index(topic)}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(topic)), encoding="utf-8")
+    return path
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def make_studio(
+    base_folder: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Studio]]:
+    monkeypatch.setattr("multilobe_ui.model.Embedder", lambda *a: WordEmbedder())
+    made: list[Studio] = []
+
+    def make(**options: object) -> Studio:
+        studio = Studio(tmp_path / "home", str(base_folder()), **options)  # type: ignore[arg-type]
+        studio.start()
+        studio.wait_ready(60)
+        wait_for(lambda: studio.status().state == "ready")
+        made.append(studio)
+        return studio
+
+    yield make
+    for studio in made:
+        studio.close()
+
+
+def train(studio: Studio, folder: Path, topic: str, config: TrainingConfig = CONFIG, **options: object) -> str:
+    return studio.train(topic, data(folder, topic), config, **options).id  # type: ignore[arg-type]
+
+
+def finish(studio: Studio, job_id: str) -> None:
+    wait_for(lambda: studio.job(job_id).state not in ("queued", "running", "stopping"))
+
+
+def chat(studio: Studio, text: str, choice: str = "automatic") -> str:
+    return list(studio.chat([{"role": "user", "content": text}], choice, GREEDY))[-1].text
+
+
+def test_importing_the_studio_does_not_import_torch() -> None:
+    code = "import multilobe_ui.studio, sys; sys.exit('torch' in sys.modules or 'gradio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_train_then_chat(make_studio: Callable, tmp_path: Path) -> None:
+    studio = make_studio()
+    assert studio.lobes() == []
+    version = studio.status().version
+    job = train(studio, tmp_path, "Animals")
+    finish(studio, job)
+    view = studio.job(job)
+    assert view.state == "finished", view.error
+    assert view.step == view.steps and view.rows == len(rows("Animals")) and view.best_validation_loss is not None
+    assert [lobe.name for lobe in studio.lobes()] == ["Animals"]
+    assert studio.status().version > version
+    records = studio.metrics(job)
+    assert [r["step"] for r in records if r["loss"] is not None] == list(range(1, view.steps + 1))
+
+    events = list(studio.chat([{"role": "user", "content": "cat dog"}], sampling=GREEDY))
+    assert events[0].text == "" and events[0].decision.chosen == "Animals"
+    assert events[-1].done and not events[-1].stopped and events[-1].answer_tokens > 0
+    assert [e.done for e in events].count(True) == 1
+
+
+def test_choices(make_studio: Callable, tmp_path: Path) -> None:
+    studio = make_studio()
+    finish(studio, train(studio, tmp_path, "Animals"))
+    model = studio._model
+    assert chat(studio, "cat dog", "base") == model.generate("cat dog", weights={}, max_new_tokens=12, do_sample=False)
+    assert chat(studio, "cat dog", "lobe:Animals") == model.generate(
+        "cat dog", "Animals", max_new_tokens=12, do_sample=False
+    )
+    with pytest.raises(MultiLobeError, match="Nobody"):
+        chat(studio, "x", "lobe:Nobody")
+    with pytest.raises(ConfigError, match="choice is 'anything'"):
+        chat(studio, "x", "anything")
+
+
+def test_a_stop_ends_an_answer(make_studio: Callable) -> None:
+    studio, stop = make_studio(), threading.Event()
+    events = studio.chat([{"role": "user", "content": "one"}], sampling=SamplingConfig(max_new_tokens=90), stop=stop)
+    next(events)
+    stop.set()
+    last = list(events)[-1]
+    assert last.done and last.stopped and last.answer_tokens <= 1
+
+
+def test_two_chats_at_once_while_a_third_lobe_trains(make_studio: Callable, tmp_path: Path) -> None:
+    studio = make_studio()
+    first, second, third = TOPICS
+    for topic in (first, second):
+        finish(studio, train(studio, tmp_path, topic))
+    choices = [f"lobe:{first}", f"lobe:{second}", "base"]
+    alone = [chat(studio, "red cat one", choice) for choice in choices]
+    job = train(studio, tmp_path, third, LONG)
+    wait_for(lambda: studio.job(job).step > 2)
+    results: dict[int, list[str]] = {i: [] for i in range(6)}
+
+    def talk(i: int) -> None:
+        for _ in range(4):
+            results[i].append(chat(studio, "red cat one", choices[i % 3]))
+
+    threads = [threading.Thread(target=talk, args=(i,)) for i in results]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert studio.job(job).state == "running"
+    for i, texts in results.items():
+        assert texts == [alone[i % 3]] * 4
+    studio.stop(job)
+    finish(studio, job)
+
+
+def test_stop_keeps_the_best_and_resume_goes_on(make_studio: Callable, tmp_path: Path) -> None:
+    studio = make_studio()
+    config = TrainingConfig(epochs=6, lora_r=2, learning_rate=5e-3, batch_size=2)
+    job = train(studio, tmp_path, "Animals", config)
+    wait_for(lambda: studio.job(job).step >= 5)
+    studio.stop(job)
+    finish(studio, job)
+    stopped = studio.job(job)
+    assert stopped.state == "stopped" and 5 <= stopped.step < stopped.steps
+    assert [lobe.name for lobe in studio.lobes()] == ["Animals"]
+    studio.rename("Animals", "Beasts")
+    studio.resume(job)
+    finish(studio, job)
+    assert studio.job(job).state == "finished", studio.job(job).error
+    assert [lobe.name for lobe in studio.lobes()] == ["Beasts"]  # the same lobe, trained to the end
+    steps = [r["step"] for r in studio.metrics(job) if r["loss"] is not None]
+    assert steps == list(range(1, studio.job(job).steps + 1))
+
+
+def test_the_queue(make_studio: Callable, tmp_path: Path) -> None:
+    studio = make_studio()
+    first, second, third = TOPICS
+    running = train(studio, tmp_path, first, LONG)
+    waiting, last = train(studio, tmp_path, second), train(studio, tmp_path, third)
+    with pytest.raises(LobeError, match="being trained already"):
+        studio.train(third.upper(), data(tmp_path, third))
+    wait_for(lambda: studio.job(running).state == "running")
+    assert [studio.job(j).place for j in (waiting, last)] == [1, 2]
+    assert studio.move(last, -1).place == 1
+    studio.cancel(waiting)
+    with pytest.raises(BusyError, match="training"):
+        studio.change_base("builtin")
+    studio.stop(running)
+    finish(studio, last)
+    assert {lobe.name for lobe in studio.lobes()} == {first, third}
+
+
+def test_failures_are_told_and_leave_no_lobe(make_studio: Callable, tmp_path: Path) -> None:
+    studio = make_studio()
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"input": "a", "output": "b"}\nnot json\n')
+    job = studio.train("Bad", bad, CONFIG).id
+    finish(studio, job)
+    assert studio.job(job).state == "failed" and "line 2" in studio.job(job).error
+    assert studio.lobes() == []
+    good = studio.train("Good", bad, CONFIG, skip_bad=True).id
+    finish(studio, good)
+    assert studio.job(good).state == "finished"
+    with pytest.raises(DataError):
+        studio.train("Empty", tmp_path / "nowhere.jsonl")
+    with pytest.raises(JobError):
+        studio.stop("../../etc")
+
+
+def test_shared_use(make_studio: Callable, tmp_path: Path) -> None:
+    studio = make_studio(shared=True)
+    job = train(studio, tmp_path, "Animals", LONG, owner="token:anna")
+    wait_for(lambda: studio.job(job).step > 0)
+    assert studio.job(job, "token:anna").mine and not studio.job(job, "token:ben").mine
+    for verb in (studio.stop, studio.resume, studio.cancel, studio.forget):
+        with pytest.raises(JobError, match="somebody else"):
+            verb(job, "token:ben")
+    studio.stop(job, "token:anna")
+    finish(studio, job)
+    for act in (lambda: studio.delete("Animals", "token:ben"), lambda: studio.rename("Animals", "X", "")):
+        with pytest.raises(LobeError, match="somebody else"):
+            act()
+    with pytest.raises(ConfigError, match="shared"):
+        studio.change_base("builtin")
+    bundle = studio.save_bundle()
+    with pytest.raises(ConfigError, match="replace"):
+        studio.load_bundle(bundle, "replace", "token:ben")
+    names = studio.load_bundle(bundle, "rename", "token:ben")
+    assert [lobe.protected for lobe in studio.lobes("token:ben")] == [True, False]
+    studio.delete(names[0], "token:ben")
+    studio.delete("Animals", "token:anna")
+
+
+def test_another_base(make_studio: Callable, base_folder: Callable, tmp_path: Path) -> None:
+    studio = make_studio()
+    finish(studio, train(studio, tmp_path, "Animals"))
+    studio.change_base(str(tmp_path / "nowhere"))
+    wait_for(lambda: studio.status().state == "ready")
+    assert "nowhere" in studio.status().message  # the old base goes on
+    assert chat(studio, "cat dog") is not None
+    studio.change_base(str(base_folder("gpt2")))
+    wait_for(lambda: studio.status().state == "ready")
+    assert studio.status().base["architecture"] == "GPT2LMHeadModel"
+    assert [lobe.usable for lobe in studio.lobes()] == [False]
+    finish(studio, train(studio, tmp_path, "Numbers v1.0"))
+    assert [lobe.usable for lobe in studio.lobes()] == [False, True]
+    studio.change_base(str(base_folder()))
+    wait_for(lambda: studio.status().state == "ready")
+    assert [lobe.usable for lobe in studio.lobes()] == [True, False]
+
+
+def test_no_base_at_all(tmp_path: Path) -> None:
+    studio = Studio(tmp_path / "home", str(tmp_path / "nowhere"))
+    studio.start()
+    with pytest.raises(MultiLobeError, match="nowhere"):
+        studio.wait_ready(60)
+    assert studio.status().state == "failed"
+    with pytest.raises(MultiLobeError, match="nowhere"):
+        next(studio.chat([{"role": "user", "content": "x"}]))
+    studio.close()
+
+
+KILLED = """
+import sys, time; sys.path.insert(0, sys.argv[1])
+import test_model as t, multilobe_ui.model as m
+m.Embedder = lambda *a: t.WordEmbedder()
+from multilobe_ui.studio import Studio
+from multilobe_ui.config import TrainingConfig
+studio = Studio(sys.argv[2], sys.argv[3]); studio.start(); studio.wait_ready()
+job = studio.train("Animals", sys.argv[4], TrainingConfig(**t.json.loads(sys.argv[5]))).id
+while True:
+    view = studio.job(job)
+    print(job, view.step, (studio.home / "jobs" / job / "checkpoint" / "state.json").exists(), flush=True)
+    time.sleep(0.02)
+"""
+
+
+def test_a_killed_process_leaves_an_interrupted_run_that_resumes(
+    make_studio: Callable, base_folder: Callable, tmp_path: Path
+) -> None:
+    config = {"epochs": 30, "lora_r": 2, "learning_rate": 5e-3, "batch_size": 2, "lora_dropout": 0.1}
+    arguments = [
+        str(Path(__file__).parent),
+        str(tmp_path / "home"),
+        str(base_folder()),
+        str(data(tmp_path)),
+        json.dumps(config),
+    ]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        job, step, checkpoint = line.split()
+        if int(step) > 20 and checkpoint == "True":
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    studio = make_studio()
+    view = studio.job(job)
+    assert view.state == "interrupted" and 0 < view.step < view.steps
+    studio.resume(job)
+    finish(studio, job)
+    assert studio.job(job).state == "finished", studio.job(job).error
+    assert [r["step"] for r in studio.metrics(job) if r["loss"] is not None] == list(range(1, view.steps + 1))
+
+    straight = studio.train("Straight", data(tmp_path), TrainingConfig(**config)).id
+    finish(studio, straight)
+
+    def curve(j: str) -> list[float]:
+        return [r["validation_loss"] for r in studio.metrics(j) if r["validation_loss"] is not None]
+
+    assert curve(job)[-1] == pytest.approx(curve(straight)[-1], rel=0.01)
+    assert curve(job) == pytest.approx(curve(straight), rel=0.01)
+
+
+def test_bundles_and_adapters(make_studio: Callable, adapters: dict[str, Path], tmp_path: Path) -> None:
+    studio = make_studio()
+    finish(studio, train(studio, tmp_path, "Animals"))
+    before = chat(studio, "cat dog", "lobe:Animals")
+    path = studio.save_bundle(["Animals"])
+    studio.delete("Animals")
+    assert studio.lobes() == []
+    assert studio.load_bundle(path) == ["Animals"]
+    assert chat(studio, "cat dog", "lobe:Animals") == before
+    assert studio.import_adapter("Plain", adapters["plain"]).r == 4
+    assert len({lobe.colour for lobe in studio.lobes()}) == 2

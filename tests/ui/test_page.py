@@ -1,0 +1,100 @@
+"""The page as a whole: what it is made of, how it is launched, and once in a real browser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_studio import FakeStudio
+
+from multilobe_ui.ui.page import Pulse, build_page, launch_options, status_strip
+from multilobe_ui.ui.theme import css, theme
+
+CHROMIUM = Path("/usr/bin/chromium")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_strip_says_how_things_are(tmp_path):
+    loading, failed = FakeStudio(0, state="loading"), FakeStudio(0, state="failed")
+    assert "Loading the built-in base model" in status_strip(loading.status(), None)
+    assert "is-failed" in status_strip(failed.status(), None)
+    studio = FakeStudio(1)
+    assert "1 lobe<" in status_strip(studio.status(), None)
+    job = studio.train("Tea & <b>", studio.sample_files()["maths"])
+    job = studio.advance(job.id, 30)
+    strip = status_strip(studio.status(), job, 2)
+    for words in ("12.5 M parameters", "Tea &amp; &lt;b&gt;", "50 %", "about 15 s left", "2 waiting"):
+        assert words in strip
+
+
+def test_a_tick_draws_only_what_changed():
+    studio = FakeStudio(2)
+    pulse = Pulse(studio)
+    strip, key, lobes = pulse.probe((), "")
+    assert "2 lobes" in strip
+    skipped = pulse.probe(key, lobes)
+    assert all(value == skipped[0] for value in skipped)
+    assert not isinstance(skipped[0], str)
+    studio.delete("medical")
+    strip, key, now = pulse.probe(key, lobes)
+    assert "1 lobe<" in strip
+    assert now != lobes
+
+
+def test_the_page_builds_and_its_handlers_are_private():
+    page = build_page(FakeStudio(6))
+    named = json.dumps(page.get_api_info())
+    for private in ("send", "probe", "refresh", "retry", "look_at"):
+        assert f'"/{private}"' not in named
+
+
+def test_launch_options():
+    options = launch_options(FakeStudio(1))
+    assert options["ssr_mode"] is False
+    assert options["run_history"] is False
+    assert "server_name" not in options
+    assert "img-src 'self'" in options["head"]
+    assert css() in options["css"]
+    assert "http" not in css()
+    assert "googleapis" not in str(theme().to_dict())
+
+
+def test_nothing_here_imports_torch():
+    code = "import sys, multilobe_ui.ui.page as p; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'peft')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120).returncode == 0
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium")
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1400, 900, "light"), (390, 844, "dark")])
+def test_a_conversation_in_a_browser(width, height, scheme):
+    from playwright.sync_api import expect, sync_playwright
+
+    studio = FakeStudio(6, delay=0.05)
+    page = build_page(studio)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **launch_options(studio))
+    foreign, errors = [], []
+    try:
+        with sync_playwright() as play:
+            browser = play.chromium.launch(executable_path=str(CHROMIUM))
+            tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+            tab.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else foreign.append(r.url))
+            tab.on("pageerror", lambda error: errors.append(str(error)))
+            tab.goto(url)
+            tab.fill("#message textarea", "How does a vaccine protect a child?")
+            tab.press("#message textarea", "Enter")
+            expect(tab.locator("#why h3")).to_have_text("medical", timeout=20_000)
+            expect(tab.locator("#chat .bot-row")).to_contain_text("fight a disease.", timeout=20_000)
+            expect(tab.locator("#message .submit-button")).to_be_visible()
+            label = "getComputedStyle(document.querySelector('#chat .bot-row [data-testid=bot]'), '::before').content"
+            assert tab.evaluate(label).startswith('"medical')
+            wider = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            assert tab.evaluate(wider) == 0
+            browser.close()
+    finally:
+        page.close()
+    assert foreign == []
+    assert errors == []
