@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -28,6 +27,7 @@ from .files import read_json, write_json
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lobe import Lobe, LobeStore, now
 from .routers.base import RoutingDecision
+from .views import ChatEvent, JobView, LobeView, StudioStatus
 
 if TYPE_CHECKING:
     from .model import MultiLobeModel
@@ -48,88 +48,6 @@ PALETTE = (
 
 log = logging.getLogger(__name__)
 N = TypeVar("N", int, float)
-
-
-@dataclass(frozen=True)
-class StudioStatus:
-    """How things are.
-
-    Attributes:
-        state: "loading", "ready" or "failed". message: one sentence for the person.
-        base: what `backbone.describe` says; None until it is loaded.
-        version: changes whenever lobes, base or jobs do: a cheap probe before anything is drawn again.
-    """
-
-    state: str
-    message: str
-    base: Mapping[str, Any] | None
-    lobes: int
-    version: int
-
-
-@dataclass(frozen=True)
-class LobeView:
-    """A lobe as a page shows it. `name` is a person's words: escape it. Losses are mean NLL per answer token, in nats."""
-
-    id: str
-    name: str
-    colour: str
-    rows: int | None
-    r: int
-    nbytes: int
-    base_validation_loss: float | None
-    validation_loss: float | None
-    train_loss: float | None
-    created: str
-    base: str
-    usable: bool
-    origin: str
-    target_modules: tuple[str, ...]
-    protected: bool
-
-
-@dataclass(frozen=True)
-class ChatEvent:
-    """One moment of an answer; `text` is the whole answer so far. The first event has no text but the decision."""
-
-    text: str
-    decision: RoutingDecision | None
-    done: bool
-    stopped: bool
-    prompt_tokens: int
-    answer_tokens: int
-    seconds: float
-    tokens_per_second: float
-    first_token_ms: float | None
-    dropped_messages: int
-
-
-@dataclass(frozen=True)
-class JobView:
-    """A training job as a page shows it. `mine`: this visitor may stop, resume or cancel it."""
-
-    id: str
-    name: str
-    state: str
-    created: str
-    started: str | None
-    finished: str | None
-    rows: int | None
-    step: int
-    steps: int
-    epoch: float
-    loss: float | None
-    validation_loss: float | None
-    best_validation_loss: float | None
-    base_validation_loss: float | None
-    tokens_per_second: float
-    seconds_left: float | None
-    seconds: float
-    error: str
-    place: int | None
-    mine: bool
-    config: Mapping[str, Any]
-    phase: str
 
 
 class Studio:

@@ -20,7 +20,7 @@ FLOORS = (  # a room imports from its own floor and those below
     "routers routers.* scoring training generation",
     "composition evaluation bundle",
     "model",
-    "jobs studio",
+    "views jobs studio",
     "ui ui.* cli demo __main__",
     "app",
 )

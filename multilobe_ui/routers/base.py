@@ -6,10 +6,12 @@ other.
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,6 +19,40 @@ import numpy as np
 from ..errors import RoutingError
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
+NEGLIGIBLE = 0.01
+"""Weight below which "soft" leaves a lobe out: the bank's time grows with the lobes that it runs."""
+MODES = ("top_1", "top_k", "soft")
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How many lobes answer: "top_1" the best, "top_k" the `k` best, "soft" all that are not negligible.
+
+    Raises:
+        RoutingError: no such mode, or fewer than one lobe.
+    """
+
+    mode: str = "top_1"
+    k: int = 2
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise RoutingError(f"There is no mixing mode {self.mode!r}. There are: {', '.join(MODES)}.")
+        if self.k < 1:
+            raise RoutingError(f"k is {self.k}; at least 1 lobe must answer.")
+
+    def weights(self, probabilities: Mapping[str, float]) -> dict[str, float]:
+        """The best lobes' probabilities, as many as the mode says, made to sum to 1; heaviest first."""
+        ranked = sorted(probabilities, key=lambda name: -probabilities[name])
+        if self.mode == "soft":
+            chosen = [name for name in ranked if probabilities[name] >= NEGLIGIBLE] or ranked[:1]
+        else:
+            chosen = [name for name in ranked[: self.k if self.mode == "top_k" else 1] if probabilities[name] > 0]
+        total = sum(probabilities[name] for name in chosen)
+        return {name: probabilities[name] / total for name in chosen} if total > 0 else {}
+
+
+TOP_1 = Mixing()
 
 
 @dataclass(frozen=True)
@@ -37,6 +73,7 @@ class RoutingDecision:
         reason: one sentence for a person.
         certain: False when a chain of stages should ask its next stage.
         evidence: what else can be shown: per-stage scores, nearest training rows, the prompt's embedding.
+        per_token: True when each token is weighed anew while the answer is written; `weights` are then the prompt's average.
     """
 
     router: str
@@ -52,6 +89,7 @@ class RoutingDecision:
     reason: str = ""
     certain: bool = True
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    per_token: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only; evidence that is not (embeddings) is left out."""
@@ -69,6 +107,7 @@ class RoutingDecision:
             "elapsed_ms": self.elapsed_ms,
             "reason": self.reason,
             "certain": self.certain,
+            "per_token": self.per_token,
             "evidence": plain,
         }
 
@@ -79,7 +118,8 @@ class RoutingRows:
 
     Attributes:
         prototypes: (k, d) cluster centres of the training rows. train: (n, d). validation: (m, d), rows held out from training.
-        train_prompts, validation_prompts: their texts, same order.
+        train_prompts, validation_prompts: their texts, same order. train_answers, validation_answers: what was answered; empty
+            for a lobe that came from a version that did not keep them.
     """
 
     prototypes: Vector
@@ -87,6 +127,8 @@ class RoutingRows:
     validation: Vector
     train_prompts: Sequence[str] = ()
     validation_prompts: Sequence[str] = ()
+    train_answers: Sequence[str] = ()
+    validation_answers: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +142,10 @@ class RoutingContext:
         nll: (texts, lobe names) → (texts, lobes + 1): mean NLL per token of each text's first tokens under every lobe, the
             plain base in the last column; NaN where a text has no token to score.
         generic: embeddings (g, d) of prompts that belong to no specialist; `generic_prompts` their texts.
+        hidden: texts → (n, h): mean hidden state of the base's last layer over each text's tokens.
+        bank: the LobeBank, for routers that weigh tokens or train through it; None where no model is loaded.
+        ids: a lobe's id in the bank, by its name.
+        experts: names of the lobes that a router made for itself (see `Router.fitting`), by tier; not among `lobes`.
     """
 
     lobes: Sequence[str]
@@ -108,6 +154,44 @@ class RoutingContext:
     nll: Callable[[Sequence[str], Sequence[str]], Vector]
     generic: Callable[[], Vector] = lambda: np.zeros((0, 0), np.float32)
     generic_prompts: Sequence[str] = ()
+    hidden: Callable[[Sequence[str]], Vector] | None = None
+    bank: Any = None
+    ids: Mapping[str, str] = field(default_factory=dict)
+    experts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """One step of a fit, for a live plot.
+
+    Attributes:
+        step, steps: of the whole fit, from 0. phase: what is being learned, in a person's words.
+        values: what is measured at this step, such as loss, held_out_loss, accuracy; finite numbers.
+    """
+
+    step: int
+    steps: int
+    phase: str
+    values: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """What a fit leaves besides the router's state.
+
+    Attributes:
+        report: numbers and short texts that a person should see. experts: PEFT adapter folders that the router wants as lobes of
+            its own, by tier.
+    """
+
+    report: Mapping[str, Any] = field(default_factory=dict)
+    experts: Mapping[str, Path] = field(default_factory=dict)
+
+
+Fitting = Generator[FitRecord, None, FitOutcome]
 
 
 class ScoringStage(Protocol):
@@ -126,29 +210,51 @@ class ScoringStage(Protocol):
 class Router(ABC):
     """One way to choose lobes.
 
-    A subclass sets `name`, implements `decide`, and if it learns something, `fit`, `state` and `restore` (JSON values only).
+    A subclass sets `name`, implements `decide`, and if it learns something, `fit` (or `fitting`), `state` and `restore`.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     needs_model: ClassVar[bool] = False
     """Whether `fit` runs the language model, which takes seconds."""
+    asks_for_fit: ClassVar[bool] = False
+    """Whether a person starts the fit (and is told when it is stale); the others calibrate by themselves."""
 
     def __init__(self, context: RoutingContext) -> None:
         self.context = context
 
     @abstractmethod
     def decide(self, prompt: str) -> RoutingDecision:
-        """Decide for a prompt that is not empty, with at least one lobe in the context."""
+        """Decide for a prompt that is not empty, with at least one lobe in the context; top-1 weights."""
 
     def fit(self) -> None:
         """Learn or calibrate from the context's rows."""
+        for _ in self.fitting({}, threading.Event()):
+            pass
+
+    def fitting(self, settings: Mapping[str, Any], stop: threading.Event) -> Fitting:
+        """`fit` step by step, for a live plot. Set `stop` and it ends early with the best so far.
+
+        Args:
+            settings: fields of the router's own settings class; {} for the defaults.
+        Raises:
+            ConfigError: a setting that is unknown or out of range. RoutingError: there is nothing to learn from.
+        """
+        if type(self).fit is not Router.fit:
+            self.fit()
+        return FitOutcome()
+        yield
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `decide` can choose a lobe; False while a person has yet to start the fit."""
+        return True
 
     def state(self) -> dict[str, Any]:
-        """What `fit` learned, as JSON values."""
+        """What `fit` learned: JSON values, and numpy arrays as values of the outermost keys."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up `state()` of an earlier fit.
+        """Take up `state()` of an earlier fit. Lobes that came since are not known to it; those that went are dropped.
 
         Raises:
             RoutingError: it belongs to other lobes or another version.
@@ -157,10 +263,10 @@ class Router(ABC):
     def refit(self, earlier: Mapping[str, Any]) -> None:
         """Adjust to lobes that came or went without running the language model; `earlier` is the last router's state."""
 
-    def route(self, prompt: str) -> RoutingDecision:
-        """Decide, with the cases that every router shares: no lobes, an empty prompt, and the time it took."""
+    def route(self, prompt: str, mixing: Mixing = TOP_1) -> RoutingDecision:
+        """Decide, with what every router shares: no lobes, an empty prompt, the mixing mode, and the time it took."""
         start = time.perf_counter()
-        if not self.context.lobes:
+        if not self.context.lobes and not self.context.experts:
             decision = base_decision(self.name, "no lobes", "There is no lobe yet, so the base model answers.")
         elif not prompt.strip():
             decision = base_decision(
@@ -168,8 +274,9 @@ class Router(ABC):
             )
         else:
             decision = self.decide(prompt)
-        elapsed = (time.perf_counter() - start) * 1000
-        return RoutingDecision(**{**decision.__dict__, "elapsed_ms": elapsed})
+        if decision.chosen and mixing.mode != "top_1" and not decision.per_token:
+            decision = replace(decision, weights=mixing.weights(decision.probabilities))
+        return replace(decision, elapsed_ms=(time.perf_counter() - start) * 1000)
 
 
 def base_decision(router: str, stage: str, reason: str, **more: Any) -> RoutingDecision:

@@ -4,7 +4,7 @@
 
 W and b minimise the cross-entropy, every class of equal weight, plus an L2 penalty; the step with the lowest loss on held-out rows
 is kept, and T is calibrated on the same rows (Guo et al. 2017). The decision's weights are the gate's, as in MixLoRA (Li et al.
-2024, arXiv:2404.15159): those of the best lobe, of the `top_k` best made to sum to 1, or of all.
+2024, arXiv:2404.15159): those of the best lobe, of the k best made to sum to 1, or of all (`base.Mixing`).
 
 One linear layer, because that was measured best: on unseen prompts of eight domains 64 hidden units were right a point less often.
 """
@@ -19,7 +19,6 @@ import numpy as np
 from ..errors import RoutingError
 from .base import Router, RoutingContext, RoutingDecision, RoutingRows, base_decision, fit_temperature, softmax
 
-MODES = ("top1", "top_k", "soft")
 WEIGHT_DECAY = 3e-4
 LEARNING_RATE = 0.1
 STEPS = 400
@@ -27,8 +26,6 @@ PATIENCE = 20
 """Steps without a lower held-out loss after which training ends."""
 ROWS = 6000
 """Rows to train on, of all lobes together, so that 200 lobes take seconds too."""
-NEGLIGIBLE = 0.01
-"""Weight below which "soft" leaves a lobe out: the bank's time grows with the lobes that it runs."""
 LOGIT_SCALE = 10.0
 """`fit_temperature` looks from 0.02 to 1; of logits divided by ten that is T from 0.2 to 10."""
 
@@ -36,34 +33,17 @@ Array = np.ndarray[Any, Any]
 
 
 class GateRouter(Router):
-    """See the module's text.
-
-    Args:
-        mode: "top1" runs the best lobe, "top_k" the `top_k` best, "soft" all that are not negligible.
-    """
+    """See the module's text."""
 
     name: ClassVar[str] = "gate"
 
-    def __init__(self, context: RoutingContext, mode: str = "top1", top_k: int = 2) -> None:
+    def __init__(self, context: RoutingContext) -> None:
         super().__init__(context)
         self.names = [name for name in context.lobes if name in context.rows and len(context.rows[name].train)]
         self.temperature = 1.0
         self.none = False
         self._weight: Array | None = None  # (classes, d), "none" last
         self._bias: Array = np.zeros(0)
-        self.set_mode(mode, top_k)
-
-    def set_mode(self, mode: str, top_k: int = 2) -> None:
-        """How many lobes a decision runs.
-
-        Raises:
-            RoutingError: no such mode, or fewer than one lobe.
-        """
-        if mode not in MODES:
-            raise RoutingError(f"There is no gate mode {mode!r}. There are: {', '.join(MODES)}.")
-        if top_k < 1:
-            raise RoutingError(f"top_k is {top_k}; it must be at least 1.")
-        self.mode, self.top_k = mode, int(top_k)
 
     def logits(self, vectors: Array) -> Array:
         """(n, classes) for embeddings (n, d): the lobes with rows, then "none" if the gate learned it.
@@ -94,31 +74,15 @@ class GateRouter(Router):
             reason = f"The prompt looks more like everyday ones than like {best}'s{_left_out(unknown)}."
             # a lobe without rows could still fit: then a later stage must say so
             return base_decision(self.name, "gate", reason, **{**values, "confidence": none, "certain": not unknown})
-        weights = self._weights(by_lobe)
-        share = (
-            f"{len(weights)} lobes share the prompt, {best} most"
-            if len(weights) > 1
-            else f"The gate gives it to {best}"
-        )
         return RoutingDecision(
             router=self.name,
             stage="gate",
-            weights=weights,
+            weights={best: 1.0},
             chosen=best,
             confidence=float(lobes.max()),
-            reason=f"{share} ({lobes.max():.0%}{_left_out(unknown)}).",
+            reason=f"The gate gives it to {best} ({lobes.max():.0%}{_left_out(unknown)}).",
             **values,
         )
-
-    def _weights(self, probabilities: Mapping[str, float]) -> dict[str, float]:
-        """The best lobes' probabilities, as many as the mode says, made to sum to 1."""
-        ranked = sorted(probabilities, key=lambda name: -probabilities[name])
-        if self.mode == "soft":
-            chosen = [name for name in ranked if probabilities[name] >= NEGLIGIBLE] or ranked[:1]
-        else:
-            chosen = ranked[: self.top_k if self.mode == "top_k" else 1]
-        total = sum(probabilities[name] for name in chosen)
-        return {name: probabilities[name] / total for name in chosen}
 
     def fit(self) -> None:
         """Train the gate on the lobes' rows and the generic prompts; the same rows give the same gate."""
@@ -141,14 +105,11 @@ class GateRouter(Router):
             self.temperature = fit_temperature(scaled, held_owner) * LOGIT_SCALE
 
     def refit(self, earlier: Mapping[str, Any]) -> None:
-        self.set_mode(str(earlier.get("mode", self.mode)), int(earlier.get("top_k", self.top_k)))
         self.fit()  # no language model, so nothing to spare
 
     def state(self) -> dict[str, Any]:
         return {
             "lobes": self.names,
-            "mode": self.mode,
-            "top_k": self.top_k,
             "none": self.none,
             "temperature": self.temperature,
             "weight": None if self._weight is None else self._weight.tolist(),
@@ -163,7 +124,6 @@ class GateRouter(Router):
         bias = np.array(state["bias"], np.float64)
         if weight is not None and (weight.ndim != 2 or not len(weight) == len(bias) == len(self.names) + none):
             raise RoutingError("The gate's weights do not fit its lobes.")
-        self.set_mode(str(state["mode"]), int(state["top_k"]))
         self.none, self._weight, self._bias = none, weight, bias
         self.temperature = float(state["temperature"])
 

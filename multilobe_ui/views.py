@@ -1,0 +1,159 @@
+"""What the page gets to see: plain frozen values, made by the studio. No torch, no gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .routers.base import RoutingDecision
+
+
+@dataclass(frozen=True)
+class StudioStatus:
+    """How things are.
+
+    Attributes:
+        state: "loading", "ready" or "failed". message: one sentence for the person.
+        base: what `backbone.describe` says; None until it is loaded.
+        version: changes whenever lobes, base or jobs do: a cheap probe before anything is drawn again.
+    """
+
+    state: str
+    message: str
+    base: Mapping[str, Any] | None
+    lobes: int
+    version: int
+
+
+@dataclass(frozen=True)
+class LobeView:
+    """A lobe as a page shows it. `name` is a person's words: escape it. Losses are mean NLL per answer token, in nats."""
+
+    id: str
+    name: str
+    colour: str
+    rows: int | None
+    r: int
+    nbytes: int
+    base_validation_loss: float | None
+    validation_loss: float | None
+    train_loss: float | None
+    created: str
+    base: str
+    usable: bool
+    origin: str
+    target_modules: tuple[str, ...]
+    protected: bool
+
+
+@dataclass(frozen=True)
+class ChatEvent:
+    """One moment of an answer; `text` is the whole answer so far. The first event has no text but the decision.
+
+    `trace` has an entry for every token of `text` where a router weighs each token (X-LoRA, Arrow), and is empty otherwise.
+    """
+
+    text: str
+    decision: RoutingDecision | None
+    done: bool
+    stopped: bool
+    prompt_tokens: int
+    answer_tokens: int
+    seconds: float
+    tokens_per_second: float
+    first_token_ms: float | None
+    dropped_messages: int
+    trace: Sequence[TokenTrace] = ()
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as a page shows it: a lobe that is trained (`kind` "lobe") or a router that is fitted ("router", then `name` is the
+    router's). `mine`: this visitor may stop, resume or cancel it."""
+
+    id: str
+    name: str
+    state: str
+    created: str
+    started: str | None
+    finished: str | None
+    rows: int | None
+    step: int
+    steps: int
+    epoch: float
+    loss: float | None
+    validation_loss: float | None
+    best_validation_loss: float | None
+    base_validation_loss: float | None
+    tokens_per_second: float
+    seconds_left: float | None
+    seconds: float
+    error: str
+    place: int | None
+    mine: bool
+    config: Mapping[str, Any]
+    phase: str
+    kind: str = "lobe"
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """How one token of an answer was weighed.
+
+    Attributes:
+        text: what the token added to the answer; the traces' texts joined are the answer. weights: lobe's name → its weight at
+            this token, the mean over layers.
+        layers: (layers, lobes) weights of this token in every adapted layer, lobes in the order of `weights`; layers from the
+            first to the last of the model.
+    """
+
+    text: str
+    weights: Mapping[str, float]
+    layers: np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class RouterView:
+    """A router as a page shows it.
+
+    Attributes:
+        title, sentence: what it is called and what it does, for a person.
+        asks_for_fit: whether a person starts its fit. fitted: whether it can choose lobes now. stale: whether lobes have come,
+            gone or changed since the fit. why: one sentence, why it is stale or cannot be used; "" if all is well.
+        per_token: whether it weighs every token anew.
+        settings: name → default of what a person may set for a fit. report: what the last fit measured. fitted_at: ISO 8601 or "".
+        job_id: its fit that is queued or running, "" if none is.
+    """
+
+    name: str
+    title: str
+    sentence: str
+    asks_for_fit: bool
+    fitted: bool
+    stale: bool
+    why: str
+    per_token: bool
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    fitted_at: str = ""
+    job_id: str = ""
+
+
+@dataclass(frozen=True)
+class PromptMap:
+    """Where a prompt lies among the lobes' rows, in two dimensions (principal components of the lobes' prototypes).
+
+    Attributes:
+        lobes: name → (n, 2) places of some of its rows. prototypes: name → (k, 2). prompt: (2,), or None without one.
+        texts: name → the n rows' prompts, cut short.
+        explained: share of the prototypes' variance that the two dimensions show, 0 to 1.
+    """
+
+    lobes: Mapping[str, np.ndarray[Any, Any]]
+    prototypes: Mapping[str, np.ndarray[Any, Any]]
+    prompt: np.ndarray[Any, Any] | None
+    texts: Mapping[str, Sequence[str]]
+    explained: float
