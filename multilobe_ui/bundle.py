@@ -1,10 +1,11 @@
 """Bundles: lobes of one base model in a folder or a zip file, to keep, move and share.
 
-    bundle.json                          what it is: the base, the routers' state, and the sha256 of every file
+    bundle.json                          what it is: the base, and the sha256 of every file
     lobes/lobe_0001/adapter_config.json  adapter_model.safetensors  card.json  routing.safetensors  prompts.json
+    routers/gate/fit.json                arrays.safetensors
 
 JSON and safetensors only, so loading runs nobody's code; what the PyPI package `multilobe` 0.1.0 saves is read too. The
-base model is never inside. This module knows no router and no model: the features of the base come as an argument.
+base model is never inside. This module knows no router and no model: fits and the features of the base come as arguments.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,8 +27,9 @@ import numpy as np
 from .adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
 from .archive import content_root, is_junk, unzip, zip_folder
 from .config import from_json
-from .errors import AdapterError, BundleError, LobeError
+from .errors import AdapterError, BundleError, LobeError, RoutingError
 from .files import new_folder, read_json, sha256_of, write_json
+from .fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
 from .lobe import (
     CARD_FILE,
     PROMPTS_FILE,
@@ -55,6 +57,7 @@ _ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 _REQUIRED = (*_ADAPTER_FILES, CARD_FILE)
 _LOBE_FILES = (*_REQUIRED, ROUTING_FILE, PROMPTS_FILE)
 _FOLDER = re.compile(r"lobe_\d{4,9}")
+_ROUTER = re.compile(r"[a-z]{1,40}")
 _MAX_JSON = 256 << 20
 _UNFORESEEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 _ODD = (AdapterError, LobeError, OSError, *_UNFORESEEN)
@@ -63,7 +66,7 @@ _ODD = (AdapterError, LobeError, OSError, *_UNFORESEEN)
 
 @dataclass(frozen=True)
 class Entry:
-    """One lobe in the manifest: its folder's name, its own, and the sha256 of each of its files."""
+    """One lobe (or router) in the manifest: its folder's name, its own, and the sha256 of each of its files."""
 
     folder: str
     name: str
@@ -76,13 +79,13 @@ class Manifest:
 
     Attributes:
         base: name, fingerprint and more of the base model; the fingerprint is "" (unknown) in what `multilobe` saved.
-        embedding_model: what made the routing rows. routing: the routers' state, by the lobes' names.
+        embedding_model: what made the routing rows. routers: those that have been fitted; they call lobes by their names.
     """
 
     base: Mapping[str, Any]
     lobes: tuple[Entry, ...]
     embedding_model: str = ""
-    routing: Mapping[str, Any] = field(default_factory=dict)
+    routers: tuple[Entry, ...] = ()
     created: str = ""
     generator: str = ""
     format_version: int = FORMAT_VERSION
@@ -106,9 +109,12 @@ class Bundle:
 
 
 def save_bundle(
-    path: Path | str, lobes: Sequence[Lobe], base: Mapping[str, Any], embedding_model: str, routing: Mapping[str, Any]
+    path: Path | str, lobes: Sequence[Lobe], base: Mapping[str, Any], embedding_model: str, fits: Mapping[str, Fit]
 ) -> Path:
     """Write a bundle: a zip file if `path` ends in .zip, else a folder. An older bundle there is replaced in one step.
+
+    Args:
+        fits: what routers have learned, by the router's name.
 
     Raises:
         BundleError: no lobes, lobes of another base, a lobe that cannot be read, or something else lies at `path`.
@@ -124,24 +130,23 @@ def save_bundle(
         base={key: value for key, value in base.items() if key not in ("device", "dtype")},
         lobes=(),
         embedding_model=embedding_model,
-        routing=dict(routing),
         created=now(),
         generator=_generator(),
     )
     try:
         if path.suffix.lower() == ".zip":
             with tempfile.TemporaryDirectory(prefix="multilobe_") as scratch:
-                _write(Path(scratch), lobes, manifest)
+                _write(Path(scratch), lobes, fits, manifest)
                 zip_folder(Path(scratch), path)
         else:
             with new_folder(path) as folder:
-                _write(folder, lobes, manifest)
+                _write(folder, lobes, fits, manifest)
     except (AdapterError, OSError) as error:
         raise BundleError(f"{path.name} was not saved, and nothing there has changed: {error}") from error
     return path
 
 
-def _write(root: Path, lobes: Sequence[Lobe], manifest: Manifest) -> None:
+def _write(root: Path, lobes: Sequence[Lobe], fits: Mapping[str, Fit], manifest: Manifest) -> None:
     entries = []
     for number, lobe in enumerate(lobes, 1):
         folder = root / "lobes" / f"lobe_{number:04d}"
@@ -150,7 +155,10 @@ def _write(root: Path, lobes: Sequence[Lobe], manifest: Manifest) -> None:
         read_matrices(read_header(folder))
         write_card(folder, replace(lobe.card, owner=""))
         entries.append(_entry(folder, lobe.name))
-    write_json(root / MANIFEST_FILE, asdict(replace(manifest, lobes=tuple(entries))))
+    for name, fit in fits.items():
+        write_fit(root / "routers" / name, fit)
+    routers = tuple(_entry(root / "routers" / name, name) for name in fits)
+    write_json(root / MANIFEST_FILE, asdict(replace(manifest, lobes=tuple(entries), routers=routers)))
 
 
 def _entry(folder: Path, name: str) -> Entry:
@@ -171,7 +179,7 @@ def _check_replaceable(path: Path) -> None:
     if path.is_dir():
         names = {p.name for p in path.iterdir() if not is_junk(p.name)}
         missing = [f"no {MANIFEST_FILE}"] if names and MANIFEST_FILE not in names else []
-        strange = ", ".join([*missing, *sorted(names - {MANIFEST_FILE, "lobes"})][:4])
+        strange = ", ".join([*missing, *sorted(names - {MANIFEST_FILE, "lobes", "routers"})][:4])
     elif path.exists():
         with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
             names = {PurePosixPath(name).name for name in archive.namelist()}
@@ -208,12 +216,18 @@ def verify_bundle(path: Path | str) -> list[str]:
     """What is wrong with a bundle, one sentence each; empty if nothing is."""
     try:
         with open_bundle(path) as bundle:
-            listed = {f"lobes/{entry.folder}/{name}" for entry in bundle.manifest.lobes for name in entry.files}
+            listed = {str(place / name) for place, entry in _entries(bundle.manifest) for name in entry.files}
             files = {p.relative_to(bundle.root).as_posix() for p in bundle.root.rglob("*") if not p.is_dir()}
             extra = sorted(name for name in files - listed - {MANIFEST_FILE} if not is_junk(name))
             return [*_problems(bundle), *(f"{name} is not listed in {MANIFEST_FILE}." for name in extra)]
     except (BundleError, OSError) as error:
         return [str(error)]
+
+
+def _entries(manifest: Manifest) -> Iterator[tuple[PurePosixPath, Entry]]:
+    """Every folder of a bundle, and what the manifest says of it."""
+    for kind, entries in (("lobes", manifest.lobes), ("routers", manifest.routers)):
+        yield from ((PurePosixPath(kind, entry.folder), entry) for entry in entries)
 
 
 def _folder(path: Path, scratch: Path, wanted: Callable[[str], bool] | None = None) -> Path:
@@ -235,7 +249,8 @@ def _manifest(root: Path) -> Manifest:
         raise BundleError(f"The bundle has format version {number}; {known}. Update multilobe-ui to load it.")
     try:
         lobes = tuple(from_json(Entry, entry) for entry in values["lobes"])
-        manifest = from_json(Manifest, {**values, "lobes": lobes})
+        routers = tuple(from_json(Entry, entry) for entry in values.get("routers", ()))
+        manifest = from_json(Manifest, {**values, "lobes": lobes, "routers": routers})
         fault = _fault(manifest)
     except _ODD as error:
         fault = str(error)
@@ -247,10 +262,11 @@ def _manifest(root: Path) -> Manifest:
 def _fault(manifest: Manifest) -> str:
     """The first thing in a manifest that cannot be, or ""."""
     base = (manifest.base.get("name"), manifest.base.get("fingerprint"))
-    texts = (*base, manifest.embedding_model, manifest.created, manifest.generator, *(e.name for e in manifest.lobes))
+    names = (entry.name for _, entry in _entries(manifest))
+    texts = (*base, manifest.embedding_model, manifest.created, manifest.generator, *names)
     if manifest.format_version != FORMAT_VERSION:
         return f"format_version is {manifest.format_version!r}"
-    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.routing, dict):
+    if not all(isinstance(text, str) for text in texts):
         return "a value has the wrong type"
     if not manifest.lobes:
         return "it lists no lobes"
@@ -260,19 +276,31 @@ def _fault(manifest: Manifest) -> str:
     for entry in manifest.lobes:
         if not set(_REQUIRED) <= set(entry.files) <= set(_LOBE_FILES):
             return f"{entry.folder} lists other files than a lobe has ({', '.join(entry.files)[:200]})"
+    for entry in manifest.routers:
+        if entry.folder != entry.name or not _ROUTER.fullmatch(entry.name):
+            return f"the router {entry.folder[:80]!r} is misnamed"
+        if not {FIT_FILE} <= set(entry.files) <= {FIT_FILE, ARRAYS_FILE}:
+            return f"{entry.folder} lists other files than a router has ({', '.join(entry.files)[:200]})"
     return ""
 
 
 def _problems(bundle: Bundle) -> Iterator[str]:
-    """All that can be wrong with the lobes of a bundle, whatever base is loaded."""
+    """All that can be wrong with the lobes and fits of a bundle, whatever base is loaded."""
     seen: set[str] = set()
-    for entry in bundle.manifest.lobes:
-        folder, show = bundle.root / "lobes" / entry.folder, f"The lobe {entry.name[:80]!r}"
+    for place, entry in _entries(bundle.manifest):
+        kind = "lobe" if entry in bundle.manifest.lobes else "router"
+        folder, show = bundle.root / place, f"The {kind} {entry.name[:80]!r}"
         missing = [name for name in entry.files if not (folder / name).is_file()]
         changed = [n for n, sha in entry.files.items() if n not in missing and sha256_of(folder / n) != sha]
         yield from (f"{show}: {name} is missing." for name in missing)
         yield from (f"{show}: {name} was changed after the bundle was saved." for name in changed)
         if missing or changed:
+            continue
+        if kind == "router":
+            try:
+                read_fit(folder)
+            except RoutingError as error:
+                yield f"{show} cannot be read: {error}"
             continue
         try:
             card = _card(folder)
@@ -323,7 +351,12 @@ def _has_sound_rows(lobe: Lobe) -> bool:
             return False
         width = rows.prototypes.shape[1]
         vectors = (rows.prototypes, rows.train, rows.validation)
-        texts = ((rows.train_prompts, rows.train), (rows.validation_prompts, rows.validation))
+        texts = (
+            (rows.train_prompts, rows.train),
+            (rows.validation_prompts, rows.validation),
+            (rows.train_answers, rows.train),
+            (rows.validation_answers, rows.validation),
+        )
         return all(v.ndim == 2 and v.shape[1] in (0, width) and np.isfinite(v).all() for v in vectors) and all(
             isinstance(t, list) and len(t) in (0, len(v)) and all(isinstance(s, str) for s in t) for t, v in texts
         )
@@ -343,7 +376,7 @@ def load_bundle(
     on_clash: OnClash = "rename",
     owner: str = "",
     progress: Progress | None = None,
-) -> tuple[list[Lobe], Mapping[str, Any]]:
+) -> tuple[list[Lobe], dict[str, Fit]]:
     """Add all lobes of a bundle to the store, or none.
 
     Args:
@@ -352,7 +385,7 @@ def load_bundle(
         progress: called with (lobes added, lobes in all, name).
 
     Returns:
-        the new lobes in the bundle's order, and the routers' state, which calls lobes by their names in the bundle.
+        the new lobes in the bundle's order, and the routers' fits, which call lobes by the names that they got here.
 
     Raises:
         BundleError: damaged, unsafe, newer, of another base, or with a name that is taken; the store is as before.
@@ -364,8 +397,8 @@ def load_bundle(
                 wanted, ours = f"{theirs['name']} ({theirs['fingerprint']})", f"{base_name} ({base_fingerprint})"
                 raise BundleError(f"The bundle is for the base {wanted}, but {ours} is loaded. Load that base first.")
             mine = Bundle(Path(scratch), bundle.manifest)  # a copy that nobody changes meanwhile
-            for entry in bundle.manifest.lobes:
-                _copy(bundle.root / "lobes" / entry.folder, mine.root / "lobes" / entry.folder, entry.files)
+            for place, entry in _entries(bundle.manifest):
+                _copy(bundle.root / place, mine.root / place, entry.files)
             for problem in _problems(mine):
                 raise BundleError(f"{problem} Nothing was loaded; ask for a fresh copy of the bundle.")
             lobes = []
@@ -379,7 +412,10 @@ def load_bundle(
                 origin = "bundle" if card.origin == "trained here" else card.origin
                 base = {**card.base, "fingerprint": base_fingerprint}
                 lobes.append((folder, replace(card, origin=origin, owner=owner, base=base)))
-            return _add_all(store, lobes, on_clash, progress), bundle.manifest.routing
+            fits = {entry.name: read_fit(mine.root / "routers" / entry.folder) for entry in bundle.manifest.routers}
+            added = _add_all(store, lobes, on_clash, progress)
+            names = {card.name: lobe.name for (_, card), lobe in zip(lobes, added, strict=True)}
+            return added, {name: fit.renamed(names) for name, fit in fits.items()}
     except (AdapterError, LobeError, OSError) as error:
         raise BundleError(f"The bundle was not loaded, and the lobes are as before: {error}") from error
 

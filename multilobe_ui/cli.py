@@ -9,17 +9,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import SamplingConfig, TrainingConfig
-from .errors import MultiLobeError
+from .errors import ConfigError, MultiLobeError
 
 if TYPE_CHECKING:
     from .model import MultiLobeModel
     from .routers import RoutingDecision
+    from .routers.base import Mixing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,15 +54,8 @@ def launch(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> None:
     """Train a lobe, with a progress bar; Ctrl-C stops and keeps the best so far."""
-    import signal
-    import threading
-
-    from tqdm import tqdm
-
-    from .training import StepRecord
-
     stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set() if not stop.is_set() else sys.exit(130))
+    _stop_on_ctrl_c(stop)
     config = TrainingConfig(**{field.name: getattr(options, field.name) for field in fields(TrainingConfig)})
     mapping = dict(pair.split("=", 1) for pair in options.map) or None
     run = _model(options).train(
@@ -72,22 +67,11 @@ def train(options: argparse.Namespace) -> None:
         checkpoint=Path(options.checkpoint) if options.checkpoint else None,
         stop=stop,
     )
-    bar: Any = None
-    while True:
-        try:
-            event = next(run)
-        except StopIteration as end:
-            lobe = end.value
-            break
-        if not isinstance(event, StepRecord):
-            print(event, file=sys.stderr)
-            continue
-        bar = bar or tqdm(total=event.steps, unit="step", file=sys.stderr, disable=options.quiet)
-        bar.update(event.step - bar.n)
-        if event.validation_loss is not None:
-            bar.set_postfix_str(f"validation loss {event.validation_loss:.3f}")
-    if bar is not None:
-        bar.close()
+
+    def shown(record: Any) -> dict[str, float]:
+        return {} if record.validation_loss is None else {"validation loss": record.validation_loss}
+
+    lobe = _followed(run, options.quiet, shown)
     result = lobe.card.training
     before, after = result.get("base_validation_loss"), result.get("validation_loss")
     summary = f"{lobe.name}: {result['steps']} steps in {result['seconds']:.0f} s"
@@ -98,16 +82,17 @@ def train(options: argparse.Namespace) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Answer one prompt, or talk until end of input."""
-    model, sampling = _model(options), _sampling(options)
+    model, sampling, mixing = _model(options), _sampling(options), _mixing(options)
+    from .generation import stream_text
     from .model import metadata
 
     def answer(messages: list[dict[str, str]]) -> str:
-        weights: dict[str, float] | None = {} if options.base_only else None
-        decision = model.decide(messages, None if options.base_only else options.lobe, weights)
+        weights = {} if options.base_only else _weights(options.weights)
+        decision = model.decide(messages, None if weights is not None else options.lobe, weights, mixing=mixing)
         if not options.json:
             print(f"[{_who(decision)}]", file=sys.stderr)
         pieces = []
-        for piece in model.stream(messages, weights=decision.weights, **sampling):
+        for piece in stream_text(model.bank, model.request(messages, decision, sampling, mixing=mixing)):
             pieces.append(piece)
             if not options.json:
                 print(piece, end="", flush=True)
@@ -131,13 +116,49 @@ def chat(options: argparse.Namespace) -> None:
 
 def route(options: argparse.Namespace) -> None:
     """Say which lobe would answer each prompt (from the arguments, else a line each from standard input)."""
-    model = _model(options)
+    model, mixing = _model(options), _mixing(options)
     for prompt in options.prompt or (line.rstrip("\n") for line in sys.stdin):
-        decision = model.route(prompt)
+        decision = model.route(prompt, mixing=mixing)
         if options.json:
             print(json.dumps({"prompt": prompt, **decision.to_json()}, ensure_ascii=False))
         else:
             print(f"{_who(decision)}\t{decision.confidence:.0%}\t{decision.elapsed_ms:.0f} ms\t{prompt}")
+
+
+def fit(options: argparse.Namespace) -> None:
+    """Fit a router to the lobes of the home, with a progress bar; Ctrl-C stops and keeps the best so far."""
+    from . import dataset
+    from .config import settings_of
+
+    model = _model(options)
+    router = model.routing.named(options.name)
+    settings: dict[str, Any] = _settings(options.set)
+    if router.settings is not None:
+        settings_of(router.settings, settings)
+    if options.data:
+        settings["rows"] = dataset.load(options.data)
+    stop = threading.Event()
+    _stop_on_ctrl_c(stop)
+    fitted = _followed(model.fitting_router(options.name, settings, stop), options.quiet, lambda record: record.values)
+    report = {name: value for name, value in fitted.report.items() if isinstance(value, (int, float, str))}
+    summary = ", ".join(
+        f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in report.items()
+    )
+    _say(options, {"router": options.name, "report": fitted.report}, f"{router.title} is fitted. {summary}".strip())
+
+
+def routers(options: argparse.Namespace) -> None:
+    """List the routers, and whether each can be used."""
+    from .routers import ROUTERS
+
+    model = _model(options)
+    for name in ROUTERS:
+        router = model.routing.named(name)
+        state = "needs a fit" if not router.is_fitted else "stale" if model.routing.is_stale(name) else "ready"
+        if options.json:
+            print(json.dumps({"name": name, "title": router.title, "state": state, "sentence": router.sentence}))
+        else:
+            print(f"{name:11}{state:12}{router.sentence}")
 
 
 def bundle_save(options: argparse.Namespace) -> None:
@@ -193,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--base", help="base model: builtin, a folder, or a hub id (default: builtin)")
     shared.add_argument("--device", help="cpu, cuda, mps (default: the best there is)")
     shared.add_argument(
-        "--router", default="hybrid", help="hybrid, embedding, logprob, gate or keyword (default: hybrid)"
+        "--router", default="hybrid", help="who routes; `multilobe-ui routers` lists them (default: hybrid)"
     )
     shared.add_argument("--json", action="store_true", help="print data as JSON")
     parser = argparse.ArgumentParser(prog="multilobe-ui", description="Train small LoRA lobes and let a router choose.")
@@ -223,10 +244,27 @@ def _parser() -> argparse.ArgumentParser:
     talk.add_argument("prompt", nargs="*", help="without one, a conversation")
     talk.add_argument("--lobe", help="the lobe that answers (default: the router chooses)")
     talk.add_argument("--base-only", action="store_true", help="no lobe")
+    talk.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="LOBE=WEIGHT",
+        help="a mixture by hand, such as python=0.6 maths=0.4",
+    )
+    _add_mixing(talk)
     _add_settings(talk, SamplingConfig)
 
     ask = command("route", route)
     ask.add_argument("prompt", nargs="*", help="without one, a line each from standard input")
+
+    _add_mixing(ask)
+
+    learn = command("fit", fit)
+    learn.add_argument("name", help="the router's name")
+    learn.add_argument("--data", help="rows to learn from instead of the lobes' own (complexity only)")
+    learn.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help="a setting of the router")
+    learn.add_argument("--quiet", action="store_true", help="no progress bar")
+    command("routers", routers)
 
     bundles = commands.add_parser("bundle", help="Save, load, list or verify bundles.").add_subparsers(
         required=True, metavar="verb"
@@ -257,6 +295,74 @@ def _add_settings(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
             parser.add_argument(option, type=number, default=default, help=f"default: {shown}")
 
 
+def _add_mixing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mixing", default="top_1", help="how many lobes answer: top_1, top_k or soft (default: top_1)"
+    )
+    parser.add_argument("--k", type=int, default=2, help="lobes of top_k (default: 2)")
+
+
+def _mixing(options: argparse.Namespace) -> Mixing:
+    from .routers.base import Mixing
+
+    return Mixing(options.mixing, options.k)
+
+
+def _weights(pairs: Sequence[str]) -> dict[str, float] | None:
+    """LOBE=WEIGHT pairs; None if there are none."""
+    weights = {}
+    for pair in pairs:
+        name, _, number = pair.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"--weights is {pair!r}: it must be LOBE=WEIGHT, such as python=0.6.") from None
+    return weights or None
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """SETTING=VALUE pairs; a value is JSON if it can be read so, else text."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        try:
+            settings[name] = json.loads(text)
+        except ValueError:
+            settings[name] = text
+    return settings
+
+
+def _stop_on_ctrl_c(stop: threading.Event) -> None:
+    """The first Ctrl-C asks for an end, the second is one."""
+    import signal
+
+    signal.signal(signal.SIGINT, lambda *_: stop.set() if not stop.is_set() else sys.exit(130))
+
+
+def _followed(run: Generator[Any, None, Any], quiet: bool, shown: Callable[[Any], Mapping[str, float]]) -> Any:
+    """Run to the end behind a progress bar; returns what the generator returns. Texts that it yields are its phases."""
+    from tqdm import tqdm
+
+    bar: Any = None
+    try:
+        while True:
+            event = next(run)
+            if isinstance(event, str):
+                print(event, file=sys.stderr)
+                continue
+            bar = bar or tqdm(total=event.steps, unit="step", file=sys.stderr, disable=quiet)
+            bar.update(event.step - bar.n)
+            if values := shown(event):
+                bar.set_postfix_str(
+                    ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
+                )
+    except StopIteration as end:
+        return end.value
+    finally:
+        if bar is not None:
+            bar.close()
+
+
 def _home(options: argparse.Namespace) -> Path:
     return Path(options.home or os.environ.get("MULTILOBE_HOME") or Path.home() / ".multilobe").expanduser().resolve()
 
@@ -273,11 +379,14 @@ def _model(options: argparse.Namespace) -> MultiLobeModel:
     return model
 
 
-def _sampling(options: argparse.Namespace) -> dict[str, Any]:
-    return {field.name: getattr(options, field.name) for field in fields(SamplingConfig)}
+def _sampling(options: argparse.Namespace) -> SamplingConfig:
+    return SamplingConfig(**{field.name: getattr(options, field.name) for field in fields(SamplingConfig)})
 
 
 def _who(decision: RoutingDecision) -> str:
+    """The lobe that answers, or the lobes with their shares."""
+    if len(decision.weights) > 1:
+        return " + ".join(f"{name} {weight:.0%}" for name, weight in decision.weights.items())
     return decision.chosen or "base"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -20,6 +21,21 @@ def from_json(kind: type[T], values: dict[str, Any]) -> T:
     """Build a settings object from JSON; unknown keys (from a newer version) are ignored."""
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{key: value for key, value in values.items() if key in known})
+
+
+def settings_of(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Build a settings object from what a person gave.
+
+    Raises:
+        ConfigError: a name that is no setting, or a value out of its range or of the wrong type.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    check(not unknown, "settings", unknown, f"among {', '.join(known)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"A setting has a value of the wrong type ({error}): {dict(values)}.") from None
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,58 @@ class SamplingConfig:
     @property
     def greedy(self) -> bool:
         return not self.do_sample or self.temperature == 0
+
+
+@dataclass(frozen=True)
+class XLoraSettings:
+    """How an X-LoRA head is made and trained (`xlora_training.train_head`)."""
+
+    depth: int = 1
+    """Linear layers of the head."""
+    size: int = 64
+    """Features between the layers of a head of depth 2 or more."""
+    layerwise: bool = True
+    """Weights of their own for every adapted linear layer; False gives a token the same weights in all layers."""
+    granularity: str = "token"
+    """"token" weighs each token by its own hidden state, "sequence" by the mean hidden state of all tokens so far."""
+    temperature: float = 1.0
+    """Divides the head's outputs before the softmax: higher mixes more evenly."""
+    top_k: int = 0
+    """Train with the k best lobes of each token alone; 0 mixes all."""
+    dropout: float = 0.0
+    supervised_steps: int = 300
+    """Optimizer steps on the rows' own lobes as labels."""
+    language_steps: int = 100
+    """Optimizer steps on the answers' language-model loss, after those."""
+    learning_rate: float = 3e-3
+    """Peak rate of the supervised steps; the language-model steps begin at `language_rate`."""
+    language_rate: float = 1e-3
+    label_weight: float = 0.05
+    """Share of the label loss while the language-model loss is learned, so that the head does not forget the lobes."""
+    batch_size: int = 8
+    """Rows in one language-model step."""
+    rows_per_lobe: int = 96
+    """Most training rows of each lobe; held out are at most a quarter as many."""
+    max_length: int = 256
+    """Longest row in tokens; longer rows are cut."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(1 <= self.depth <= 8, "depth", self.depth, "from 1 to 8")
+        check(1 <= self.size <= 8192, "size", self.size, "from 1 to 8192")
+        check(self.granularity in ("token", "sequence"), "granularity", self.granularity, "'token' or 'sequence'")
+        check(0 < self.temperature <= 100, "temperature", self.temperature, "above 0 and at most 100")
+        check(0 <= self.top_k <= 1000, "top_k", self.top_k, "0 (all lobes) or the number of lobes that mix")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
+        check(0 <= self.supervised_steps <= 100_000, "supervised_steps", self.supervised_steps, "0 or more")
+        check(0 <= self.language_steps <= 100_000, "language_steps", self.language_steps, "0 (none) or more")
+        check(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "above 0 and below 1")
+        check(0 < self.language_rate < 1, "language_rate", self.language_rate, "above 0 and below 1")
+        check(0 <= self.label_weight <= 1, "label_weight", self.label_weight, "from 0 to 1")
+        check(1 <= self.batch_size <= 1024, "batch_size", self.batch_size, "a whole number from 1 to 1024")
+        check(4 <= self.rows_per_lobe <= 100_000, "rows_per_lobe", self.rows_per_lobe, "at least 4")
+        check(8 <= self.max_length <= 100_000, "max_length", self.max_length, "at least 8 tokens")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 
 def suggested_learning_rate(hidden_size: int) -> float:

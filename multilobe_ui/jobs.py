@@ -1,4 +1,4 @@
-"""Training jobs that outlive the page, the process and SIGKILL: one runs, the others queue.
+"""Jobs (a lobe to train, a router to fit) that outlive the page, the process and SIGKILL: one runs, the others queue.
 
     jobs/lock  queue.json  <id>/job.json  metrics.jsonl  data.jsonl  checkpoint/  error.txt
 
@@ -62,7 +62,10 @@ Records = list[Record]
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What was asked for. `config` is a TrainingConfig as JSON; `data_name` is what the person calls the file."""
+    """What was asked for. `config` holds the settings as JSON; `data_name` is what the person calls the file.
+
+    `kind` is "lobe" (then `name` is the lobe's, `config` a TrainingConfig) or "router" (then `name` is the router's).
+    """
 
     name: str
     config: dict[str, Any]
@@ -71,6 +74,7 @@ class JobSpec:
     mapping: dict[str, str] | None = None
     skip_bad: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
+    kind: str = "lobe"
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class JobHandle:
 
 
 Runner = Callable[[JobHandle], str]
-"""Does one job and returns the id of the lobe made. Raises MultiLobeError for what a person can understand."""
+"""Does one job and returns the id of the lobe made, if any. Raises MultiLobeError for what a person can understand."""
 
 
 class Jobs:
@@ -250,15 +254,16 @@ class Jobs:
 
     # ---- for people --------------------------------------------------------------------------------------------------
 
-    def submit(self, spec: JobSpec, data: Path) -> Job:
-        """Queue a job with its own copy of `data`. Raises JobError: no room for it, or another process trains here."""
+    def submit(self, spec: JobSpec, data: Path | None) -> Job:
+        """Queue a job with its own copy of `data`, if it has any. Raises JobError: no room, or another process works here."""
         self._check_own()
         id = secrets.token_hex(16)
         # through JSON, so that it looks now as it will after a restart
         job = _parse(id, json.loads(json.dumps(Job(id, spec, created=_now()).to_json())))
-        problem = f"The training data {spec.data_name or data.name} cannot be copied"
+        problem = f"The data {spec.data_name or (data.name if data else '')} cannot be copied".replace("  ", " ")
         with _disk(problem), new_folder(self.folder / id) as temporary:
-            shutil.copyfile(data, temporary / DATA_FILE)
+            if data is not None:
+                shutil.copyfile(data, temporary / DATA_FILE)
             write_json(temporary / JOB_FILE, job.to_json())
         with self._queueing():
             self._put(job, save=False)

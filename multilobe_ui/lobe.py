@@ -45,6 +45,7 @@ class Card:
         data: file name, sha256, rows of the training data. training: a TrainingResult.
         embedding_model: what made its routing rows.
         owner: visitor who made it, in shared use; never leaves this machine.
+        tier: "simple", "medium" or "complex" if complexity routing made it as one of its experts, else "".
     """
 
     name: str
@@ -57,6 +58,7 @@ class Card:
     training: Mapping[str, Any] = field(default_factory=dict)
     embedding_model: str = ""
     owner: str = ""
+    tier: str = ""
     format_version: int = 1
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +86,8 @@ class Lobe:
             prototypes, train, validation = (
                 arrays[k].astype(np.float32) for k in ("prototypes", "train", "validation")
             )
-            return RoutingRows(prototypes, train, validation, prompts["train"], prompts["validation"])
+            answers = (prompts.get(kind, []) for kind in ("train_answers", "validation_answers"))
+            return RoutingRows(prototypes, train, validation, prompts["train"], prompts["validation"], *answers)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return None
 
@@ -93,7 +96,13 @@ def write_routing_rows(folder: Path, rows: RoutingRows) -> None:
     """Half precision: the cosines it is for need three digits."""
     arrays = {"prototypes": rows.prototypes, "train": rows.train, "validation": rows.validation}
     save_file({name: np.ascontiguousarray(a, np.float16) for name, a in arrays.items()}, folder / ROUTING_FILE)
-    write_json(folder / PROMPTS_FILE, {"train": list(rows.train_prompts), "validation": list(rows.validation_prompts)})
+    texts = {
+        "train": rows.train_prompts,
+        "validation": rows.validation_prompts,
+        "train_answers": rows.train_answers,
+        "validation_answers": rows.validation_answers,
+    }
+    write_json(folder / PROMPTS_FILE, {name: list(values) for name, values in texts.items()})
 
 
 def read_card(folder: Path) -> Card:

@@ -6,27 +6,28 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import numpy as np
+from torch import Tensor
 
 from . import bundle, dataset, training
 from .adapter import AdapterHeader, check_fits, read_header, read_matrices
 from .assets import MINILM_NAMES, folder
 from .backbone import BUILTIN, Backbone, Messages, describe
 from .bank import LobeBank
-from .config import SamplingConfig, TrainingConfig, check
+from .config import SamplingConfig, TrainingConfig, check, settings_of
 from .embedding import Embedder, generic_prompts, prototypes_of
 from .errors import ConfigError, MultiLobeError
-from .files import read_json, write_json
+from .fits import Fit, Key
 from .generation import Request, generate_text, prepare, stream_text
 from .lobe import Card, Lobe, LobeStore, now, write_routing_rows
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
-from .routers.base import Vector, manual_decision
-from .scoring import prompt_nll
+from .routers.base import TOP_1, FitOutcome, FitRecord, Mixing, Vector, manual_decision
+from .routing import Routing
+from .scoring import mean_hidden, prompt_nll
 from .training import StepRecord, TrainingResult
 
 ROUTING_TRAIN_ROWS = 256
@@ -40,7 +41,7 @@ class MultiLobeModel:
     Methods may be called from several threads; training one lobe does not disturb answers from the others.
 
     Attributes:
-        backbone: the base. bank: its lobes, ready to run. embedder: the router's sentence encoder. router: the router in use.
+        backbone: the base. bank: its lobes, ready to run. embedder: the routers' sentence encoder. routing: the routers.
         home: folder of the lobes; a temporary one unless it was given.
         version: rises whenever lobes or routing change.
     """
@@ -59,7 +60,6 @@ class MultiLobeModel:
         check(logprob_max_tokens >= 1, "logprob_max_tokens", logprob_max_tokens, "at least 1")
         self._threshold = _threshold(embedding_threshold)
         self._logprob_max_tokens = logprob_max_tokens
-        self._router_name = router
         self._temporary = tempfile.TemporaryDirectory(prefix="multilobe-") if home is None else None
         self.home = Path(self._temporary.name) if self._temporary else Path(cast(Path, home))
         self.backbone = backbone
@@ -73,7 +73,8 @@ class MultiLobeModel:
         self._generic = generic_prompts(folder("assets") / "generic_prompts.jsonl")
         for lobe in self.store.all():
             self._register(lobe)
-        self.router = self._new_router()
+        places = self.home / "routing" / backbone.fingerprint
+        self.routing = Routing(places, self.routing_context, self._routing_key, router, self._threshold)
 
     @classmethod
     def from_pretrained(
@@ -97,7 +98,7 @@ class MultiLobeModel:
             embedding_threshold: "auto" calibrates from held-out rows; a number is the embedding score that a lobe must reach
                 to be chosen without asking the language model.
             logprob_max_tokens: tokens of a prompt that stage 2 reads.
-            router: "hybrid", "embedding", "logprob", "gate" or "keyword" (see `routers`).
+            router: which of `routers.ROUTERS` routes where none is named.
             home: where lobes live; None is a temporary folder that goes with the object.
             model_kwargs: for `AutoModelForCausalLM.from_pretrained`, such as dtype or quantization_config.
         """
@@ -117,6 +118,11 @@ class MultiLobeModel:
     def lobes(self) -> list[Lobe]:
         """The lobes that fit this base, oldest first."""
         return [lobe for lobe in self.store.all() if lobe.id in self.bank]
+
+    @property
+    def router(self) -> Router:
+        """The router that routes where none is named."""
+        return self.routing.named()
 
     @property
     def lobe_names(self) -> list[str]:
@@ -160,21 +166,19 @@ class MultiLobeModel:
         Raises:
             LobeError, DataError, ConfigError: refused before training begins. MultiLobeError: training failed; nothing is added.
         """
-        unknown = sorted(set(settings) - {field.name for field in fields(TrainingConfig)})
-        check(not unknown, "settings", unknown, f"among {', '.join(f.name for f in fields(TrainingConfig))}")
-        config = TrainingConfig(
-            epochs=epochs,
-            lora_r=lora_r,
-            lora_alpha=lora_alpha,
-            lora_dropout=lora_dropout,
-            target_modules=target_modules
+        values = {
+            "epochs": epochs,
+            "lora_r": lora_r,
+            "lora_alpha": lora_alpha,
+            "lora_dropout": lora_dropout,
+            "target_modules": target_modules
             if target_modules is None or isinstance(target_modules, str)
             else tuple(target_modules),
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            max_length=max_length,
-            **settings,
-        )
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "max_length": max_length,
+        }
+        config = settings_of(TrainingConfig, {**values, **settings})
         run = self.train(name, dataset, config, mapping=mapping, skip_bad=skip_bad, stop=stop)
         while True:
             try:
@@ -221,14 +225,13 @@ class MultiLobeModel:
                 stop=stop,
             )
             yield "Learning what to route here"
-            rows = self._routing_rows([e.prompt for e in train], [e.prompt for e in validation])
-            write_routing_rows(workspace / "adapter", rows)
+            write_routing_rows(workspace / "adapter", self._routing_rows(train, validation))
             data = {"name": data_name or _data_name(source), "rows": len(examples)}
             card = self._card(name, "trained here", config=config, data=data, result=result, owner=owner)
             lobe = self._add(workspace / "adapter", card, replaces)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
-        if self._router_needs_model():
+        if self.router.needs_model and len(self.lobes) > 1:
             yield "Calibrating the router"
             self.calibrate()
         return lobe
@@ -251,9 +254,7 @@ class MultiLobeModel:
             if dataset_for_routing is not None:
                 examples = dataset.load(dataset_for_routing)
                 train, validation = dataset.split(examples, 0.1)
-                write_routing_rows(
-                    adapter, self._routing_rows([e.prompt for e in train], [e.prompt for e in validation])
-                )
+                write_routing_rows(adapter, self._routing_rows(train, validation))
             return self._add(adapter, self._card(name, "imported adapter", owner=owner))
 
     def remove_lobe(self, name: str) -> None:
@@ -269,20 +270,28 @@ class MultiLobeModel:
             self._changed()
 
     def rename_lobe(self, name: str, new_name: str) -> Lobe:
-        """Give a lobe another name; its id and files stay."""
+        """Give a lobe another name; its id, its files and what routers have learned of it stay."""
         with self._lock:
+            before = self.store.by_name(name).name
             lobe = self.store.rename(name, new_name)
+            self.routing.rename({before: lobe.name})
             self._changed()
             return lobe
 
     # ---- routing ----------------------------------------------------------------------------------------------------------
 
-    def route(self, prompt: str) -> RoutingDecision:
-        """Decide which lobe should answer a prompt."""
-        return self.router.route(prompt)
+    def route(self, prompt: str, router: str | None = None, mixing: Mixing = TOP_1) -> RoutingDecision:
+        """Decide which lobes should answer a prompt, by the router of that name."""
+        return self.routing.route(prompt, router, mixing)
 
     def decide(
-        self, messages: Messages, lobe: str | None = None, weights: Mapping[str, float] | None = None
+        self,
+        messages: Messages,
+        lobe: str | None = None,
+        weights: Mapping[str, float] | None = None,
+        *,
+        router: str | None = None,
+        mixing: Mixing = TOP_1,
     ) -> RoutingDecision:
         """The decision for a conversation: by hand (`lobe`, or `weights` by name; {} is the base), else by the router.
 
@@ -293,17 +302,52 @@ class MultiLobeModel:
         if weights is not None:
             return manual_decision(weights, self.lobe_names)
         asked = [m["content"] for m in messages if m["role"] == "user"]
-        decision = self.route(asked[-1] if asked else "")
+        decision = self.route(asked[-1] if asked else "", router, mixing)
         if decision.abstained and len(asked) > 1 and len(asked[-1].split()) < FEW_WORDS:
-            return self.route(" ".join(asked[-2:]))
+            return self.route(" ".join(asked[-2:]), router, mixing)
         return decision
 
     def calibrate(self) -> None:
-        """Fit the router to the lobes there are, using the language model on their held-out prompts (seconds)."""
-        with self._lock:
-            self.router.fit()
-            self._save_routing()
-            self.version += 1
+        """Fit the default router to the lobes there are, using the language model on their held-out prompts (seconds)."""
+        self.fit_router(self.routing.default)
+
+    def fit_router(
+        self,
+        name: str,
+        *,
+        progress: Callable[[FitRecord], None] | None = None,
+        stop: threading.Event | None = None,
+        **settings: Any,
+    ) -> Fit:
+        """Fit a router to the lobes there are.
+
+        Args:
+            name: of `routers.ROUTERS`. settings: what that router lets one set. stop: set it to end early with the best so far.
+
+        Raises:
+            ConfigError: no such router or setting. RoutingError: there is nothing to learn from.
+        """
+        run = self.fitting_router(name, settings, stop)
+        while True:
+            try:
+                record = next(run)
+            except StopIteration as end:
+                return cast(Fit, end.value)
+            if progress:
+                progress(record)
+
+    def fitting_router(
+        self, name: str, settings: Mapping[str, Any], stop: threading.Event | None = None, *, owner: str = ""
+    ) -> Generator[FitRecord, None, Fit]:
+        """`fit_router` as a generator of its records."""
+
+        def take_in(outcome: FitOutcome) -> None:
+            for tier, folder_ in outcome.experts.items():
+                self._add_expert(tier, folder_, owner)
+
+        fit = yield from self.routing.fitting(name, settings, stop or threading.Event(), take_in)
+        self.version += 1
+        return fit
 
     # ---- generation -------------------------------------------------------------------------------------------------------
 
@@ -322,6 +366,8 @@ class MultiLobeModel:
         return_metadata: bool = False,
         *,
         weights: Mapping[str, float] | None = None,
+        router: str | None = None,
+        mixing: Mixing = TOP_1,
         **sampling: Any,
     ) -> str | tuple[str, dict[str, Any]]:
         """Answer a prompt or a conversation.
@@ -329,6 +375,7 @@ class MultiLobeModel:
         Args:
             lobe: the lobe that answers; None asks the router.
             weights: or a mixture by name, such as {"python": 0.6, "maths": 0.4}; {} is the base model.
+            router: the router to ask, of `routers.ROUTERS`; None is the model's own. mixing: how many lobes answer.
             sampling: fields of SamplingConfig: max_new_tokens=256, temperature=0.7, top_p=0.9, top_k, repetition_penalty,
                 do_sample=True, seed.
         Returns: the answer, or (answer, metadata) with selected_lobe, router_confidence, router_type, router_scores, router_ms
@@ -337,9 +384,9 @@ class MultiLobeModel:
         Raises:
             RoutingError: no lobe of that name. ConfigError: a setting out of range, or a prompt that is empty or too long.
         """
-        messages, config = _messages(prompt), _sampling(sampling)
-        decision = self.decide(messages, lobe, weights)
-        text = generate_text(self.bank, [self._request(messages, decision, config)])[0]
+        messages, config = _messages(prompt), settings_of(SamplingConfig, sampling)
+        decision = self.decide(messages, lobe, weights, router=router, mixing=mixing)
+        text = generate_text(self.bank, [self.request(messages, decision, config, mixing=mixing)])[0]
         return (text, metadata(decision)) if return_metadata else text
 
     def stream(
@@ -348,21 +395,41 @@ class MultiLobeModel:
         lobe: str | None = None,
         *,
         weights: Mapping[str, float] | None = None,
+        router: str | None = None,
+        mixing: Mixing = TOP_1,
         stop: threading.Event | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
         """Like `generate`, yielding pieces of text as they are made; set `stop` to end early."""
-        messages, config = _messages(prompt), _sampling(sampling)
-        request = self._request(messages, self.decide(messages, lobe, weights), config)
-        yield from stream_text(self.bank, replace(request, stop=stop) if stop else request)
+        messages, config = _messages(prompt), settings_of(SamplingConfig, sampling)
+        decision = self.decide(messages, lobe, weights, router=router, mixing=mixing)
+        yield from stream_text(self.bank, self.request(messages, decision, config, mixing=mixing, stop=stop))
 
     def request_weights(self, decision: RoutingDecision) -> dict[str, float]:
         """A decision's weights by lobe id, as the bank wants them. Raises LobeError if a lobe has been deleted since."""
         return {self.store.by_name(name).id: weight for name, weight in decision.weights.items()}
 
-    def _request(self, messages: Messages, decision: RoutingDecision, sampling: SamplingConfig) -> Request:
+    def request(
+        self,
+        messages: Messages,
+        decision: RoutingDecision,
+        sampling: SamplingConfig,
+        *,
+        mixing: Mixing = TOP_1,
+        stop: threading.Event | None = None,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> Request:
+        """What `generation` needs to answer a conversation as it was decided.
+
+        Args:
+            stop, watch: see `generation.Request`.
+
+        Raises:
+            ConfigError: the prompt is empty or too long. LobeError: a lobe has been deleted since.
+        """
         ids, _ = prepare(self.backbone, messages, sampling.max_new_tokens)
-        return Request(ids, self.request_weights(decision), sampling)
+        mixer = self.routing.named(decision.router).mixer(mixing) if decision.per_token else None
+        return Request(ids, self.request_weights(decision), sampling, stop or threading.Event(), mixer, watch)
 
     # ---- bundles ----------------------------------------------------------------------------------------------------------
 
@@ -373,8 +440,7 @@ class MultiLobeModel:
             BundleError: there is nothing to save, or the path is in use by something else. LobeError: an unknown name.
         """
         chosen = self.lobes if names is None else [self.store.by_name(name) for name in names]
-        routing = {"router": self._router_name, "key": self._key(chosen), "state": self.router.state()}
-        return bundle.save_bundle(Path(path), chosen, describe(self.backbone), self.embedder.name, routing)
+        return bundle.save_bundle(Path(path), chosen, describe(self.backbone), self.embedder.name, self.routing.fits())
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None, **kwargs: Any) -> MultiLobeModel:
@@ -402,7 +468,7 @@ class MultiLobeModel:
         base = self.backbone
         with self._lock:
             before = {lobe.id for lobe in self.store.all()}
-            lobes, routing = bundle.load_bundle(
+            lobes, fits = bundle.load_bundle(
                 Path(path),
                 self.store,
                 base.fingerprint,
@@ -416,7 +482,7 @@ class MultiLobeModel:
                 self._rows.pop(gone, None)
             for lobe in lobes:
                 self._register(lobe)
-            self._changed(routing)
+            self._changed(fits)
         return lobes
 
     # ---- inside -----------------------------------------------------------------------------------------------------------
@@ -445,6 +511,13 @@ class MultiLobeModel:
             self._changed()
         return lobe
 
+    def _add_expert(self, tier: str, adapter: Path, owner: str) -> None:
+        """Take in one of the lobes that complexity routing made for itself, in the place of its forerunner."""
+        old = next((lobe for lobe in self.store.all() if lobe.card.tier == tier and lobe.id in self.bank), None)
+        name = old.name if old else self.store.free_name(tier)
+        card = replace(self._card(name, "complexity expert", owner=owner), tier=tier)
+        self._add(adapter, card, old.id if old else "")
+
     def _card(
         self,
         name: str,
@@ -467,45 +540,55 @@ class MultiLobeModel:
             owner=owner,
         )
 
-    def _routing_rows(self, train: Sequence[str], validation: Sequence[str]) -> RoutingRows:
-        train = _evenly(list(dict.fromkeys(train)), ROUTING_TRAIN_ROWS)
-        validation = _evenly(list(dict.fromkeys(validation)), ROUTING_VALIDATION_ROWS)
-        vectors = self.embedder(train)
-        held_out = self.embedder(validation) if validation else np.zeros((0, vectors.shape[1]), np.float32)
-        return RoutingRows(prototypes_of(vectors, 4), vectors, held_out, train, validation)
+    def _routing_rows(self, train: Sequence[dataset.Example], validation: Sequence[dataset.Example]) -> RoutingRows:
+        kept, held_out = _evenly(train, ROUTING_TRAIN_ROWS), _evenly(validation, ROUTING_VALIDATION_ROWS)
+        vectors = self.embedder([row.prompt for row in kept])
+        others = np.zeros((0, vectors.shape[1]), np.float32)
+        return RoutingRows(
+            prototypes=prototypes_of(vectors, 4),
+            train=vectors,
+            validation=self.embedder([row.prompt for row in held_out]) if held_out else others,
+            train_prompts=[row.prompt for row in kept],
+            validation_prompts=[row.prompt for row in held_out],
+            train_answers=[row.answer for row in kept],
+            validation_answers=[row.answer for row in held_out],
+        )
 
-    def _new_router(self) -> Router:
-        """A router over the present lobes, with what still holds of the last calibration."""
-        names = {lobe.name: lobe.id for lobe in self.lobes}
-        rows = {lobe.name: found for lobe in self.lobes if (found := self._usable_rows(lobe)) is not None}
+    def routing_prompts(self) -> list[str]:
+        """The prompts that lobes keep for routing."""
+        rows = self.routing_context().rows.values()
+        return [prompt for own in rows for prompt in (*own.train_prompts, *own.validation_prompts)]
+
+    def routing_context(self) -> RoutingContext:
+        """What routers may know of the present lobes; the experts of complexity routing are for that router alone."""
+        ids = {lobe.name: lobe.id for lobe in self.lobes}
+        lobes = [lobe for lobe in self.lobes if not lobe.card.tier]
+        rows = {lobe.name: found for lobe in lobes if (found := self._usable_rows(lobe)) is not None}
 
         def nll(texts: Sequence[str], wanted: Sequence[str]) -> Vector:
-            return prompt_nll(self.bank, texts, [names[n] for n in wanted], self._logprob_max_tokens)
+            return prompt_nll(self.bank, texts, [ids[n] for n in wanted], self._logprob_max_tokens)
 
-        context = RoutingContext(
-            list(names), rows, self.embedder, nll, lambda: self.embedder(self._generic), self._generic
+        return RoutingContext(
+            lobes=[lobe.name for lobe in lobes],
+            rows=rows,
+            embed=self.embedder,
+            nll=nll,
+            generic=lambda: self.embedder(self._generic),
+            generic_prompts=self._generic,
+            hidden=lambda texts: mean_hidden(self.bank, texts),
+            bank=self.bank,
+            ids=ids,
+            experts={lobe.card.tier: lobe.name for lobe in self.lobes if lobe.card.tier},
         )
-        return ROUTERS[self._router_name](context, self._threshold)
 
     def _usable_rows(self, lobe: Lobe) -> RoutingRows | None:
         """A lobe's rows, unless another sentence encoder made them: its vectors mean nothing to ours."""
         same = Path(lobe.card.embedding_model).name == Path(self.embedder.name).name
         return self._rows.get(lobe.id) if same else None
 
-    def _changed(self, bundled: Mapping[str, Any] | None = None) -> None:
-        """The lobes are others now: a new router, its calibration taken over where it holds and else made again (without the
-        language model, so in a moment)."""
-        router = self._new_router()
-        saved = next((s for s in (bundled, self._saved_routing()) if s and s.get("key") == self._key(self.lobes)), None)
-        restored = False
-        if saved and saved.get("router") == self._router_name:
-            with suppress(MultiLobeError, KeyError, TypeError, ValueError):
-                router.restore(saved["state"])
-                restored = True
-        if not restored:
-            router.refit(self.router.state())
-        self.router = router
-        self._save_routing()
+    def _changed(self, fits: Mapping[str, Fit] | None = None) -> None:
+        """The lobes are others now; `fits` came with them."""
+        self.routing.take(fits) if fits else self.routing.changed()
         self.version += 1
 
     def prepare_routing(self) -> None:
@@ -515,26 +598,10 @@ class MultiLobeModel:
                 self.embedder(["ready"])
                 self._changed()
 
-    def _router_needs_model(self) -> bool:
-        return len(self.lobes) > 1 and self.router.needs_model
-
-    def _key(self, lobes: Sequence[Lobe]) -> list[list[str]]:
-        """What a calibration belongs to: the lobes by name and time of birth, and the encoder."""
-        return [[self.embedder.name, str(self._threshold)], *([lobe.name, lobe.card.created] for lobe in lobes)]
-
-    @property
-    def _routing_file(self) -> Path:
-        return self.home / "routing" / f"{self.backbone.fingerprint}.{self._router_name}.json"
-
-    def _saved_routing(self) -> Mapping[str, Any] | None:
-        with suppress(OSError, ValueError):
-            return cast(Mapping[str, Any], read_json(self._routing_file))
-        return None
-
-    def _save_routing(self) -> None:
-        self._routing_file.parent.mkdir(parents=True, exist_ok=True)
-        state = {"router": self._router_name, "key": self._key(self.lobes), "state": self.router.state()}
-        write_json(self._routing_file, state)
+    def _routing_key(self) -> Key:
+        """What a fit belongs to: the encoder, and the lobes by name and time of birth."""
+        lobes = [[lobe.name, lobe.card.created] for lobe in self.lobes if not lobe.card.tier]
+        return [[self.embedder.name, str(self._threshold)], *lobes]
 
 
 def metadata(decision: RoutingDecision) -> dict[str, Any]:
@@ -561,12 +628,6 @@ def _messages(prompt: str | Messages) -> list[dict[str, str]]:
     return messages
 
 
-def _sampling(values: Mapping[str, Any]) -> SamplingConfig:
-    unknown = sorted(set(values) - {field.name for field in fields(SamplingConfig)})
-    check(not unknown, "sampling", unknown, f"among {', '.join(f.name for f in fields(SamplingConfig))}")
-    return SamplingConfig(**values)
-
-
 def _threshold(value: float | str | None) -> float | None:
     if value in (None, "auto"):
         return None
@@ -586,11 +647,10 @@ def _data_name(source: dataset.Source) -> str:
     return Path(source).name if isinstance(source, (str, Path)) else "rows"
 
 
-def _evenly(items: list[str], most: int) -> list[str]:
-    """At most `most` items, evenly spread over the list."""
-    if len(items) <= most:
-        return items
-    return [items[i * len(items) // most] for i in range(most)]
+def _evenly(rows: Sequence[dataset.Example], most: int) -> list[dataset.Example]:
+    """At most `most` rows of different prompts, evenly spread."""
+    different = list({row.prompt: row for row in reversed(rows)}.values())[::-1]
+    return [different[i * len(different) // most] for i in range(most)] if len(different) > most else different
 
 
 __all__ = ["Lobe", "MultiLobeModel", "metadata"]

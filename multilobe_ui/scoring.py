@@ -47,3 +47,17 @@ def prompt_nll(bank: LobeBank, texts: Sequence[str], lobes: Sequence[str], max_t
             ).view(len(rows), -1)
             result[i, start : start + len(rows)] = nll.mean(1).cpu().numpy()
     return result
+
+
+@torch.inference_mode()
+def mean_hidden(bank: LobeBank, texts: Sequence[str]) -> Vector:
+    """Mean hidden state of the plain base's last layer over each text's own tokens, unit length: (texts, hidden)."""
+    rows = []
+    for text in texts:
+        opening, words = bank.backbone.encode_prompt(text)
+        words = words[: bank.backbone.context_length - len(opening)]
+        ids = torch.tensor([opening + words], device=bank.backbone.device)
+        output = bank.run(None, input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+        rows.append(output.hidden_states[-1][0, len(opening) :].float().mean(0).cpu().numpy())
+    vectors = np.nan_to_num(np.stack(rows)) if rows else np.zeros((0, bank.backbone.hidden_size), np.float32)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9), np.float32)

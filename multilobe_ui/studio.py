@@ -16,18 +16,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from . import dataset
 from .assets import demo_bundle, sample_files
-from .config import SamplingConfig, TrainingConfig, from_json, suggested_learning_rate
+from .config import SamplingConfig, TrainingConfig, from_json, settings_of, suggested_learning_rate
 from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from .files import read_json, write_json
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lobe import Lobe, LobeStore, now
-from .routers.base import RoutingDecision
-from .views import ChatEvent, JobView, LobeView, StudioStatus
+from .routers.base import TOP_1, Mixing, RoutingDecision
+from .views import ChatEvent, JobView, LobeView, PromptMap, RouterView, StudioStatus, TokenTrace
 
 if TYPE_CHECKING:
     from .model import MultiLobeModel
@@ -35,10 +36,13 @@ if TYPE_CHECKING:
 BUILTIN = "builtin"
 AUTOMATIC = "automatic"
 BASE_ONLY = "base"
+MIX = "mix"
 LOBE_PREFIX = "lobe:"
 EVENT_SECONDS = 0.04
 """Least time between two events of one answer: a page cannot draw faster."""
 KEPT_BUNDLES = 20
+NEW_TERM_WEIGHT = 3.0
+"""Of a word that a person adds to a lobe: e to the 3 is 20 times the odds."""
 
 PALETTE = (
     "#e5484d", "#c9880b", "#2f8fe0", "#8e5bd9", "#1f9d6b", "#d6498f",
@@ -188,33 +192,51 @@ class Studio:
         choice: str = AUTOMATIC,
         sampling: SamplingConfig | None = None,
         stop: threading.Event | None = None,
+        *,
+        router: str | None = None,
+        mixing: Mixing = TOP_1,
+        weights: Mapping[str, float] | None = None,
     ) -> Iterator[ChatEvent]:
         """Answer the last message: first an event with the decision, then the growing text, last one that is done.
 
         Args:
-            choice: AUTOMATIC, BASE_ONLY, or "lobe:NAME". stop: set it to end early.
+            choice: AUTOMATIC, BASE_ONLY, "lobe:NAME", or MIX. stop: set it to end early.
+            router: who decides if the choice is AUTOMATIC; None is the default. mixing: how many lobes it may choose.
+            weights: by lobe name, if the choice is MIX.
 
         Raises:
             MultiLobeError: the lobe is gone, the message empty or too long, or the model not to be had.
         """
-        model, sampling, stop = self._ready(), sampling or SamplingConfig(), stop or threading.Event()
-        from .generation import Request, TextPieces, generate_tokens, prepare
+        model, sampling = self._ready(), sampling or SamplingConfig()
+        from .generation import TextPieces, generate_tokens, prepare
 
         began = time.perf_counter()
-        ids, kept = prepare(model.backbone, messages, sampling.max_new_tokens)
-        decision = self._decide(model, messages, choice)
-        request = Request(ids, model.request_weights(decision), sampling, stop)
+        _, kept = prepare(model.backbone, messages, sampling.max_new_tokens)
+        decision = self._decide(model, messages, choice, router, mixing, weights)
+        seen: list[Any] = []
+        request = model.request(kept, decision, sampling, mixing=mixing, stop=stop, watch=seen.append)
+        names = {lobe.id: lobe.name for lobe in model.lobes}
+        mixed = [names.get(lobe, lobe) for lobe in request.mixer.lobes] if request.mixer else []
         routed = time.perf_counter()
-        pieces, text, count = TextPieces(model.backbone), "", 0
+        pieces, text, count, trace = TextPieces(model.backbone), "", 0, list[TokenTrace]()
         first_ms: float | None = None
         shown = 0.0
 
         def event(done: bool = False) -> ChatEvent:
             seconds = time.perf_counter() - routed
-            rate = count / seconds if count else 0.0
-            dropped = len(messages) - len(kept)
-            ended = done and stop.is_set()
-            return ChatEvent(text, decision, done, ended, len(ids), count, seconds, rate, first_ms, dropped)
+            return ChatEvent(
+                text=text,
+                decision=decision,
+                done=done,
+                stopped=done and request.stop.is_set(),
+                prompt_tokens=len(request.ids),
+                answer_tokens=count,
+                seconds=seconds,
+                tokens_per_second=count / seconds if count else 0.0,
+                first_token_ms=first_ms,
+                dropped_messages=len(messages) - len(kept),
+                trace=tuple(trace),
+            )
 
         yield event()
         for (token,) in generate_tokens(model.bank, [request]):
@@ -222,27 +244,34 @@ class Studio:
                 continue
             count += 1
             first_ms = first_ms or (time.perf_counter() - began) * 1000
-            text = (text + pieces.add(token)).lstrip()
+            before, text = len(text), (text + pieces.add(token)).lstrip()
+            if seen:
+                trace.append(_trace(text[before:], mixed, seen.pop()))
             if time.perf_counter() - shown >= EVENT_SECONDS:
                 shown = time.perf_counter()
                 yield event()
-        text = (text + pieces.rest()).strip()
+        before, text = len(text), (text + pieces.rest()).strip()
+        if trace and len(text) > before:
+            trace[-1] = replace(trace[-1], text=trace[-1].text + text[before:])
         yield event(done=True)
 
     @staticmethod
-    def _decide(model: MultiLobeModel, messages: Sequence[Mapping[str, str]], choice: str) -> RoutingDecision:
+    def _decide(
+        model: MultiLobeModel,
+        messages: Sequence[Mapping[str, str]],
+        choice: str,
+        router: str | None,
+        mixing: Mixing,
+        weights: Mapping[str, float] | None,
+    ) -> RoutingDecision:
         if choice == AUTOMATIC:
-            return model.decide(messages)
-        if choice == BASE_ONLY:
-            return model.decide(messages, weights={})
+            return model.decide(messages, router=router, mixing=mixing)
+        if choice in (BASE_ONLY, MIX):
+            return model.decide(messages, weights=(weights or {}) if choice == MIX else {})
         if not choice.startswith(LOBE_PREFIX):
-            raise ConfigError(
-                f"The choice is {choice!r}: it must be '{AUTOMATIC}', '{BASE_ONLY}' or '{LOBE_PREFIX}NAME'."
-            )
+            offered = f"'{AUTOMATIC}', '{BASE_ONLY}', '{MIX}' or '{LOBE_PREFIX}NAME'"
+            raise ConfigError(f"The choice is {choice!r}: it must be {offered}.")
         return model.decide(messages, lobe=choice.removeprefix(LOBE_PREFIX))
-
-    def route(self, prompt: str) -> RoutingDecision:
-        return self._ready().route(prompt)
 
     def feedback(self, prompt: str, answer: str, decision: RoutingDecision | None, liked: bool) -> None:
         """Keep a thumb up or down, as a line of `feedback.jsonl` in the home: later a training set, or labelled routing data."""
@@ -343,11 +372,13 @@ class Studio:
         return suggested_learning_rate(model.backbone.hidden_size) if model else None
 
     def _run_job(self, handle: JobHandle) -> str:
-        """What the jobs' thread does for a job: `MultiLobeModel.train`, with every record written down."""
+        """What the jobs' thread does for a job, with every record written down."""
         model, job = self._ready(None), handle.job
         wanted = job.spec.extra.get("base", model.backbone.name)
         if wanted != model.backbone.name:
             raise JobError(f"This run belongs to the base model {wanted!r}. Load that one under Manage, then resume.")
+        if job.spec.kind == "router":
+            return self._fit(model, handle, job)
         handle.truncate_metrics(_checkpoint_step(handle.checkpoint))
         earlier = next((lobe for lobe in model.store.all() if job.lobe_id and lobe.id == job.lobe_id), None)
         run = model.train(
@@ -372,6 +403,25 @@ class Studio:
             return lobe.id
         run.close()
         return job.lobe_id
+
+    @staticmethod
+    def _fit(model: MultiLobeModel, handle: JobHandle, job: Job) -> str:
+        """Fit a router; it has no checkpoint, so a resumed fit begins anew."""
+        handle.truncate_metrics(-1)
+        settings = dict(job.spec.config)
+        if handle.data.is_file():
+            settings["rows"] = dataset.load(handle.data)
+        run = model.fitting_router(job.spec.name, settings, handle.stop, owner=job.spec.owner)
+        try:
+            while not handle.closing:
+                record = next(run)
+                if record.phase != handle.job.phase:
+                    handle.phase(record.phase)
+                handle.record(record.to_json())
+        except StopIteration:
+            return ""
+        run.close()
+        return ""
 
     def _check_job(self, job_id: str, owner: str) -> None:
         job = self._jobs.get(job_id)
@@ -403,6 +453,137 @@ class Studio:
             mine=not self.shared or job.spec.owner == owner,
             config=job.spec.config,
             phase=job.phase,
+            kind=job.spec.kind,
+        )
+
+    # ---- routers ----------------------------------------------------------------------------------------------------------
+
+    def routers(self, owner: str = "") -> list[RouterView]:
+        """Every router, the default first."""
+        from .routers import ROUTERS
+
+        model = self._ready()
+        busy = {
+            job.spec.name: job.id for job in self._jobs.list() if job.spec.kind == "router" and job.state not in ENDED
+        }
+        names = sorted(ROUTERS, key=lambda name: name != model.routing.default)
+        return [self._router_view(model, name, busy.get(name, "")) for name in names]
+
+    def route(self, prompt: str, router: str | None = None, mixing: Mixing | None = None) -> RoutingDecision:
+        """Decide without answering."""
+        return self._ready().route(prompt, router, mixing or TOP_1)
+
+    def compare_routers(self, prompt: str) -> list[RoutingDecision]:
+        """What every router that can be used decides, the default first."""
+        return [self.route(prompt, view.name) for view in self.routers() if view.fitted]
+
+    def fit_router(
+        self,
+        name: str,
+        settings: Mapping[str, Any] | None = None,
+        path: str | Path | None = None,
+        owner: str = "",
+        *,
+        data_name: str = "",
+    ) -> JobView:
+        """Queue the fit of a router from the lobes' rows, or (complexity) from those of a file, which is copied.
+
+        Raises:
+            ConfigError: no such router or setting, or a shared server where it would make lobes. JobError: it is being fitted.
+        """
+        router = self._ready().routing.named(name)
+        if self.shared and (router.name == "complexity" or path is not None):
+            raise ConfigError(
+                "This server is shared, so it trains no experts for complexity. Run your own copy for that."
+            )
+        if any(view.name == name and view.job_id for view in self.routers()):
+            raise JobError(f"The router {router.title!r} is being fitted already. Wait, or stop that fit.")
+        if router.settings is not None:
+            settings_of(router.settings, settings or {})
+        if path is not None:
+            dataset.sniff(path, None)
+        spec = JobSpec(
+            name=name,
+            config=dict(settings or {}),
+            owner=owner,
+            data_name=data_name or (Path(path).name if path else ""),
+            extra={"base": self._base_name},
+            kind="router",
+        )
+        return self._job_view(self._jobs.submit(spec, Path(path) if path else None), owner)
+
+    def stratify(self, low: float = 0.3, high: float = 0.7, path: str | Path | None = None) -> dict[str, Any]:
+        """How the lobes' prompts, or those of a file, fall into simple, medium and complex: {"rows", "counts", "examples",
+        "means" of the features, "parser"}, each by tier."""
+        from .complexity import Analyser, check_thresholds
+
+        check_thresholds(low, high)
+        prompts = [row.prompt for row in dataset.load(path)] if path else self._ready().routing_prompts()
+        if not prompts:
+            raise ConfigError("No lobe came with rows to look at. Train a lobe, or choose a file.")
+        return {"rows": len(prompts), **Analyser().stratify(prompts, low, high).to_json()}
+
+    def keyword_terms(self, lobe: str) -> list[tuple[str, float]]:
+        """A lobe's words and their weights, the weightiest first."""
+        return list(self._keyword().terms().get(self._store.by_name(lobe).name, {}).items())
+
+    def set_keyword_terms(self, lobe: str, terms: Sequence[str] | None, owner: str = "") -> list[tuple[str, float]]:
+        """A person's words for a lobe; those that it had keep their weight. None, or no words, learns them again."""
+        self._not_shared("the words of the keyword router")
+        name, known = self._store.by_name(lobe).name, dict(self.keyword_terms(lobe))
+        chosen = {term: known.get(term, NEW_TERM_WEIGHT) for term in terms or ()}
+
+        def change(router: Any) -> None:
+            router.set_terms(name, chosen or None)
+            if not chosen:
+                router.fit()
+
+        self._ready().routing.change("keyword", change)
+        self._set_changed()
+        return self.keyword_terms(lobe)
+
+    def set_chain(self, stages: Sequence[Sequence[Any]]) -> None:
+        """The stages of the chain router in their order: (router, probability from which it decides)."""
+        self._not_shared("the chain of routers")
+        self._ready().routing.change("chain", lambda router: cast(Any, router).set_stages(stages))
+        self._set_changed()
+
+    def prompt_map(self, prompt: str = "") -> PromptMap:
+        """Where a prompt lies among the lobes' rows."""
+        from .prompt_map import prompt_map
+
+        context = self._ready().routing_context()
+        return prompt_map(context.rows, context.embed([prompt])[0] if prompt.strip() else None)
+
+    def _keyword(self) -> Any:
+        return self._ready().routing.named("keyword")
+
+    def _not_shared(self, what: str) -> None:
+        if self.shared:
+            raise ConfigError(f"This server is shared, so {what} cannot be changed. Run your own copy to do so.")
+
+    def _set_changed(self) -> None:
+        with self._lock:
+            self._changes += 1
+
+    def _router_view(self, model: MultiLobeModel, name: str, job_id: str) -> RouterView:
+        router, fit, stale = model.routing.named(name), model.routing.fit_of(name), model.routing.is_stale(name)
+        why = "Lobes have changed since it was fitted: fit it again, so that it knows them." if stale else ""
+        if not router.is_fitted:
+            why = "It has not been fitted yet." if model.lobes else "There is no lobe yet to learn from."
+        return RouterView(
+            name=name,
+            title=router.title,
+            sentence=router.sentence,
+            asks_for_fit=router.asks_for_fit,
+            fitted=router.is_fitted,
+            stale=stale,
+            why=why,
+            per_token=router.per_token,
+            settings=asdict(router.settings()) if router.settings else {},
+            report=fit.report if fit else {},
+            fitted_at=fit.created if fit and router.is_fitted else "",
+            job_id=job_id,
         )
 
     # ---- manage -----------------------------------------------------------------------------------------------------------
@@ -481,6 +662,12 @@ class Studio:
         )
 
 
+def _trace(text: str, names: Sequence[str], layers: Any) -> TokenTrace:
+    """`layers` is a tensor (layers, lobes)."""
+    means = layers.mean(0).tolist()
+    return TokenTrace(text, dict(zip(names, means, strict=True)), layers.numpy())
+
+
 def _is_shared() -> bool:
     return os.environ.get("MULTILOBE_SHARED", "") == "1" or os.environ.get("SYSTEM") == "spaces"
 
@@ -517,4 +704,4 @@ def _demo_without(names: set[str]) -> Iterator[Path | None]:
         yield copy if kept else None
 
 
-__all__ = ["AUTOMATIC", "BASE_ONLY", "ChatEvent", "JobView", "LobeView", "Studio", "StudioStatus"]
+__all__ = ["AUTOMATIC", "BASE_ONLY", "MIX", "ChatEvent", "JobView", "LobeView", "Studio", "StudioStatus"]

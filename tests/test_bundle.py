@@ -23,12 +23,19 @@ from multilobe_ui import bundle as bundles
 from multilobe_ui.adapter import linear_features
 from multilobe_ui.bundle import load_bundle, open_bundle, prepare_adapter, save_bundle, verify_bundle
 from multilobe_ui.errors import BundleError
+from multilobe_ui.fits import Fit
 from multilobe_ui.lobe import Card, Lobe, LobeStore, write_routing_rows
 from multilobe_ui.routers.base import RoutingRows
 
 BASE = {"name": "tiny", "fingerprint": "0123456789abcdef", "architecture": "LlamaForCausalLM", "device": "cuda:0"}
 FINGERPRINT = BASE["fingerprint"]
-ROUTING = {"router": "hybrid", "temperature": 0.07, "thresholds": {"Law / EU": 0.4}}
+GATE = {"lobes": ["Law / EU", "Médecine"], "temperature": 0.07, "weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+FITS = {
+    "gate": Fit(
+        "gate", [["minilm", "None"], ["Law / EU", "2025"], ["Médecine", "2025"]], GATE, {}, {"ece": 0.1}, "now"
+    ),
+    "hybrid": Fit("hybrid", [["minilm", "None"]], {"thresholds": {"Law / EU": 0.4}}),
+}
 NAMES = ["Law / EU", "Médecine", "../code"]
 
 
@@ -99,7 +106,21 @@ def snapshot(store: LobeStore) -> tuple[Any, Any]:
 
 
 def save(path: Path, store: LobeStore) -> Path:
-    return save_bundle(path, store.all(), BASE, "minilm", ROUTING)
+    return save_bundle(path, store.all(), BASE, "minilm", FITS)
+
+
+def assert_same_fits(found: Mapping[str, Fit], wanted: Mapping[str, Fit]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, fit in wanted.items():
+        there = found[name]
+        assert (there.router, there.key, there.settings, there.report) == (
+            fit.router,
+            fit.key,
+            fit.settings,
+            fit.report,
+        )
+        assert there.state.keys() == fit.state.keys()
+        assert all(np.array_equal(there.state[key], value) for key, value in fit.state.items())
 
 
 # ---- round trips ----------------------------------------------------------------------------------------------------
@@ -112,10 +133,10 @@ def test_round_trip(name: str, tmp_path: Path, store: LobeStore, features: Mappi
     assert verify_bundle(path) == []
     before = contents(path) if path.is_dir() else path.read_bytes()
     target, steps = LobeStore(tmp_path / "target"), list[tuple[int, int, str]]()
-    lobes, routing = load_bundle(
+    lobes, fits = load_bundle(
         path, target, FINGERPRINT, "tiny", features, owner="you", progress=lambda *step: steps.append(step)
     )
-    assert routing == ROUTING
+    assert_same_fits(fits, FITS)
     assert [l.name for l in lobes] == NAMES == [l.name for l in target.all()]
     assert steps == [(1, 3, NAMES[0]), (2, 3, NAMES[1]), (3, 3, NAMES[2])]
     for old, new in zip(store.all(), lobes, strict=True):
@@ -126,7 +147,7 @@ def test_round_trip(name: str, tmp_path: Path, store: LobeStore, features: Mappi
         assert new.card.owner == "you" and new.card.created == old.card.created
         assert new.card.origin == ("bundle" if old.card.origin == "trained here" else "imported adapter")
     assert (contents(path) if path.is_dir() else path.read_bytes()) == before
-    again = save_bundle(tmp_path / "again", lobes, BASE, "minilm", routing)
+    again = save_bundle(tmp_path / "again", lobes, BASE, "minilm", fits)
     assert verify_bundle(again) == []
 
 
@@ -277,7 +298,14 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no lobes at all": (manifest_with(lambda m: m.pop("lobes")), "does not describe a bundle"),
     "no base": (manifest_with(lambda m: m.pop("base")), "does not describe a bundle"),
     "base of the wrong type": (manifest_with(lambda m: m.update(base=3)), "does not describe a bundle"),
-    "routing of the wrong type": (manifest_with(lambda m: m.update(routing=[])), "wrong type"),
+    "routers of the wrong type": (manifest_with(lambda m: m.update(routers=[1])), "does not describe a bundle"),
+    "router climbs": (manifest_with(lambda m: m["routers"][0].update(folder="../gate")), "router .* is misnamed"),
+    "router with other files": (
+        manifest_with(lambda m: m["routers"][0]["files"].update({"x.py": "0"})),
+        "other files than a router",
+    ),
+    "changed fit": (lambda root: (root / "routers/gate/fit.json").write_text("{}"), "'gate': fit.json was changed"),
+    "missing fit": (lambda root: shutil.rmtree(root / "routers/gate"), "'gate': .* is missing"),
     "name of the wrong type": (manifest_with(lambda m: m["lobes"][1].update(name=[])), "wrong type"),
     "manifest is a list": (lambda root: (root / "bundle.json").write_text("[]"), "holds a list, not an object"),
     "manifest is not JSON": (lambda root: (root / "bundle.json").write_text("{"), "bundle.json is not readable JSON"),
@@ -520,8 +548,8 @@ def test_peer_bundle(packed: bool, tmp_path: Path, features: Mapping[str, tuple[
         assert bundle.manifest.base == {"name": "peer/tiny", "fingerprint": ""}
         assert bundle.manifest.embedding_model == "all-MiniLM-L6-v2"
     store = LobeStore(tmp_path / "store")
-    lobes, routing = load_bundle(path, store, FINGERPRINT, "tiny", features, owner="you")
-    assert routing == {} and [l.name for l in lobes] == list(PEER)
+    lobes, fits = load_bundle(path, store, FINGERPRINT, "tiny", features, owner="you")
+    assert fits == {} and [l.name for l in lobes] == list(PEER)
     card = lobes[0].card
     assert (card.origin, card.owner, card.embedding_model) == ("multilobe 0.1.0", "you", "all-MiniLM-L6-v2")
     assert card.base == {"name": "peer/tiny", "fingerprint": FINGERPRINT}

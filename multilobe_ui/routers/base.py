@@ -214,6 +214,14 @@ class Router(ABC):
     """
 
     name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    """What a person calls it."""
+    sentence: ClassVar[str] = ""
+    """What it does, for a person."""
+    settings: ClassVar[type[Any] | None] = None
+    """A frozen dataclass of what a person may set for a fit, all with defaults; None if there is nothing to set."""
+    per_token: ClassVar[bool] = False
+    """Whether its decisions are `per_token`."""
     needs_model: ClassVar[bool] = False
     """Whether `fit` runs the language model, which takes seconds."""
     asks_for_fit: ClassVar[bool] = False
@@ -243,6 +251,14 @@ class Router(ABC):
             self.fit()
         return FitOutcome()
         yield
+
+    def mixer(self, mixing: Mixing) -> Any:
+        """The `mixing.Mixer` that weighs each token, where decisions are `per_token`.
+
+        Raises:
+            RoutingError: this router weighs whole prompts.
+        """
+        raise RoutingError(f"The router {self.name!r} weighs whole prompts, not tokens.")
 
     @property
     def is_fitted(self) -> bool:
