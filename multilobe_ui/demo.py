@@ -1,6 +1,7 @@
-"""The demo bundle: six lobes trained from the sample data, by one command.
+"""The demo bundle: six lobes trained from the sample data, and routers fitted to them, by one command.
 
     python -m multilobe_ui.demo assets/demo_bundle
+    python -m multilobe_ui.demo assets/demo_bundle --lobes assets/demo_bundle      keep the lobes, fit the routers anew
 
 Prints what it measured: every lobe's loss on its own held-out rows beside the base's and the other lobes', and how many of the
 reworded questions in sample_data/routing_test.jsonl are routed and answered right.
@@ -8,9 +9,10 @@ reworded questions in sample_data/routing_test.jsonl are routed and answered rig
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,31 +20,46 @@ from . import dataset
 from .assets import folder, sample_files
 from .config import SamplingConfig, TrainingConfig, from_json, suggested_epochs
 from .evaluation import loss_matrix, routing_report
-from .generation import Request, generate_text, prepare
-from .lobe import Lobe, write_card
+from .generation import generate_text
+from .lobe import Lobe, write_card, write_routing_rows
 from .model import MultiLobeModel
+from .routers import RoutingDecision
 from .training import StepRecord
 
 
-def build(target: Path) -> None:
-    """Train all sample lobes and write the bundle to `target`."""
+ROUTERS = ("hybrid", "embedding", "logprob", "keyword", "gate", "xlora", "arrow")
+"""What is fitted. Complexity is left to the person: its three experts would double the bundle."""
+
+
+def build(target: Path, lobes: Path | None = None) -> None:
+    """Write the bundle to `target`, with newly trained lobes or those of the bundle `lobes`."""
     with tempfile.TemporaryDirectory(prefix="multilobe-demo-") as home:
         model = MultiLobeModel.from_pretrained("builtin", home=home)
-        for name, path in sample_files().items():
-            epochs = suggested_epochs(len(dataset.load(path)))
-            for event in model.train(name, path, TrainingConfig(epochs=epochs, evaluations_per_epoch=1)):
-                if isinstance(event, StepRecord) and event.validation_loss is not None:
-                    print(
-                        f"{name}: step {event.step}/{event.steps}, held-out loss {event.validation_loss:.3f}",
-                        flush=True,
-                    )
+        if lobes is None:
+            train(model)
+        else:
+            model.load_bundle(lobes)
         for lobe in model.lobes:
             write_card(lobe.path, replace(lobe.card, origin="demo"))
-        report(model)
-        model = MultiLobeModel.from_pretrained("builtin", home=home)  # with the cards as they now are
+            examples = dataset.load(sample_files()[lobe.name])
+            config = from_json(TrainingConfig, dict(lobe.card.config))
+            parts = dataset.split(examples, config.validation_fraction, config.seed)
+            write_routing_rows(lobe.path, model.routing_rows(*parts))
+        model = MultiLobeModel.from_pretrained("builtin", home=home)  # with the cards and rows as they now are
         model.prepare_routing()
-        model.calibrate()
+        for name in ROUTERS:
+            print(f"{name}: {dict(model.fit_router(name).report)}", flush=True)
+        report(model)
         model.save(target)
+
+
+def train(model: MultiLobeModel) -> None:
+    """A lobe from every file of the sample data."""
+    for name, path in sample_files().items():
+        epochs = suggested_epochs(len(dataset.load(path)))
+        for event in model.train(name, path, TrainingConfig(epochs=epochs, evaluations_per_epoch=1)):
+            if isinstance(event, StepRecord) and event.validation_loss is not None:
+                print(f"{name}: step {event.step}/{event.steps}, held-out loss {event.validation_loss:.3f}", flush=True)
 
 
 def held_out_rows(lobe: Lobe, path: Path) -> list[dataset.Example]:
@@ -65,17 +82,8 @@ def report(model: MultiLobeModel) -> None:
     tests = [json.loads(line) for line in (folder("sample_data") / "routing_test.jsonl").open(encoding="utf-8")]
     routed = routing_report(model.route, [t["input"] for t in tests], [t["lobe"] for t in tests])
     print(f"routing: {routed.accuracy:.1%} right, by label {routed.by_label}, stages {routed.stages}")
-    sampling = SamplingConfig(do_sample=False, max_new_tokens=48)
     asked = [(t, d) for t, d in zip(tests, routed.decisions, strict=True) if t["lobe"]]
-    requests = [
-        Request(
-            prepare(model.backbone, [{"role": "user", "content": test["input"]}], 48)[0],
-            model.request_weights(decision),
-            sampling,
-        )
-        for test, decision in asked
-    ]
-    answers = [text for i in range(0, len(requests), 16) for text in generate_text(model.bank, requests[i : i + 16])]
+    answers = answered(model, [(test["input"], decision) for test, decision in asked])
     right: dict[str, list[bool]] = {}
     for (test, decision), answer in zip(asked, answers, strict=True):
         good = test["contains"].lower() in answer.lower()
@@ -86,5 +94,17 @@ def report(model: MultiLobeModel) -> None:
         print(f"{name}: {sum(values)} of {len(values)} reworded questions answered right")
 
 
+def answered(model: MultiLobeModel, asked: Sequence[tuple[str, RoutingDecision]], at_once: int = 16) -> list[str]:
+    """Greedy answers to prompts that have been routed."""
+    sampling = SamplingConfig(do_sample=False, max_new_tokens=48)
+    requests = [model.request([{"role": "user", "content": text}], decision, sampling) for text, decision in asked]
+    batches = (requests[i : i + at_once] for i in range(0, len(requests), at_once))
+    return [text for batch in batches for text in generate_text(model.bank, batch)]
+
+
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--lobes", type=Path, help="a bundle whose lobes are kept instead of training new ones")
+    options = parser.parse_args()
+    build(options.target, options.lobes)

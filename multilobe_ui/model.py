@@ -225,7 +225,7 @@ class MultiLobeModel:
                 stop=stop,
             )
             yield "Learning what to route here"
-            write_routing_rows(workspace / "adapter", self._routing_rows(train, validation))
+            write_routing_rows(workspace / "adapter", self.routing_rows(train, validation))
             data = {"name": data_name or _data_name(source), "rows": len(examples)}
             card = self._card(name, "trained here", config=config, data=data, result=result, owner=owner)
             lobe = self._add(workspace / "adapter", card, replaces)
@@ -254,7 +254,7 @@ class MultiLobeModel:
             if dataset_for_routing is not None:
                 examples = dataset.load(dataset_for_routing)
                 train, validation = dataset.split(examples, 0.1)
-                write_routing_rows(adapter, self._routing_rows(train, validation))
+                write_routing_rows(adapter, self.routing_rows(train, validation))
             return self._add(adapter, self._card(name, "imported adapter", owner=owner))
 
     def remove_lobe(self, name: str) -> None:
@@ -540,7 +540,8 @@ class MultiLobeModel:
             owner=owner,
         )
 
-    def _routing_rows(self, train: Sequence[dataset.Example], validation: Sequence[dataset.Example]) -> RoutingRows:
+    def routing_rows(self, train: Sequence[dataset.Example], validation: Sequence[dataset.Example]) -> RoutingRows:
+        """What is kept of a lobe's rows for routing."""
         kept, held_out = _evenly(train, ROUTING_TRAIN_ROWS), _evenly(validation, ROUTING_VALIDATION_ROWS)
         vectors = self.embedder([row.prompt for row in kept])
         others = np.zeros((0, vectors.shape[1]), np.float32)

@@ -16,10 +16,9 @@ from multilobe_ui import Mix, MultiLobeModel, dataset
 from multilobe_ui.assets import MINILM_SHA256, demo_bundle, folder, packaged_minilm, sample_files
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.bundle import verify_bundle
-from multilobe_ui.config import SamplingConfig, TrainingConfig
-from multilobe_ui.demo import held_out_rows
+from multilobe_ui.config import TrainingConfig
+from multilobe_ui.demo import answered, held_out_rows
 from multilobe_ui.evaluation import loss_matrix, routing_report
-from multilobe_ui.generation import Request, generate_text, prepare
 
 pytestmark = pytest.mark.builtin
 
@@ -79,14 +78,7 @@ def test_reworded_questions_reach_their_lobe_and_are_answered_right(
     assert np.mean(labelled) >= 0.94
     assert report.by_label[""] >= 0.7  # prompts that belong to no lobe go to the base
     asked = [(t, d) for t, d in zip(tests, report.decisions, strict=True) if t["lobe"]]
-    sampling = SamplingConfig(do_sample=False, max_new_tokens=48)
-    requests = [
-        Request(
-            prepare(demo.backbone, [{"role": "user", "content": t["input"]}], 48)[0], demo.request_weights(d), sampling
-        )
-        for t, d in asked
-    ]
-    answers = [text for i in range(0, len(requests), 16) for text in generate_text(demo.bank, requests[i : i + 16])]
+    answers = answered(demo, [(t["input"], d) for t, d in asked])
     right = [t["contains"].lower() in answer.lower() for (t, _), answer in zip(asked, answers, strict=True)]
     assert np.mean(right) >= 0.75
 
@@ -126,6 +118,8 @@ def test_packed_batches_are_exact_on_the_real_base(builtin: Backbone) -> None:
     rows = TokenRows(builtin, dataset.load(sample_files()["medical"])[:6], 512)
     pairs = [rows.row(i) for i in range(6)]
     with torch.inference_mode():
-        packed, padded = (token_losses(builtin.model, builtin, make_batch(pairs, 0.1, pack, builtin)) for pack in (True, False))
+        packed, padded = (
+            token_losses(builtin.model, builtin, make_batch(pairs, 0.1, pack, builtin)) for pack in (True, False)
+        )
     torch.testing.assert_close(packed, padded, atol=1e-4, rtol=1e-4)
     assert TrainingConfig().prompt_weight == 0.1
