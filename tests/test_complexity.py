@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -371,15 +370,3 @@ def test_an_incomplete_installation_is_told(monkeypatch: pytest.MonkeyPatch, tmp
 def test_examples_are_spread() -> None:
     assert spread([]) == () and spread("a") == ("a",) and spread("ab") == ("a", "b")
     assert spread("abcdefg") == ("a", "d", "g") and spread("aaaab") == ("a", "b")
-
-
-def test_one_prompt_does_not_wait_for_a_long_list(analyser: Analyser) -> None:
-    shared, done = Analyser(analyser.parser), threading.Event()
-    thread = threading.Thread(
-        target=lambda: (shared.features([f"{COMPLEX} {i}" for i in range(400)]), done.set()), daemon=True
-    )
-    thread.start()
-    shared.features([SIMPLE])
-    waited = not done.is_set()
-    thread.join()
-    assert waited
