@@ -136,7 +136,7 @@ def fit(options: argparse.Namespace) -> None:
     if router.settings is not None:
         settings_of(router.settings, settings)
     if options.data:
-        settings["rows"] = dataset.load(options.data)
+        settings["rows"] = dataset.pairs(options.data)
     stop = threading.Event()
     _stop_on_ctrl_c(stop)
     fitted = _followed(model.fitting_router(options.name, settings, stop), options.quiet, lambda record: record.values)

@@ -203,6 +203,11 @@ def load(
     return list(good.values())
 
 
+def pairs(source: Source) -> list[dict[str, str]]:
+    """The rows as {"input": prompt, "output": answer}. Raises DataError as `load` does."""
+    return [{"input": row.prompt, "output": row.answer} for row in load(source)]
+
+
 def split(
     examples: Sequence[Example], validation_fraction: float = 0.1, seed: int = 0, max_validation: int = 200
 ) -> tuple[list[Example], list[Example]]:

@@ -26,7 +26,6 @@ from .model import MultiLobeModel
 from .routers import RoutingDecision
 from .training import StepRecord
 
-
 ROUTERS = ("hybrid", "embedding", "logprob", "keyword", "gate", "xlora", "arrow")
 """What is fitted. Complexity is left to the person: its three experts would double the bundle."""
 

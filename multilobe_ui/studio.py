@@ -410,7 +410,7 @@ class Studio:
         handle.truncate_metrics(-1)
         settings = dict(job.spec.config)
         if handle.data.is_file():
-            settings["rows"] = dataset.load(handle.data)
+            settings["rows"] = dataset.pairs(handle.data)
         run = model.fitting_router(job.spec.name, settings, handle.stop, owner=job.spec.owner)
         try:
             while not handle.closing:

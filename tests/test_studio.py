@@ -17,6 +17,7 @@ from test_model import TOPICS, WordEmbedder, rows
 
 from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.errors import BusyError, ConfigError, DataError, JobError, LobeError, MultiLobeError
+from multilobe_ui.routers.base import Mixing
 from multilobe_ui.studio import Studio
 
 GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)
@@ -315,3 +316,106 @@ def test_bundles_and_adapters(make_studio: Callable, adapters: dict[str, Path], 
     assert chat(studio, "cat dog", "lobe:Animals") == before
     assert studio.import_adapter("Plain", adapters["plain"]).r == 4
     assert len({lobe.colour for lobe in studio.lobes()}) == 2
+
+
+# ---- routers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_lobes(make_studio: Callable, tmp_path: Path) -> Studio:
+    studio = make_studio()
+    for topic in list(TOPICS)[:2]:
+        finish(studio, train(studio, tmp_path, topic))
+    return studio
+
+
+def test_a_router_is_fitted_as_a_job_and_goes_stale(with_lobes: Studio, tmp_path: Path) -> None:
+    studio = with_lobes
+    views = {view.name: view for view in studio.routers()}
+    assert studio.routers()[0].name == "hybrid" and all(view.title and view.sentence for view in views.values())
+    assert views["gate"].asks_for_fit and not views["gate"].fitted and "fit" in views["gate"].why
+    version = studio.status().version
+    job = studio.fit_router("gate")
+    assert job.kind == "router" and job.name == "gate"
+    finish(studio, job.id)
+    assert studio.job(job.id).state == "finished", studio.job(job.id).error
+    assert studio.status().version > version
+    curve = studio.metrics(job.id)
+    assert curve and all({"step", "steps", "phase", "values"} <= record.keys() for record in curve)
+    view = next(view for view in studio.routers() if view.name == "gate")
+    assert view.fitted and not view.stale and view.why == "" and view.fitted_at and "accuracy" in view.report
+    finish(studio, train(studio, tmp_path, list(TOPICS)[2]))
+    view = next(view for view in studio.routers() if view.name == "gate")
+    assert view.fitted and view.stale and "again" in view.why
+
+
+def test_a_fit_is_refused_with_the_reason(with_lobes: Studio) -> None:
+    with pytest.raises(ConfigError, match=r"no router 'x'"):
+        with_lobes.fit_router("x")
+    with pytest.raises(ConfigError, match="settings"):
+        with_lobes.fit_router("gate", {"nonsense": 1})
+
+
+def test_chat_by_router_mixing_and_hand(with_lobes: Studio) -> None:
+    studio = with_lobes
+    first, second = list(TOPICS)[:2]
+
+    def events(choice: str = "automatic", **how: object) -> list:
+        return list(studio.chat([{"role": "user", "content": "cat dog"}], choice, GREEDY, **how))  # type: ignore[arg-type]
+
+    assert events(router="keyword")[0].decision.router == "keyword"
+    mixed = events("mix", weights={first: 0.5, second: 0.5})
+    assert mixed[0].decision.weights == {first: 0.5, second: 0.5}
+    alone = {name: events(f"lobe:{name}")[-1].text for name in (first, second)}
+    assert events("mix", weights={first: 1.0})[-1].text == alone[first]
+    assert events("mix", weights={})[-1].text == events("base")[-1].text
+    with pytest.raises(MultiLobeError, match="no lobe called"):
+        events("mix", weights={"nobody": 1.0})
+    with pytest.raises(MultiLobeError, match="mixing mode"):
+        Mixing("all")
+    two = events(router="embedding", mixing=Mixing("soft"))[0].decision
+    assert two.chosen is None or sum(two.weights.values()) == pytest.approx(1)
+
+
+def test_token_routers_give_a_trace_that_adds_up_to_the_answer(with_lobes: Studio) -> None:
+    event = list(with_lobes.chat([{"role": "user", "content": "cat dog"}], "automatic", GREEDY, router="arrow"))[-1]
+    if event.decision.per_token:
+        assert len(event.trace) == event.answer_tokens
+        assert "".join(token.text for token in event.trace).strip() == event.text
+        for token in event.trace:
+            assert sum(token.weights.values()) == pytest.approx(1, abs=1e-4)
+            assert token.layers.shape[1] == len(token.weights) == 2
+    assert event.decision.per_token == bool(event.trace)
+
+
+def test_words_of_the_keyword_router_are_a_persons_to_change(with_lobes: Studio) -> None:
+    studio = with_lobes
+    first, second = list(TOPICS)[:2]
+    learned = studio.keyword_terms(first)
+    assert learned and studio.route("zebra", "keyword").chosen is None
+    changed = studio.set_keyword_terms(first, [*[term for term, _ in learned][:3], "zebra"])
+    assert [term for term, _ in changed if term == "zebra"]
+    assert studio.route("zebra", "keyword").chosen == first
+    assert studio.set_keyword_terms(first, []) == learned
+    assert studio.keyword_terms(second)
+
+
+def test_every_usable_router_is_compared(with_lobes: Studio) -> None:
+    decisions = with_lobes.compare_routers("cat dog")
+    names = [d.router for d in decisions]
+    assert names[0] == "hybrid" and {"embedding", "logprob", "keyword"} <= set(names) and "gate" not in names
+    shown = with_lobes.prompt_map("cat dog")
+    assert shown.prompt is not None and set(shown.lobes) == set(list(TOPICS)[:2])
+    assert with_lobes.prompt_map().prompt is None
+
+
+def test_a_shared_server_keeps_what_all_use(make_studio: Callable, tmp_path: Path) -> None:
+    studio = make_studio(shared=True)
+    finish(studio, train(studio, tmp_path, "Animals", owner="me"))
+    for attempt in (
+        lambda: studio.set_keyword_terms("Animals", ["x"]),
+        lambda: studio.set_chain([["keyword", 0.5]]),
+        lambda: studio.fit_router("complexity"),
+    ):
+        with pytest.raises(ConfigError, match="shared"):
+            attempt()
