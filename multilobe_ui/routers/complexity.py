@@ -1,0 +1,199 @@
+"""Complexity router: how complex a prompt is decides which of three experts answers it.
+
+    prompt → analyser's features ⊕ sentence embedding → MLP → p(tier | x) = softmax(logits / T), complexity score
+
+The experts are lobes that this router has made for itself (`..experts` trains router and experts in three phases); the lobes that a
+person trained are not among its choices. Complexity is independent of the topic, so nothing is too strange to be given a tier, and
+the router abstains from one kind of prompt only: what is written in another script, of which the English analyser understands
+nothing. T is calibrated on rows held out from training (Guo et al. 2017).
+
+To decide takes the analyser, the sentence encoder and two small matrix products; torch and the language model are for the fit.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..complexity import FEATURES, TIERS, Analyser, scaled, score, tier_of
+from ..dataset import Example
+from ..errors import ConfigError
+from ..tiers import WEIGHTS, ComplexitySettings, TierNetwork
+from .base import FitOutcome, Fitting, Router, RoutingContext, RoutingDecision, base_decision
+
+Array = np.ndarray[Any, Any]
+LAST_LATIN = 0x024F
+
+
+class ComplexityRouter(Router):
+    """See the module's text.
+
+    Args:
+        analyser: of prompts; None makes one, whose parser is loaded when it is first needed.
+    """
+
+    name: ClassVar[str] = "complexity"
+    needs_model: ClassVar[bool] = True
+    asks_for_fit: ClassVar[bool] = True
+
+    def __init__(self, context: RoutingContext, analyser: Analyser | None = None) -> None:
+        super().__init__(context)
+        self.analyser = analyser or Analyser()
+        self.network: TierNetwork | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.network is not None and bool(self._experts)
+
+    @property
+    def _experts(self) -> dict[str, str]:
+        """Lobe by tier, in the order of TIERS."""
+        return {tier: self.context.experts[tier] for tier in TIERS if tier in self.context.experts}
+
+    # ---- deciding ---------------------------------------------------------------------------------------------------------
+
+    def decide(self, prompt: str) -> RoutingDecision:
+        if self.network is None:
+            reason = "The complexity router has not been trained yet; fit it under Routers."
+            return base_decision(self.name, "not fitted", reason)
+        if _in_another_script(prompt):
+            reason = "The complexity analyser reads English, and most of this prompt is in another script."
+            return base_decision(self.name, "complexity", reason)
+        evidence = self._read(prompt, self.network)
+        tiers = evidence["tiers"]
+        experts = self._experts
+        tier = max(tiers, key=tiers.__getitem__)
+        if not experts:
+            reason = (
+                f"The prompt is {tier}, but there are no experts yet; fit the router with a base model and answers."
+            )
+            return base_decision(self.name, "complexity", reason, evidence=evidence, confidence=tiers[tier])
+        total = sum(tiers[t] for t in experts)  # an expert may have been deleted: the others share what it had
+        if not total > 0:
+            total, tiers = float(len(experts)), dict.fromkeys(experts, 1.0)
+        by_tier = {t: tiers[t] / total for t in experts}
+        best = max(by_tier, key=by_tier.__getitem__)
+        by_lobe = {experts[t]: p for t, p in by_tier.items()}
+        missing = "" if tier in experts else f"; there is no expert for {tier} ones"
+        return RoutingDecision(
+            router=self.name,
+            stage="complexity",
+            scores=dict(by_lobe),
+            probabilities=by_lobe,
+            weights={experts[best]: 1.0},
+            chosen=experts[best],
+            confidence=by_tier[best],
+            reason=f"Complexity {evidence['score']:.2f}: {best} ({by_tier[best]:.0%}), so {experts[best]} answers{missing}.",
+            evidence=evidence,
+        )
+
+    def _read(self, prompt: str, network: TierNetwork) -> dict[str, Any]:
+        """What is known of a prompt: its features in their own units and scaled (`profile`, for a radar beside the training
+        prompts' `tier_profiles`), the analyser's score and tier, the network's estimate and the tiers' probabilities."""
+        features = self.analyser.features([prompt])
+        profile, truth = scaled(features), float(score(features)[0])
+        tiers, estimate = network(profile, self.context.embed([prompt]))
+        means = network.tier_means.tolist()
+        return {
+            "features": dict(zip(FEATURES, features[0].tolist(), strict=True)),
+            "profile": dict(zip(FEATURES, profile[0].tolist(), strict=True)),
+            "tier_profiles": {
+                t: dict(zip(FEATURES, row, strict=True)) for t, row in zip(TIERS, means, strict=True) if any(row)
+            },
+            "score": truth,
+            "tier": tier_of(truth, network.low, network.high),
+            "thresholds": [network.low, network.high],
+            "estimated_score": float(estimate[0]),
+            "tiers": dict(zip(TIERS, map(float, tiers[0]), strict=True)),
+        }
+
+    # ---- learning ---------------------------------------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """As every router's; without any row there is nothing to do."""
+        if any(len(rows.train_prompts) for rows in self.context.rows.values()):
+            super().fit()
+
+    def fitting(self, settings: Mapping[str, Any], stop: threading.Event) -> Fitting:
+        """Train the router and its experts.
+
+        Args:
+            settings: fields of `tiers.ComplexitySettings`, and "rows", a list of {"input", "output"}: what to learn from instead of
+                the lobes' own rows.
+        Raises:
+            ConfigError: a setting that is unknown or out of range. RoutingError: there are no rows.
+        """
+        from ..experts import train_experts  # torch: not before it is needed
+
+        values = {name: value for name, value in settings.items() if name != "rows"}
+        unknown = values.keys() - {field.name for field in fields(ComplexitySettings)}
+        if unknown:
+            raise ConfigError(f"The complexity router has no setting {sorted(unknown)[0]!r}.")
+        chosen = ComplexitySettings(**values)
+        given = settings.get("rows")
+        rows, held_out = ([_example(row["input"], row["output"]) for row in given], []) if given else self._own_rows()
+        backbone = self.context.bank.backbone if self.context.bank is not None else None
+        folder = Path(tempfile.mkdtemp(prefix="multilobe-experts-"))
+        made: Mapping[str, Path] = {}
+        try:
+            result = yield from train_experts(
+                backbone, self._embed, self.analyser, rows, chosen, folder, stop, held_out
+            )
+            made = result.experts
+        finally:
+            if not made:
+                shutil.rmtree(folder, ignore_errors=True)
+        self.network = result.router
+        return FitOutcome(result.report, result.experts)
+
+    def _own_rows(self) -> tuple[list[Example], list[Example]]:
+        """(to learn from, to report on): the rows of all lobes, each prompt once; the answer is empty where it was not kept."""
+        rows = self.context.rows.values()
+        train = {p: a for r in rows for p, a in _pairs(r.train_prompts, r.train_answers)}
+        held_out = {p: a for r in rows for p, a in _pairs(r.validation_prompts, r.validation_answers) if p not in train}
+        return [_example(*pair) for pair in train.items()], [_example(*pair) for pair in held_out.items()]
+
+    def _embed(self, prompts: Sequence[str]) -> Array:
+        """As the context's, but rows that came with their vectors are not encoded again."""
+        known: dict[str, Array] = {}
+        for rows in self.context.rows.values():
+            known |= zip(rows.train_prompts, rows.train, strict=False)
+            known |= zip(rows.validation_prompts, rows.validation, strict=False)
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        if new:
+            known |= zip(new, self.context.embed(new), strict=True)
+        return np.stack([known[prompt] for prompt in prompts])
+
+    def refit(self, earlier: Mapping[str, Any]) -> None:
+        """Lobes that come and go are not this router's concern: what it has learned stays."""
+        if WEIGHTS[0] in earlier:
+            self.restore(earlier)
+
+    def state(self) -> dict[str, Any]:
+        return self.network.state() if self.network else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if state:
+            self.network = TierNetwork.from_state(state)
+
+
+def _example(prompt: str, answer: str) -> Example:
+    return Example(({"role": "user", "content": prompt},), answer)
+
+
+def _pairs(prompts: Sequence[str], answers: Sequence[str]) -> list[tuple[str, str]]:
+    """Prompts with their answers, which are empty for a lobe that did not keep them."""
+    return list(zip(prompts, answers if len(answers) == len(prompts) else [""] * len(prompts), strict=True))
+
+
+def _in_another_script(prompt: str) -> bool:
+    """Whether fewer than half of the letters are Latin; a prompt of digits and signs alone is in none."""
+    letters = [c for c in prompt if c.isalpha()]
+    return 2 * sum(ord(c) <= LAST_LATIN for c in letters) < len(letters)
