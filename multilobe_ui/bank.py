@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,11 @@ from .backbone import Backbone
 from .errors import AdapterError, LobeError
 
 Matrices = Mapping[str, tuple[Tensor, Tensor]]
+T = TypeVar("T")
 PLANS_KEPT = 16
+STRETCHED_AT_ONCE = 64
+"""Most tokens whose weights per layer are stretched over the ranks of all layers at once: quick while decoding, but of a long
+prompt it would take more memory than the layers' own activations."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,22 @@ class Mix:
         return Mix(tuple(self.lobes[i] for i in keep), self.weights[..., keep])
 
 
+@dataclass(frozen=True)
+class LayerMix:
+    """Weights over lobes that each linear layer works out from its own input, while the call runs (Arrow).
+
+    Attributes:
+        lobes: ids of the lobes, one for each place in the last dimension of the weights.
+        weigh: (module name, its input (batch, tokens, in)) → weights (batch, tokens, lobes). It is asked by adapted layers only.
+    """
+
+    lobes: tuple[str, ...]
+    weigh: Callable[[str, Tensor], Tensor]
+
+    def active(self) -> LayerMix:
+        return self
+
+
 class LobeBank:
     """LoRA adapters over one backbone; any number registered, those in use in memory.
 
@@ -86,6 +106,7 @@ class LobeBank:
         self._headers: dict[str, AdapterHeader] = {}
         self._resident: OrderedDict[str, Matrices] = OrderedDict()
         self._plans: OrderedDict[tuple[str, ...], _Plan] = OrderedDict()
+        self._derived: dict[str, dict[str, Any]] = {}
         self._lock = threading.RLock()
         self._call: ContextVar[_Call | None] = ContextVar("lobe_bank_call", default=None)
         for name in self.features:
@@ -110,7 +131,25 @@ class LobeBank:
         """Forget an adapter and give its memory back; calls that already run with it finish undisturbed."""
         with self._lock:
             self._headers.pop(lobe, None)
+            self._derived.pop(lobe, None)
             self._drop(lobe)
+
+    def run_live(self, lobes: Sequence[Matrices], weights: Tensor, **inputs: Any) -> Any:
+        """`run` with lobes that are being trained: gradients reach their matrices and the weights. Nothing of them is kept, so
+        those who chat through the same bank do not notice.
+
+        Args:
+            lobes: a lobe's (A (r, in), B (out, r) with the scaling folded in) by module, on the base's device.
+            weights: in one of the shapes of `Mix`, a place in the last dimension for each lobe.
+        """
+        inputs = self.backbone.accepted(inputs)
+        plan = _Plan(lobes, tuple(self.features))
+        how, shape = weights.to(self.backbone.device), inputs["input_ids"].shape[:2]
+        token = self._call.set(_Call(plan, how, shape, inputs.get("logits_to_keep", 0)))
+        try:
+            return self.model(**inputs)
+        finally:
+            self._call.reset(token)
 
     def __contains__(self, lobe: object) -> bool:
         return lobe in self._headers
@@ -140,9 +179,33 @@ class LobeBank:
         with self._lock:
             return self._in_memory(lobe, (lobe,))
 
+    def layers(self, lobes: Iterable[str]) -> tuple[str, ...]:
+        """Names of the linear layers that these lobes adapt, in the base's module order: the layers of 4-D weights.
+
+        Raises:
+            LobeError: no such lobe.
+        """
+        with self._lock:
+            touched = {module for lobe in lobes for module in self._header(lobe).shapes}
+        return tuple(module for module in self.features if module in touched)
+
+    def derived(self, lobe: str, kind: str, make: Callable[[Matrices], T]) -> T:
+        """What `make` works out of a lobe's matrices, under the name `kind`; kept until the lobe leaves or is replaced.
+
+        Raises:
+            LobeError: no such lobe. AdapterError: its files have gone or are damaged.
+        """
+        with self._lock:
+            self._header(lobe)
+            kept = self._derived.setdefault(lobe, {})
+            if kind not in kept:
+                with torch.inference_mode(False):
+                    kept[kind] = make(self.matrices(lobe))
+            return cast(T, kept[kind])
+
     # ---- running ----------------------------------------------------------------------------------------------------------
 
-    def run(self, mix: Mix | None, **inputs: Any) -> Any:
+    def run(self, mix: Mix | LayerMix | None, **inputs: Any) -> Any:
         """The base's forward under `mix`; None or no weights is the base itself. Arguments and result are transformers'.
 
         Arguments that this architecture's forward does not have (position_ids, logits_to_keep) are left out.
@@ -154,8 +217,8 @@ class LobeBank:
         rows_tokens = next(
             inputs[key].shape[:2] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None
         )
-        weights = active.weights.to(self.backbone.device)
-        token = self._call.set(_Call(self._plan(active.lobes), weights, rows_tokens, inputs.get("logits_to_keep", 0)))
+        how = active.weigh if isinstance(active, LayerMix) else active.weights.to(self.backbone.device)
+        token = self._call.set(_Call(self._plan(active.lobes), how, rows_tokens, inputs.get("logits_to_keep", 0)))
         try:
             return self.model(**inputs)
         finally:
@@ -189,13 +252,17 @@ class LobeBank:
             self._keep_within_budget(lobes)
             return plan
 
+    def _header(self, lobe: str) -> AdapterHeader:
+        if lobe not in self._headers:
+            raise LobeError(f"The bank has no lobe {lobe!r}; it has been deleted or was never loaded.")
+        return self._headers[lobe]
+
     def _in_memory(self, lobe: str, in_use: tuple[str, ...]) -> Matrices:
         if lobe not in self._resident:
-            if lobe not in self._headers:
-                raise LobeError(f"The bank has no lobe {lobe!r}; it has been deleted or was never loaded.")
+            header = self._header(lobe)
             device = self.backbone.device
             with torch.inference_mode(False):  # what chat reads first must serve training through the bank as well
-                matrices = {m: (a.to(device), b.to(device)) for m, (a, b) in read_matrices(self._headers[lobe]).items()}
+                matrices = {m: (a.to(device), b.to(device)) for m, (a, b) in read_matrices(header).items()}
             self._resident[lobe] = matrices
             self._keep_within_budget(in_use)
         self._resident.move_to_end(lobe)
@@ -267,15 +334,33 @@ class _Plan:
 
 
 class _Call:
-    """One forward call under weights: adds each layer's delta, and works out each weight layout only once."""
+    """One forward call under weights: adds each layer's delta, and works out each weight layout only once.
 
-    def __init__(self, plan: _Plan, weights: Tensor, rows_tokens: Sequence[int], logits_to_keep: int | Tensor) -> None:
+    Args:
+        how: weights in one of the shapes of `Mix`, or what a `LayerMix` asks each layer.
+    """
+
+    def __init__(
+        self,
+        plan: _Plan,
+        how: Tensor | Callable[[str, Tensor], Tensor],
+        rows_tokens: Sequence[int],
+        logits_to_keep: int | Tensor,
+    ) -> None:
         self.stacks = plan.stacks
-        self.weights = weights
+        self._weigh = None if isinstance(how, Tensor) else how
         self._rows_tokens = tuple(rows_tokens)
         self._kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         self._scales: dict[Any, Tensor | None] = {}
+        self._columns: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._row_lobe: Tensor | None = None
+        # weights that differ by row or token need to see the rows and tokens apart
+        self._by_place = self._weigh is not None or how.ndim > 1  # type: ignore[union-attr]
+        if isinstance(how, Tensor):
+            self.weights = how
+            self._look_for_rows(how)
+
+    def _look_for_rows(self, weights: Tensor) -> None:
         by_row = weights.ndim == 2 and weights.shape[1] > 1 and not weights.requires_grad
         if by_row and bool(((weights != 0).sum(1) <= 1).all()):  # a row has one lobe: r columns a row, not lobes * r
             self._row_lobe = weights.abs().argmax(1)
@@ -286,7 +371,7 @@ class _Call:
         stack = self.stacks.get(name)
         if stack is None:
             return output
-        if x.ndim == 2 and self.weights.ndim > 1:  # some layers see the tokens of all rows in one long row
+        if x.ndim == 2 and self._by_place:  # some layers see the tokens of all rows in one long row
             if len(x) != math.prod(self._rows_tokens):
                 raise AdapterError(
                     f"{name} sees only some tokens (an expert?), so its LoRA cannot be weighted by row or token."
@@ -296,10 +381,14 @@ class _Call:
         if self._row_lobe is not None:
             return self._add_by_row(stack, x, output)
         hidden = nn.functional.linear(x.to(stack.a.dtype), stack.a)
-        scale = self._scale(stack)
-        if scale is not None:
-            if scale.ndim == 3 and scale.shape[1] not in (1, hidden.shape[1]):
+        if self._weigh is not None:  # from this layer's own input, so it has the tokens that this layer has
+            weights = self._weigh(name, x)
+            scale: Tensor | None = weights.index_select(-1, self._columns_of(stack, weights)).to(stack.a.dtype)
+        else:
+            scale = self._scale(stack)
+            if scale is not None and scale.ndim == 3 and scale.shape[1] not in (1, hidden.shape[1]):
                 scale = scale[:, self._kept]  # an output head that runs on some tokens only
+        if scale is not None:
             hidden = hidden * scale
         # addmm adds and multiplies in one kernel, without a temporary of the output's size
         base = output.flatten(0, -2).to(stack.b.dtype)
@@ -314,16 +403,27 @@ class _Call:
 
     def _scale(self, stack: _Stack) -> Tensor | None:
         """Weights stretched over the ranks, broadcastable to (batch, tokens, R); None where all are one."""
-        layer = stack.index if self.weights.ndim == 4 else None
-        key = (stack.ranks, layer)
-        if key not in self._scales:
-            columns = torch.tensor([i for i, rank in stack.ranks for _ in range(rank)], device=self.weights.device)
-            weights = self.weights if layer is None else self.weights[:, :, layer]
-            scale = weights.index_select(-1, columns).to(stack.a.dtype)
+        if self.weights.ndim == 4:
+            if self.weights.shape[0] * self.weights.shape[1] > STRETCHED_AT_ONCE:
+                weights = self.weights[:, :, stack.index]
+                return weights.index_select(-1, self._columns_of(stack, weights)).to(stack.a.dtype)
+            return cast(Tensor, self._stretched(stack))[:, :, stack.index]
+        return self._stretched(stack)
+
+    def _stretched(self, stack: _Stack) -> Tensor | None:
+        if stack.ranks not in self._scales:
+            scale = self.weights.index_select(-1, self._columns_of(stack, self.weights)).to(stack.a.dtype)
             scale = scale[:, None, :] if scale.ndim == 2 else scale
             is_one = not scale.requires_grad and scale.ndim == 1 and bool((scale == 1).all())
-            self._scales[key] = None if is_one else scale
-        return self._scales[key]
+            self._scales[stack.ranks] = None if is_one else scale
+        return self._scales[stack.ranks]
+
+    def _columns_of(self, stack: _Stack, weights: Tensor) -> Tensor:
+        """(R,) the place among the lobes of each of the stack's ranks."""
+        if stack.ranks not in self._columns:
+            columns = [i for i, rank in stack.ranks for _ in range(rank)]
+            self._columns[stack.ranks] = torch.tensor(columns, device=weights.device)
+        return self._columns[stack.ranks]
 
 
 def _nbytes(matrices: Matrices) -> int:

@@ -54,6 +54,25 @@ class Embedder:
                 self._known.popitem(last=False)
         return result
 
+    def words(self, texts: Sequence[str]) -> list[tuple[np.ndarray[Any, Any], Vector]]:
+        """(ids (t,), vectors (t, d)) of each text's tokens in context, without those that open and close a text.
+
+        Raises:
+            BackboneError: the model is not to be had.
+        """
+        texts = [text[:LONGEST_TEXT] for text in texts]
+        if not texts:
+            return []
+        with self._lock:
+            vectors = self.model.encode(list(texts), output_value="token_embeddings", show_progress_bar=False, batch_size=32)
+            tokenizer, most = self.model.tokenizer, self.model.max_seq_length
+            read = tokenizer(list(texts), truncation=True, max_length=most, return_special_tokens_mask=True)
+        found = []
+        for ids, special, rows in zip(read["input_ids"], read["special_tokens_mask"], vectors, strict=True):
+            own = [i for i, other in enumerate(special) if not other]
+            found.append((np.array([ids[i] for i in own]), rows.cpu().numpy().astype(np.float32)[own]))
+        return found
+
     @property
     def model(self) -> Any:
         if self._model is None:

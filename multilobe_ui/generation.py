@@ -7,7 +7,7 @@ the weights. Rows of a batch are independent: each has its own weights, sampling
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from .backbone import Backbone, Messages, pad_left
 from .bank import LobeBank, Mix
 from .config import SamplingConfig
 from .errors import ConfigError
+from .mixing import Mixer, MixerRun
 
 REPLACEMENT = "\ufffd"
 
@@ -39,12 +40,17 @@ class Request:
         weights: lobe id → weight; {} is the base model.
         sampling: how tokens are drawn.
         stop: set it from any thread and the answer ends after the token under way.
+        mixer: weighs the lobes anew for every token; `weights` then count for nothing. All requests of a batch have the same.
+        watch: called with the weights (layers, lobes) under which each token was drawn, before the token is given out; lobes
+            are in the mixer's order. Only where there is a mixer.
     """
 
     ids: Sequence[int]
     weights: Mapping[str, float]
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     stop: threading.Event = field(default_factory=threading.Event)
+    mixer: Mixer | None = None
+    watch: Callable[[Tensor], None] | None = None
 
 
 def prepare(backbone: Backbone, messages: Messages, max_new_tokens: int) -> tuple[list[int], list[Mapping[str, str]]]:
@@ -79,8 +85,11 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
     """Decode a batch; yields, for every step, each row's next token id, or None for rows that have ended.
 
     An end-of-turn token ends its row and is not yielded. Greedy rows of a batch give the tokens that they would give alone.
+
+    Raises:
+        ConfigError: requests of one batch have different mixers, or only some have one.
     """
-    backbone, mix = bank.backbone, Mix.rows([r.weights for r in requests])
+    backbone, mix, run = bank.backbone, Mix.rows([r.weights for r in requests]), _started(requests)
     if len(requests) == 1:
         mix = Mix.of(requests[0].weights)
     ids, mask = pad_left([r.ids for r in requests], backbone.tokenizer.pad_token_id, backbone.device)
@@ -97,7 +106,8 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
             inputs["attention_mask"] = mask
         # inference_mode is entered and left for each step: a generator must not leave it switched on between its tokens
         with torch.inference_mode():
-            output = bank.run(mix, past_key_values=cache, use_cache=True, **inputs)
+            inputs |= {"past_key_values": cache, "use_cache": True}
+            output = bank.run(mix, **inputs) if run is None else run(bank, **inputs)
             logits = output.logits[:, -1].float()
         cache = output.past_key_values
         tokens: list[int | None] = [None] * len(requests)
@@ -111,6 +121,8 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
             else:
                 tokens[i] = token
                 seen[i].append(token)
+                if run is not None and run.weights is not None and request.watch is not None:
+                    request.watch(run.weights[i, -1].float().cpu())
         made += 1
         if not any(alive):
             return
@@ -125,6 +137,14 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
         positions = (positions[:, -1:] + 1).clamp(max=backbone.context_length - 1)
         if padded:
             mask = torch.cat([mask, mask.new_ones(len(requests), 1)], dim=1)
+
+
+def _started(requests: Sequence[Request]) -> MixerRun | None:
+    """The run of the batch's mixer, if it has one."""
+    mixer = requests[0].mixer
+    if any(r.mixer is not mixer for r in requests):
+        raise ConfigError("The answers of one batch must have the same mixer, or none. Ask for them one after another.")
+    return None if mixer is None else mixer.start()
 
 
 def stream_text(bank: LobeBank, request: Request) -> Iterator[str]:

@@ -27,7 +27,7 @@ from .lobe import Card, Lobe, LobeStore, now, write_routing_rows
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
 from .routers.base import TOP_1, FitOutcome, FitRecord, Mixing, Vector, manual_decision
 from .routing import Routing
-from .scoring import mean_hidden, prompt_nll
+from .scoring import MeanHidden, PromptScores
 from .training import StepRecord, TrainingResult
 
 ROUTING_TRAIN_ROWS = 256
@@ -59,12 +59,12 @@ class MultiLobeModel:
         check(router in ROUTERS, "router", router, f"one of {', '.join(ROUTERS)}")
         check(logprob_max_tokens >= 1, "logprob_max_tokens", logprob_max_tokens, "at least 1")
         self._threshold = _threshold(embedding_threshold)
-        self._logprob_max_tokens = logprob_max_tokens
         self._temporary = tempfile.TemporaryDirectory(prefix="multilobe-") if home is None else None
         self.home = Path(self._temporary.name) if self._temporary else Path(cast(Path, home))
         self.backbone = backbone
         self.embedder = embedder or Embedder()
         self.bank = LobeBank(backbone)
+        self._scores, self._hidden = PromptScores(self.bank, logprob_max_tokens), MeanHidden(self.bank)
         self.store = LobeStore(self.home / "lobes")
         self.broken: dict[str, str] = dict(self.store.broken)
         self.version = 0
@@ -342,8 +342,10 @@ class MultiLobeModel:
         """`fit_router` as a generator of its records."""
 
         def take_in(outcome: FitOutcome) -> None:
-            for tier, folder_ in outcome.experts.items():
-                self._add_expert(tier, folder_, owner)
+            for tier, adapter in outcome.experts.items():
+                self._add_expert(tier, adapter, owner)
+            for place in {adapter.parent for adapter in outcome.experts.values()}:
+                shutil.rmtree(place, ignore_errors=True)
 
         fit = yield from self.routing.fitting(name, settings, stop or threading.Event(), take_in)
         self.version += 1
@@ -567,7 +569,7 @@ class MultiLobeModel:
         rows = {lobe.name: found for lobe in lobes if (found := self._usable_rows(lobe)) is not None}
 
         def nll(texts: Sequence[str], wanted: Sequence[str]) -> Vector:
-            return prompt_nll(self.bank, texts, [ids[n] for n in wanted], self._logprob_max_tokens)
+            return self._scores(texts, [ids[n] for n in wanted])
 
         return RoutingContext(
             lobes=[lobe.name for lobe in lobes],
@@ -576,7 +578,8 @@ class MultiLobeModel:
             nll=nll,
             generic=lambda: self.embedder(self._generic),
             generic_prompts=self._generic,
-            hidden=lambda texts: mean_hidden(self.bank, texts),
+            hidden=self._hidden,
+            words=getattr(self.embedder, "words", None),
             bank=self.bank,
             ids=ids,
             experts={lobe.card.tier: lobe.name for lobe in self.lobes if lobe.card.tier},

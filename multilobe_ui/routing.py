@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .errors import ConfigError, MultiLobeError, RoutingError
 from .fits import Fit, Key, read_fit, write_fit
 from .lobe import now
@@ -40,6 +42,11 @@ class Routing:
         for name in ROUTERS:
             with suppress(RoutingError):
                 self._fits[name] = read_fit(folder / name)
+
+    @property
+    def names(self) -> list[str]:
+        """Every router, the default first."""
+        return sorted(ROUTERS, key=lambda name: name != self.default)
 
     def named(self, name: str | None = None) -> Router:
         """The router of that name for the present lobes, with what still holds of its last fit.
@@ -147,6 +154,15 @@ class Routing:
     def _keep(self, name: str, fit: Fit) -> None:
         self._fits[name] = fit
         write_fit(self.folder / name, fit)
+
+
+def without_lobes() -> list[Router]:
+    """Every router as it is where there are no lobes: what it is called, and what may be set."""
+
+    def nothing(*_: object) -> Any:
+        return np.zeros((0, 0), np.float32)
+
+    return [make(RoutingContext((), {}, nothing, nothing), None) for make in ROUTERS.values()]
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

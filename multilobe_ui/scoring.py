@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from .bank import LobeBank, Mix
 from .routers.base import Vector
 
 ROWS_AT_ONCE = 64
+Scores = dict[str, float]
 
 
 @torch.inference_mode()
@@ -49,15 +51,69 @@ def prompt_nll(bank: LobeBank, texts: Sequence[str], lobes: Sequence[str], max_t
     return result
 
 
-@torch.inference_mode()
-def mean_hidden(bank: LobeBank, texts: Sequence[str]) -> Vector:
-    """Mean hidden state of the plain base's last layer over each text's own tokens, unit length: (texts, hidden)."""
-    rows = []
-    for text in texts:
-        opening, words = bank.backbone.encode_prompt(text)
-        words = words[: bank.backbone.context_length - len(opening)]
-        ids = torch.tensor([opening + words], device=bank.backbone.device)
-        output = bank.run(None, input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
-        rows.append(output.hidden_states[-1][0, len(opening) :].float().mean(0).cpu().numpy())
-    vectors = np.nan_to_num(np.stack(rows)) if rows else np.zeros((0, bank.backbone.hidden_size), np.float32)
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9), np.float32)
+class PromptScores:
+    """`prompt_nll` that remembers: calibrating again after a lobe came costs that lobe's column, and no other.
+
+    A lobe's scores are kept beside its matrices in the bank, and so leave with them.
+
+    Args:
+        remember: texts whose scores are kept for each lobe; the oldest leave first.
+    """
+
+    def __init__(self, bank: LobeBank, max_tokens: int = 30, remember: int = 4096) -> None:
+        self._bank, self._max_tokens, self._remember = bank, max_tokens, remember
+        self._base: Scores = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, texts: Sequence[str], lobes: Sequence[str]) -> Vector:
+        """(texts, lobes + 1), as `prompt_nll`."""
+        kept: list[Scores] = [self._bank.derived(lobe, "prompt scores", lambda _: {}) for lobe in lobes]
+        columns = [*zip(lobes, kept, strict=True), ("", self._base)]
+        result = np.full((len(texts), len(columns)), np.nan, np.float32)
+        for i, text in enumerate(texts):
+            missing = [lobe for lobe, scores in columns if text not in scores]
+            if missing:
+                unknown = [lobe for lobe in missing if lobe]
+                found = prompt_nll(self._bank, [text], unknown, self._max_tokens)[0]
+                values = dict(zip([*unknown, ""], map(float, found), strict=True))
+                with self._lock:
+                    for lobe, scores in columns:
+                        if lobe in missing:
+                            scores[text] = values[lobe]
+                        while len(scores) > self._remember:
+                            del scores[next(iter(scores))]
+            result[i] = [scores.get(text, np.nan) for _, scores in columns]
+        return result
+
+
+class MeanHidden:
+    """Mean hidden state of the plain base's last layer over a text's own tokens, unit length; texts are remembered."""
+
+    def __init__(self, bank: LobeBank, remember: int = 8192) -> None:
+        self._bank, self._remember = bank, remember
+        self._known: dict[str, Vector] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, texts: Sequence[str]) -> Vector:
+        """(texts, hidden) float32; zeros for a text without tokens."""
+        rows = np.zeros((len(texts), self._bank.backbone.hidden_size), np.float32)
+        for i, text in enumerate(texts):
+            found = self._known.get(text)
+            rows[i] = found = self._read(text) if found is None else found
+            with self._lock:
+                self._known[text] = found
+                while len(self._known) > self._remember:
+                    del self._known[next(iter(self._known))]
+        return rows
+
+    @torch.inference_mode()
+    def _read(self, text: str) -> Vector:
+        backbone = self._bank.backbone
+        opening, words = backbone.encode_prompt(text)
+        words = words[: backbone.context_length - len(opening)]
+        if not words:
+            return np.zeros(backbone.hidden_size, np.float32)
+        ids = torch.tensor([opening + words], device=backbone.device)
+        output = self._bank.run(None, input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+        mean = output.hidden_states[-1][0, len(opening) :].float().mean(0)
+        return np.asarray(torch.nn.functional.normalize(mean, dim=0).cpu().numpy(), np.float32)

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -25,9 +25,11 @@ from .assets import demo_bundle, sample_files
 from .config import SamplingConfig, TrainingConfig, from_json, settings_of, suggested_learning_rate
 from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from .files import read_json, write_json
+from .fits import Fit
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lobe import Lobe, LobeStore, now
-from .routers.base import TOP_1, Mixing, RoutingDecision
+from .routers.base import TOP_1, Mixing, Router, RoutingDecision
+from .routing import without_lobes
 from .views import ChatEvent, JobView, LobeView, PromptMap, RouterView, StudioStatus, TokenTrace
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ LOBE_PREFIX = "lobe:"
 EVENT_SECONDS = 0.04
 """Least time between two events of one answer: a page cannot draw faster."""
 KEPT_BUNDLES = 20
+LOADING = "The base model is still loading."
 NEW_TERM_WEIGHT = 3.0
 """Of a word that a person adds to a lobe: e to the 3 is 20 times the odds."""
 
@@ -459,15 +462,12 @@ class Studio:
     # ---- routers ----------------------------------------------------------------------------------------------------------
 
     def routers(self, owner: str = "") -> list[RouterView]:
-        """Every router, the default first."""
-        from .routers import ROUTERS
-
-        model = self._ready()
-        busy = {
-            job.spec.name: job.id for job in self._jobs.list() if job.spec.kind == "router" and job.state not in ENDED
-        }
-        names = sorted(ROUTERS, key=lambda name: name != model.routing.default)
-        return [self._router_view(model, name, busy.get(name, "")) for name in names]
+        """Every router, the default first; while the base is loading, none can be used."""
+        model = self._model
+        if model is None:
+            return [_router_view(router, None, False, LOADING, "") for router in without_lobes()]
+        busy = {job.spec.name: job.id for job in self._jobs.list() if job.spec.kind == "router" and job.state not in ENDED}
+        return [self._router_view(model, name, busy.get(name, "")) for name in model.routing.names]
 
     def route(self, prompt: str, router: str | None = None, mixing: Mixing | None = None) -> RoutingDecision:
         """Decide without answering."""
@@ -566,25 +566,14 @@ class Studio:
         with self._lock:
             self._changes += 1
 
-    def _router_view(self, model: MultiLobeModel, name: str, job_id: str) -> RouterView:
-        router, fit, stale = model.routing.named(name), model.routing.fit_of(name), model.routing.is_stale(name)
-        why = "Lobes have changed since it was fitted: fit it again, so that it knows them." if stale else ""
+    @staticmethod
+    def _router_view(model: MultiLobeModel, name: str, job_id: str) -> RouterView:
+        router, stale, why = model.routing.named(name), model.routing.is_stale(name), ""
         if not router.is_fitted:
             why = "It has not been fitted yet." if model.lobes else "There is no lobe yet to learn from."
-        return RouterView(
-            name=name,
-            title=router.title,
-            sentence=router.sentence,
-            asks_for_fit=router.asks_for_fit,
-            fitted=router.is_fitted,
-            stale=stale,
-            why=why,
-            per_token=router.per_token,
-            settings=asdict(router.settings()) if router.settings else {},
-            report=fit.report if fit else {},
-            fitted_at=fit.created if fit and router.is_fitted else "",
-            job_id=job_id,
-        )
+        elif stale:
+            why = "Lobes have changed since it was fitted: fit it again, so that it knows them."
+        return _router_view(router, model.routing.fit_of(name), stale, why, job_id)
 
     # ---- manage -----------------------------------------------------------------------------------------------------------
 
@@ -660,6 +649,24 @@ class Studio:
             target_modules=tuple(map(str, card.adapter.get("target_modules") or ())),
             protected=self.shared and not (owner and card.owner == owner),
         )
+
+
+def _router_view(router: Router, fit: Fit | None, stale: bool, why: str, job_id: str) -> RouterView:
+    usable = router.is_fitted and why != LOADING
+    return RouterView(
+        name=router.name,
+        title=router.title,
+        sentence=router.sentence,
+        asks_for_fit=router.asks_for_fit,
+        fitted=usable,
+        stale=stale,
+        why=why,
+        per_token=router.per_token,
+        settings=router.present_settings,
+        report=fit.report if fit else {},
+        fitted_at=fit.created if fit and usable else "",
+        job_id=job_id,
+    )
 
 
 def _trace(text: str, names: Sequence[str], layers: Any) -> TokenTrace:

@@ -14,14 +14,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # a room imports from its own floor and those below
     "errors config files assets archive",
-    "records",
+    "records complexity",
     "dataset backbone adapter routers.base",
-    "bank lobe embedding",
-    "routers routers.* scoring training generation",
-    "composition evaluation bundle",
+    "bank lobe embedding fits mixing xlora arrow tiers",
+    "routers routers.* scoring training generation xlora_training router_mlp experts",
+    "composition evaluation bundle routing",
     "model",
-    "views jobs studio",
-    "ui ui.* cli demo __main__",
+    "views prompt_map jobs studio",
+    "ui ui.* cli demo treebank __main__",
     "app",
 )
 TREES = {
@@ -107,9 +107,12 @@ def test_a_room_only_defines(room: str) -> None:
 def test_importing_the_package_is_light(tmp_path: Path) -> None:
     light = [
         "",
-        *(f".{room}" for room in ("errors", "config", "files", "assets", "dataset", "lobe", "routers", "jobs")),
+        *(
+            f".{room}"
+            for room in ("errors", "config", "files", "assets", "dataset", "lobe", "routers", "jobs", "complexity")
+        ),
     ]
-    heavy = "{'torch', 'transformers', 'peft', 'gradio', 'plotly', 'sentence_transformers'}"
+    heavy = "{'torch', 'transformers', 'peft', 'gradio', 'plotly', 'sentence_transformers', 'spacy', 'textstat'}"
     program = "; ".join(
         [*(f"import multilobe_ui{room}" for room in light), f"import sys; print(sorted({heavy} & set(sys.modules)))"]
     )

@@ -219,10 +219,9 @@ def test_clashing_names(model: MultiLobeModel, backbone: Backbone, tmp_path: Pat
 
 def test_a_home_is_found_again(backbone: Backbone, tmp_path: Path) -> None:
     model = trained(backbone, tmp_path)
-    before, state = answers(model), model.router.state()
+    before = answers(model)
     again = MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder())
     again.prepare_routing()
-    assert again.router.state() == state
     assert answers(again) == before
 
 

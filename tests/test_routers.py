@@ -5,16 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import threading
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from multilobe_ui.errors import RoutingError
+from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import calibration_error, routing_report
 from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
-from multilobe_ui.routers.base import Router, fit_temperature, manual_decision, softmax
+from multilobe_ui.routers.base import FitRecord, Mixing, Router, fit_temperature, manual_decision, softmax
 from multilobe_ui.routers.gate import GateRouter
 from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
 
@@ -63,6 +66,12 @@ def context(count: int, without_rows: int = 0) -> RoutingContext:
     return RoutingContext(lobes, rows, embed, nll, lambda: embed(generic), generic)
 
 
+def through_files(state: dict[str, Any]) -> dict[str, Any]:
+    """What `fits` keeps of a state: JSON, and arrays of the outermost keys."""
+    arrays = {key: value.copy() for key, value in state.items() if isinstance(value, np.ndarray)}
+    return json.loads(json.dumps({key: value for key, value in state.items() if key not in arrays})) | arrays
+
+
 def fitted(name: str, count: int, **options: int) -> Router:
     router = ROUTERS[name](context(count, **options), None)
     router.fit()
@@ -102,7 +111,7 @@ class TestContract:
     def test_state_survives_json(self, name: str, count: int) -> None:
         router = fitted(name, count)
         other = ROUTERS[name](context(count), None)
-        other.restore(json.loads(json.dumps(router.state())))
+        other.restore(through_files(router.state()))
         for i in range(5):
             ours, theirs = router.route(f"lobe{i} 7{i}"), other.route(f"lobe{i} 7{i}")
             assert (ours.chosen, ours.probabilities, ours.threshold) == (
@@ -112,7 +121,7 @@ class TestContract:
             )
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", ["hybrid", "embedding", "logprob", "keyword", "gate", "chain"])
 @pytest.mark.parametrize("count", [2, 8])
 def test_own_prompts_are_routed_home(name: str, count: int) -> None:
     router = fitted(name, count)
@@ -164,7 +173,7 @@ class TestEmbedding:
         everything = {
             p: float(vector_of(p) @ vector_of("lobe2 77")) for i in range(3) for p in rows_of(f"lobe{i}").train_prompts
         }
-        best = sorted(everything, key=lambda p: -everything[p])[:3]
+        best = sorted(everything, key=lambda p: -everything[p])[:5]
         assert [row["prompt"] for row in found] == best
         assert all(row["prompt"].startswith(row["lobe"]) for row in found)
 
@@ -419,9 +428,9 @@ class TestGate:
         powers = [math.exp((a + b) / state["temperature"]) for a, b in zip(z, state["bias"], strict=True)]
         decision = router.route("lobe2 91")
         assert decision.evidence["none"] == pytest.approx(powers[-1] / sum(powers), abs=1e-5)
-        assert decision.confidence == pytest.approx(max(powers) / sum(powers), abs=1e-5)
         among = [power / sum(powers[:-1]) for power in powers[:-1]]
         assert list(decision.probabilities.values()) == pytest.approx(among, abs=1e-5)
+        assert decision.confidence == pytest.approx(max(among), abs=1e-5)
 
     def test_what_no_lobe_knows_goes_to_the_base(self) -> None:
         router = fitted("gate", 6)
@@ -430,30 +439,54 @@ class TestGate:
         for decision in decisions:
             assert not decision.abstained or decision.confidence == decision.evidence["none"] >= 0.14
 
-    def test_modes(self) -> None:
+    def test_soft_weights_are_the_probabilities(self) -> None:
         train, owner = overlapping(6, 300, 1)
         router = gate_on(train, owner, 6)
         p = router.route("7").probabilities
-        ranked = sorted(p, key=lambda name: -p[name])
-        assert router.route("7").weights == {ranked[0]: 1.0}
-        router.set_mode("top_k", 3)
-        best = {name: p[name] / sum(p[n] for n in ranked[:3]) for name in ranked[:3]}
-        assert router.route("7").weights == pytest.approx(best) and "3 lobes" in router.route("7").reason
-        router.set_mode("top_k", 99)
-        assert router.route("7").weights == pytest.approx(p)
-        router.set_mode("soft")
-        shared = router.route("7").weights
+        shared = router.route("7", Mixing("soft")).weights
         assert set(shared) == {name for name in p if p[name] >= 0.01} and sum(shared.values()) == pytest.approx(1)
 
-    def test_the_mode_outlives_state_and_refit(self) -> None:
-        router = fitted("gate", 3)
-        router.set_mode("top_k", 3)
-        restored, refitted = GateRouter(context(3)), GateRouter(context(4))
-        restored.restore(json.loads(json.dumps(router.state())))
-        refitted.refit(router.state())
-        assert (restored.mode, restored.top_k) == (refitted.mode, refitted.top_k) == ("top_k", 3)
-        assert restored.route("lobe1 8").weights == router.route("lobe1 8").weights
-        refitted.refit({"coefficients": [1, 2]})  # another router's state
+    def test_a_fit_reports_its_steps_and_can_be_stopped(self) -> None:
+        router, stop = GateRouter(context(3)), threading.Event()
+        records: list[FitRecord] = []
+        run = router.fitting({"steps": 50}, stop)
+        assert not router.is_fitted
+        with pytest.raises(StopIteration) as end:
+            while True:
+                records.append(next(run))
+                if len(records) == 3:
+                    stop.set()
+        assert len(records) == 3 and router.is_fitted
+        assert {"loss", "held_out_loss", "accuracy"} <= set(records[0].values)
+        assert {"accuracy", "ece", "rows", "seconds"} <= set(end.value.value.report)
+        with pytest.raises(ConfigError, match="embedding"):
+            next(router.fitting({"embedding": "x"}, stop))
+        with pytest.raises(ConfigError, match="settings"):
+            next(router.fitting({"nonsense": 1}, stop))
+
+    def test_it_can_read_the_base_models_hidden_states(self) -> None:
+        seen: list[str] = []
+
+        def hidden(texts: Sequence[str]) -> np.ndarray:
+            seen.extend(texts)
+            return embed(texts)[:, ::-1]
+
+        router = GateRouter(replace(context(3), hidden=hidden))
+        list(router.fitting({"embedding": "base"}, threading.Event()))
+        assert router.route("lobe1 77").chosen == "lobe1" and "lobe1 77" in seen
+        other = GateRouter(context(3))
+        other.restore(through_files(router.state()))
+        with pytest.raises(RoutingError, match="no base model"):
+            other.route("lobe1 77")
+
+    def test_a_fit_of_other_lobes_serves_those_it_knows(self) -> None:
+        state = through_files(fitted("gate", 4).state())
+        fewer, more = GateRouter(context(3)), GateRouter(context(5))
+        fewer.restore(state)
+        more.restore(state)
+        assert set(fewer.route("lobe3 5").probabilities) == {"lobe0", "lobe1", "lobe2"}
+        decision = more.route("lobe1 5")
+        assert decision.chosen == "lobe1" and decision.probabilities["lobe4"] == 0 and "lobe4" in decision.reason
 
     def test_the_same_rows_give_the_same_gate_whatever_was_drawn_before(self) -> None:
         import torch
@@ -461,14 +494,15 @@ class TestGate:
         first = fitted("gate", 3).state()
         torch.manual_seed(5)
         before = torch.get_rng_state()
-        assert fitted("gate", 3).state() == first
+        again = fitted("gate", 3).state()
+        assert all(np.array_equal(again[key], value) for key, value in first.items())
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_lobes_without_rows_get_nothing_and_the_reason_says_so(self) -> None:
         router = fitted("gate", 3, without_rows=1)
         for prompt in ("lobe0 44", "alien 3"):
             decision = router.route(prompt)
-            assert decision.probabilities["lobe2"] == 0 and "lobe2 came without rows" in decision.reason
+            assert decision.probabilities["lobe2"] == 0 and "lobe2 had no rows" in decision.reason
         assert not router.route("alien 3").certain
         assert fitted("gate", 2, without_rows=2).route("lobe1 3").abstained
 
@@ -485,18 +519,60 @@ class TestGate:
             router.fit()
             assert router.route("alien 1").chosen in plain.lobes and router.route("alien 1").evidence["none"] == 0
 
-    def test_refusals(self) -> None:
-        router = fitted("gate", 2)
-        with pytest.raises(RoutingError, match="no gate mode 'hard'"):
-            router.set_mode("hard")
-        with pytest.raises(RoutingError, match="at least 1"):
-            router.set_mode("top_k", 0)
-        with pytest.raises(RoutingError, match="other lobes"):
-            GateRouter(context(3)).restore(router.state())
+    def test_without_a_fit_the_base_answers_and_says_so(self) -> None:
+        router = GateRouter(context(2))
+        decision = router.route("lobe0 1")
+        assert decision.abstained and "fit it under Routers" in decision.reason and not router.is_fitted
+        router.restore(through_files(router.state()))
+        assert not router.is_fitted
+
+    def test_weights_that_do_not_fit_are_refused(self) -> None:
+        state = fitted("gate", 2).state()
         with pytest.raises(RoutingError, match="do not fit"):
-            GateRouter(context(2)).restore({**router.state(), "bias": [0.0]})
-        with pytest.raises(RoutingError, match="not been trained"):
-            GateRouter(context(2)).route("lobe0 1")
+            GateRouter(context(2)).restore({**state, "bias": np.zeros(1)})
+
+
+class TestChain:
+    def test_the_first_sure_stage_decides_and_each_that_was_asked_is_shown(self) -> None:
+        router = fitted("chain", 4)
+        router.set_stages([("keyword", 1.0), ("gate", 0.0), ("logprob", 0.0)])  # type: ignore[attr-defined]
+        decision = router.route("lobe2 44")
+        assert (decision.router, decision.stage, decision.chosen) == ("chain", "gate", "lobe2")
+        assert [(s["router"], s["decided"]) for s in decision.evidence["stages"]] == [("keyword", False), ("gate", True)]
+
+    def test_the_base_answers_where_no_stage_is_sure(self) -> None:
+        router = fitted("chain", 4)
+        router.set_stages([("keyword", 1.0)])  # type: ignore[attr-defined]
+        decision = router.route("lobe2 44")
+        assert decision.abstained and "No stage" in decision.reason
+
+    def test_the_order_survives(self) -> None:
+        router = fitted("chain", 3)
+        stages = [("logprob", 0.3), ("keyword", 0.5)]
+        router.set_stages(stages)  # type: ignore[attr-defined]
+        restored, refitted = ROUTERS["chain"](context(3), None), ROUTERS["chain"](context(4), None)
+        restored.restore(through_files(router.state()))
+        refitted.refit(through_files(router.state()))
+        assert restored.stages == refitted.stages == stages  # type: ignore[attr-defined]
+        assert refitted.route("lobe3 7").chosen == "lobe3"
+
+    @pytest.mark.parametrize(
+        ("stages", "match"),
+        [
+            ([], "at least one"),
+            (["gate"], "must be a router's name"),
+            ([("chain", 0.5)], "no router 'chain'"),
+            ([("gate", 0.5), ("gate", 0.1)], "already"),
+            ([("gate", 1.5)], "from 0 to 1"),
+            ([("gate", "high")], "from 0 to 1"),
+        ],
+    )
+    def test_refusals(self, stages: list[Any], match: str) -> None:
+        router = fitted("chain", 2)
+        before = router.stages  # type: ignore[attr-defined]
+        with pytest.raises(RoutingError, match=match):
+            router.set_stages(stages)  # type: ignore[attr-defined]
+        assert router.stages == before  # type: ignore[attr-defined]
 
 
 class TestManual:

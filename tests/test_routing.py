@@ -15,6 +15,7 @@ from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.prompt_map import prompt_map
 from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routers.base import Mixing
+from multilobe_ui.scoring import MeanHidden, PromptScores, prompt_nll
 
 SETTINGS = {"epochs": 1, "lora_r": 2, "learning_rate": 1e-2, "batch_size": 8}
 PROMPTS = ["cat dog", "one two", "red green", "lion three orange", "something else"]
@@ -170,3 +171,33 @@ def test_the_map_is_the_principal_plane_of_the_prototypes(make: Callable) -> Non
 
 def test_a_map_without_lobes_is_empty() -> None:
     assert prompt_map({}, None).lobes == {}
+
+
+def test_remembered_prompt_scores_are_those_of_a_fresh_count(make: Callable) -> None:
+    model = make(topics=3)
+    scores, ids = PromptScores(model.bank, 30), [lobe.id for lobe in model.lobes]
+    texts = [*PROMPTS, "", "x"]
+    expected = prompt_nll(model.bank, texts, ids)
+    np.testing.assert_allclose(scores(texts, ids[:2]), expected[:, [0, 1, 3]], atol=1e-5)
+    np.testing.assert_allclose(scores(texts, ids), expected, atol=1e-5)  # two columns remembered, one new
+    np.testing.assert_allclose(scores(texts[::-1], ids[::-1]), expected[::-1][:, [2, 1, 0, 3]], atol=1e-5)
+    last = model.lobes[-1]
+    model.remove_lobe(last.name)
+    again = model.add_lobe("another", rows("Animals"), **SETTINGS)
+    assert again.id == last.id  # the number is given again, and must not bring the old lobe's scores
+    np.testing.assert_allclose(scores(texts, ids), prompt_nll(model.bank, texts, ids), atol=1e-5)
+
+
+def test_mean_hidden_states_are_those_of_the_plain_base(make: Callable) -> None:
+    import torch
+
+    model = make(topics=1)
+    hidden = MeanHidden(model.bank)
+    for text in ("cat dog", "one"):
+        opening, words = model.backbone.encode_prompt(text)
+        with torch.inference_mode():
+            output = model.backbone.model(torch.tensor([opening + words]), output_hidden_states=True)
+        mean = output.hidden_states[-1][0, len(opening) :].mean(0)
+        for _ in range(2):
+            np.testing.assert_allclose(hidden([text])[0], (mean / mean.norm()).numpy(), atol=1e-5)
+    assert not hidden([""]).any()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from .arrow import ArrowRouter
 from .base import Router, RoutingContext, RoutingDecision, RoutingRows
+from .chain import ChainRouter
+from .complexity import ComplexityRouter
 from .embedding import EmbeddingRouter
 from .gate import GateRouter
 from .hybrid import HybridRouter
 from .keyword import KeywordRouter
 from .logprob import LogprobRouter
+from .xlora import XLoraRouter
 
 ROUTERS: Mapping[str, Callable[[RoutingContext, float | None], Router]] = {
     "hybrid": lambda context, threshold: HybridRouter(context, EmbeddingRouter(context, threshold)),
@@ -17,7 +21,20 @@ ROUTERS: Mapping[str, Callable[[RoutingContext, float | None], Router]] = {
     "logprob": lambda context, threshold: LogprobRouter(context),
     "keyword": lambda context, threshold: KeywordRouter(context),
     "gate": lambda context, threshold: GateRouter(context),
+    "xlora": lambda context, threshold: XLoraRouter(context),
+    "arrow": lambda context, threshold: ArrowRouter(context),
+    "complexity": lambda context, threshold: ComplexityRouter(context),
+    "chain": lambda context, threshold: _chain(context, threshold),
 }
 """Name → (context, embedding threshold or None to calibrate it) → router."""
+
+STAGES = ("keyword", "gate", "embedding", "logprob", "complexity", "hybrid")
+"""What a chain can be made of: routers that choose once for a prompt."""
+
+
+def _chain(context: RoutingContext, threshold: float | None) -> ChainRouter:
+    """A chain whose stages are made here, so that routers need not know each other."""
+    return ChainRouter(context, lambda name: ROUTERS[name](context, threshold), STAGES)
+
 
 __all__ = ["ROUTERS", "Router", "RoutingContext", "RoutingDecision", "RoutingRows"]

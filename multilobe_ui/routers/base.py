@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -142,6 +143,7 @@ class RoutingContext:
         nll: (texts, lobe names) → (texts, lobes + 1): mean NLL per token of each text's first tokens under every lobe, the
             plain base in the last column; NaN where a text has no token to score.
         generic: embeddings (g, d) of prompts that belong to no specialist; `generic_prompts` their texts.
+        words: texts → (ids (t,), vectors (t, d)) of each text's tokens by the sentence encoder; None where it has none.
         hidden: texts → (n, h): mean hidden state of the base's last layer over each text's tokens.
         bank: the LobeBank, for routers that weigh tokens or train through it; None where no model is loaded.
         ids: a lobe's id in the bank, by its name.
@@ -155,6 +157,7 @@ class RoutingContext:
     generic: Callable[[], Vector] = lambda: np.zeros((0, 0), np.float32)
     generic_prompts: Sequence[str] = ()
     hidden: Callable[[Sequence[str]], Vector] | None = None
+    words: Callable[[Sequence[str]], Sequence[tuple[np.ndarray[Any, Any], Vector]]] | None = None
     bank: Any = None
     ids: Mapping[str, str] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
@@ -261,6 +264,11 @@ class Router(ABC):
         raise RoutingError(f"The router {self.name!r} weighs whole prompts, not tokens.")
 
     @property
+    def present_settings(self) -> dict[str, Any]:
+        """What may be set, by name, as it is now or by default."""
+        return asdict(self.settings()) if self.settings else {}
+
+    @property
     def is_fitted(self) -> bool:
         """Whether `decide` can choose a lobe; False while a person has yet to start the fit."""
         return True
@@ -292,7 +300,8 @@ class Router(ABC):
             decision = self.decide(prompt)
         if decision.chosen and mixing.mode != "top_1" and not decision.per_token:
             decision = replace(decision, weights=mixing.weights(decision.probabilities))
-        return replace(decision, elapsed_ms=(time.perf_counter() - start) * 1000)
+        evidence = {**decision.evidence, "prompt": prompt}  # what was read: more than the last message, if that said little
+        return replace(decision, evidence=evidence, elapsed_ms=(time.perf_counter() - start) * 1000)
 
 
 def base_decision(router: str, stage: str, reason: str, **more: Any) -> RoutingDecision:
@@ -342,6 +351,15 @@ def fit_temperature(scores: Vector, owner: np.ndarray[Any, Any], lowest: float =
     places = np.arange(len(owner))
     losses = [-np.log(softmax(scores / t)[places, owner] + 1e-12).mean() for t in grid]
     return float(grid[int(np.argmin(losses))])
+
+
+def low_tail(values: np.ndarray[Any, Any], share: float) -> float:
+    """The value below which that share of `values` (n,) lies, if what is below the median is half a normal distribution: a few
+    dozen values have no first percentile of their own."""
+    middle = float(np.median(values))
+    below = values[values <= middle]
+    spread = float(np.sqrt(np.mean((below - middle) ** 2)))
+    return middle + NormalDist().inv_cdf(min(max(share, 1e-4), 0.5)) * spread
 
 
 def held_out_prompts(context: RoutingContext, names: Sequence[str], most: int = 96) -> tuple[list[str], list[int]]:

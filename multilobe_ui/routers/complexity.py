@@ -40,6 +40,9 @@ class ComplexityRouter(Router):
     """
 
     name: ClassVar[str] = "complexity"
+    title: ClassVar[str] = "Complexity"
+    sentence: ClassVar[str] = "Simple, medium or complex? Three experts of its own answer, one for each."
+    settings: ClassVar[type[Any] | None] = ComplexitySettings
     needs_model: ClassVar[bool] = True
     asks_for_fit: ClassVar[bool] = True
 

@@ -34,6 +34,8 @@ class EmbeddingRouter(Router):
     """
 
     name: ClassVar[str] = "embedding"
+    title: ClassVar[str] = "Embedding"
+    sentence: ClassVar[str] = "The lobe whose training prompts lie nearest in meaning."
 
     def __init__(self, context: RoutingContext, threshold: float | None = None) -> None:
         super().__init__(context)
@@ -98,7 +100,7 @@ class EmbeddingRouter(Router):
             **values,
         )
 
-    def nearest(self, vector: Vector, count: int = 3) -> list[dict[str, Any]]:
+    def nearest(self, vector: Vector, count: int = 5) -> list[dict[str, Any]]:
         """The training rows nearest to a prompt: {prompt, lobe, score}, best first."""
         found = []
         for place, similarity in self._index.nearest(vector, count):

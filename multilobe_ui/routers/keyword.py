@@ -64,6 +64,8 @@ class KeywordRouter(Router):
     """See the module's text."""
 
     name: ClassVar[str] = "keyword"
+    title: ClassVar[str] = "Keywords"
+    sentence: ClassVar[str] = "The lobe whose typical words the prompt uses. You can edit the words."
 
     def __init__(self, context: RoutingContext) -> None:
         super().__init__(context)

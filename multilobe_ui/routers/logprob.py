@@ -3,7 +3,8 @@
     score(l, x) = mean log-probability per token of x's first tokens under lobe l
 
 All lobes are scored in one batched forward. No training rows are needed, so it can also judge lobes that were imported without
-any. It abstains when every lobe finds the prompt more surprising than the plain base does.
+any. It abstains when the best lobe's gain over the plain base is below `floor`: 0 until it is fitted, then the quantile of held-out
+prompts that `false_abstention` asks for.
 """
 
 from __future__ import annotations
@@ -13,15 +14,37 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Router, RoutingDecision, base_decision, fit_temperature, held_out_prompts, softmax
+from .base import (
+    Router,
+    RoutingContext,
+    RoutingDecision,
+    base_decision,
+    fit_temperature,
+    held_out_prompts,
+    low_tail,
+    softmax,
+)
+
+FALSE_ABSTENTION = 0.01
+"""Share of held-out rows that may be sent to the base model although a lobe fits."""
 
 
 class LogprobRouter(Router):
-    """See the module's text. Scores are in nats per token."""
+    """See the module's text. Scores are in nats per token.
+
+    Args:
+        false_abstention: share of held-out rows that may be sent to the base model although a lobe fits.
+    """
 
     name: ClassVar[str] = "logprob"
+    title: ClassVar[str] = "Log-prob"
+    sentence: ClassVar[str] = "The lobe under which the language model finds the prompt least surprising."
     needs_model: ClassVar[bool] = True
     temperature = 0.09
+
+    def __init__(self, context: RoutingContext, false_abstention: float = FALSE_ABSTENTION) -> None:
+        super().__init__(context)
+        self.false_abstention, self.floor = false_abstention, 0.0
 
     def decide(self, prompt: str) -> RoutingDecision:
         names = list(self.context.lobes)
@@ -34,11 +57,15 @@ class LogprobRouter(Router):
         values: dict[str, Any] = {
             "scores": dict(zip(names, map(float, lobes), strict=True)),
             "probabilities": dict(zip(names, map(float, probabilities), strict=True)),
-            "threshold": base,
-            "evidence": {"base_logprob": base},
+            "threshold": base + self.floor,
+            "evidence": {"base_logprob": base, "floor": self.floor},
         }
-        if lobes[best] <= base and len(names) > 1:
-            reason = "Every lobe finds this prompt more surprising than the base model does."
+        if lobes[best] <= base + self.floor and len(names) > 1:
+            gain = lobes[best] - base
+            reason = (
+                f"No lobe finds this prompt likely enough: {names[best]} comes closest ({gain:+.2f} nats per token against "
+                f"the base, {self.floor:+.2f} needed)."
+            )
             return base_decision(
                 self.name, "logprob", reason, **{**values, "confidence": float(1 - probabilities[best])}
             )
@@ -54,19 +81,25 @@ class LogprobRouter(Router):
         )
 
     def fit(self) -> None:
-        """Calibrate the temperature on held-out prompts."""
+        """Calibrate temperature and floor on held-out prompts."""
         prompts, owner = held_out_prompts(self.context, list(self.context.lobes))
         if len(set(owner)) < 2:
             return
-        scores = -self.context.nll(prompts, list(self.context.lobes))[:, :-1]
-        good = ~np.isnan(scores).any(1)
-        self.temperature = fit_temperature(np.asarray(scores[good], np.float32), np.array(owner)[good])
+        logprobs = -self.context.nll(prompts, list(self.context.lobes))
+        good = ~np.isnan(logprobs).any(1)
+        if not good.any():
+            return
+        scores = logprobs[good, :-1]
+        self.temperature = fit_temperature(np.asarray(scores, np.float32), np.array(owner)[good])
+        # never above 0: what a lobe finds likelier than the base does is its own to try
+        self.floor = min(0.0, low_tail(scores.max(1) - logprobs[good, -1], self.false_abstention))
 
     def refit(self, earlier: Mapping[str, Any]) -> None:
         self.temperature = float(earlier.get("temperature", self.temperature))
+        self.floor = float(earlier.get("floor", self.floor))
 
     def state(self) -> dict[str, Any]:
-        return {"temperature": self.temperature}
+        return {"temperature": self.temperature, "floor": self.floor}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.temperature = float(state["temperature"])
+        self.temperature, self.floor = float(state["temperature"]), float(state["floor"])

@@ -1,4 +1,5 @@
-"""The nine named endpoints for programs: train, train_status, stop, chat, route, lobes, save_bundle, load_bundle, delete_lobe.
+"""The eleven named endpoints for programs: train, train_status, stop, chat, route, routers, fit_router, lobes, save_bundle,
+load_bundle, delete_lobe.
 
     client = gradio_client.Client("http://127.0.0.1:7860")
     job = client.predict(file=handle_file("recipes.jsonl"), name="Cooking", api_name="/train")
@@ -16,6 +17,7 @@ import gradio as gr
 
 from ..config import SamplingConfig
 from ..errors import ConfigError
+from ..routers.base import MODES, Mixing
 from . import guard
 from .guard import friendly
 
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
     from ..studio import Studio
 
 ENDPOINTS = (
-    "train", "train_status", "stop", "chat", "route", "lobes", "save_bundle", "load_bundle", "delete_lobe",
+    "train", "train_status", "stop", "chat", "route", "routers", "fit_router", "lobes", "save_bundle", "load_bundle",
+    "delete_lobe",
 )  # fmt: skip
+MIX = "mix"
 CLASHES = ("rename", "replace", "refuse")
 ROLES = ("system", "user", "assistant")
 LONGEST_PROMPT = 100_000
@@ -76,7 +80,7 @@ class Endpoints:
 
     @friendly(markup=False)
     def train_status(self, request: gr.Request, job_id: str, curve: bool = False, token: str = "") -> dict[str, Any]:
-        """How a job is: state, step, steps, losses, seconds_left. curve: also "curve", a record for every step so far."""
+        """How a job, training or fit, is: state, step, steps, losses, seconds_left. curve: also "curve", a record for each step."""
         job = self.studio.job(guard.a_text(job_id, "job_id"), guard.owner_of(request, token))
         more: Json = {"curve": self.studio.metrics(job.id)} if guard.a_flag(curve, "curve") else {}
         return asdict(job) | more
@@ -96,11 +100,17 @@ class Endpoints:
         max_new_tokens: int = 256,
         temperature: float = 0.7,
         seed: int | None = None,
+        router: str = "hybrid",
+        mixing: str = "top_1",
+        k: int = 2,
+        weights: dict[str, float] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Answer a message, as a stream: each event has the whole text so far, the last one has done = true.
 
         lobe: "automatic" lets the router choose, "base" asks the base model, "lobe:NAME" one lobe. history: earlier messages
-        as {"role", "content"}. The first event comes before any text and has the router's decision.
+        as {"role", "content"}. router, mixing, k: as of /route, for "automatic". lobe "mix" answers with `weights`, an object of
+        lobes' names and weights from 0 to 1, such as {"python": 0.5, "maths": 0.5}. The first event comes before any text and
+        has the router's decision; "trace" has the lobes' weights at each token where a router weighs tokens.
         """
         messages = [*_history(history), {"role": "user", "content": guard.a_text(message, "The message", LONGEST_PROMPT)}]
         sampling = SamplingConfig(
@@ -108,20 +118,53 @@ class Endpoints:
             temperature=guard.a_number(temperature, "temperature", 0, 10),
             seed=None if seed is None else guard.a_whole(seed, "seed", 0, 2**31 - 1),
         )
-        stop = threading.Event()
+        stop, choice = threading.Event(), guard.a_text(lobe, "lobe")
+        asked: Json = {"router": guard.a_text(router, "router", 60), "mixing": _mixing(mixing, k)}
+        if choice == MIX:
+            asked["weights"] = _weights(weights)
         try:
-            for event in self.studio.chat(messages, guard.a_text(lobe, "lobe"), sampling, stop):
+            for event in self.studio.chat(messages, choice, sampling, stop, **asked):
                 decision = event.decision.to_json() if event.decision else None
-                plain = {key: value for key, value in vars(event).items() if key != "decision"}
-                yield {**plain, "decision": decision}
+                plain = {key: value for key, value in vars(event).items() if key not in ("decision", "trace")}
+                trace = [{"text": token.text, "weights": dict(token.weights)} for token in event.trace]
+                yield {**plain, "decision": decision, "trace": trace}
         finally:
             stop.set()  # the client has gone, or all is said: nothing may go on computing
 
     @friendly(markup=False)
-    def route(self, prompt: str) -> dict[str, Any]:
-        """Which lobe would answer a prompt, and why: scores, probabilities, weights, chosen, confidence, reason."""
-        decision = self.studio.route(guard.a_text(prompt, "The prompt", LONGEST_PROMPT, may_be_empty=True))
-        return decision.to_json()
+    def route(self, prompt: str, router: str = "hybrid", mixing: str = "top_1", k: int = 2) -> dict[str, Any]:
+        """Which lobes would answer a prompt, and why: scores, probabilities, weights, chosen, confidence, reason, evidence.
+
+        router: a name that /routers gives. mixing: "top_1", "top_k" (the k best) or "soft" (all that are not negligible).
+        """
+        words = guard.a_text(prompt, "The prompt", LONGEST_PROMPT, may_be_empty=True)
+        return self.studio.route(words, guard.a_text(router, "router", 60), _mixing(mixing, k)).to_json()
+
+    @friendly(markup=False)
+    def routers(self, request: gr.Request, token: str = "") -> list[dict[str, Any]]:
+        """Every router: name, title, whether it is fitted or stale and why, settings of a fit, report of the last fit, job_id."""
+        return [asdict(view) for view in self.studio.routers(guard.owner_of(request, token))]
+
+    @friendly(markup=False)
+    def fit_router(
+        self,
+        request: gr.Request,
+        name: str,
+        settings: dict[str, Any] | None = None,
+        file: gr.FileData | None = None,
+        token: str = "",
+    ) -> dict[str, Any]:
+        """Queue the fit of a router to the lobes there are, and return the job; /train_status and /stop take its id.
+
+        settings: any that /routers lists for it, such as {"seed": 1}. file: for "complexity", rows to learn from instead of the
+        lobes' own.
+        """
+        owner = guard.acting_owner(self.studio, request, token)
+        known = {view.name: view for view in self.studio.routers(owner)}
+        view = known[guard.a_choice(name, "The router", list(known))]
+        chosen = guard.router_settings(view.settings, settings or {})
+        path = str(guard.an_upload(file)) if file is not None else None
+        return asdict(self.studio.fit_router(view.name, chosen, path, owner))
 
     @friendly(markup=False)
     def lobes(self, request: gr.Request, token: str = "") -> list[dict[str, Any]]:
@@ -157,6 +200,16 @@ def _mapping(mapping: object) -> dict[str, str] | None:
         raise ConfigError('mapping must be an object such as {"prompt": "question", "answer": "reply"}.')
     roles = ("prompt", "answer", "system")
     return {guard.a_choice(r, "A role in mapping", roles): guard.a_text(c, "A column", 1000) for r, c in mapping.items()}
+
+
+def _mixing(mode: object, k: object) -> Mixing:
+    return Mixing(guard.a_choice(mode, "mixing", MODES), guard.a_whole(k, "k", 1, 1000))
+
+
+def _weights(weights: object) -> dict[str, float]:
+    if not isinstance(weights, dict) or not 1 <= len(weights) <= guard.MOST_NAMES:
+        raise ConfigError('weights must be an object such as {"python": 0.5, "maths": 0.5}.')
+    return {guard.a_text(n, "A lobe in weights"): guard.a_number(w, f"The weight of {n}", 0, 1) for n, w in weights.items()}
 
 
 def _history(history: object) -> list[dict[str, str]]:

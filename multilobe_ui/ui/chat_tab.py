@@ -1,8 +1,8 @@
 """The Chat tab: a conversation on the left, why this lobe answered on the right.
 
 Nothing here is shared between people. The conversation lives in the browser; beside it goes a list of `Reply`, one for
-each answer, from which the panel and the labels over the answers are drawn. An answer is one generator; closing it (Stop,
-a closed page) ends the generation at once.
+each answer, from which the panel, the token view and the labels over the answers are drawn. An answer is one generator;
+closing it (Stop, a closed page) ends the generation at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import gradio as gr
 from ..config import SamplingConfig
 from ..errors import BackboneError, ConfigError, MultiLobeError
 from .guard import friendly
+from .routing_row import MIX, PRESET, Routing, RoutingRow, routing_of
 from .text import escape
+from .token_view import SCRIPT, token_card
 from .why_panel import Reply, idle_panel, labels, waiting_panel, why_panel
 
 if TYPE_CHECKING:
@@ -29,6 +31,13 @@ if TYPE_CHECKING:
 AUTOMATIC, BASE_ONLY = "automatic", "base"  # as in studio.py, which the page must be able to outlive
 LONGEST_MESSAGE = 100_000
 PROBE_SECONDS = 0.25
+TRACE_SECONDS = 0.4
+"""Least time between two drawings of the token view."""
+MOST_TRACES = 8
+"""Latest answers whose tokens' weights are remembered."""
+
+KNOBS = 6
+"""Settings of sampling; what follows them is about routing."""
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +54,12 @@ STARTERS = (
         "Condense this into one sentence: Trees clean the air in a city and give shade…",
     ),
     ("Good morning! How are you today?", ""),
-    ("How is the score kept in tennis?", ""),
+    (PRESET, ""),
 )
 
 Message = dict[str, Any]
 Step = tuple[Any, ...]
-"""Values for the outputs of an answer: conversation, text box, panel, labels, replies."""
+"""Values for the outputs of an answer: conversation, text box, panel, token view, labels, replies."""
 
 
 class ChatTab:
@@ -58,6 +67,7 @@ class ChatTab:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
+        self.routing = RoutingRow(studio)
 
     # ---- layout ------------------------------------------------------------------------------------------------------
 
@@ -68,6 +78,7 @@ class ChatTab:
                 self._composer()
             with gr.Column(scale=8, min_width=320):
                 self.panel = gr.HTML(idle_panel(self._lobes()), elem_id="why")
+                self.tokens = gr.HTML("", visible=False, elem_id="tokens", js_on_load=SCRIPT)
         self.labels = gr.HTML(labels([]))
         self.replies = gr.State([])
         self._wire()
@@ -90,8 +101,10 @@ class ChatTab:
                     choices(self._lobes()), value=AUTOMATIC, label="Who answers", container=False, elem_id="choice",
                     min_width=220,
                 )  # fmt: skip
+                self.routing.build()
                 with gr.Accordion("Advanced", open=False, elem_id="advanced"):
                     self._knobs()
+            self.routing.build_mix()
 
     def _knobs(self) -> None:
         with gr.Row():
@@ -107,8 +120,8 @@ class ChatTab:
         self.knobs: list[Any] = [limit, temperature, top_p, top_k, penalty, seed]
 
     def _wire(self) -> None:
-        told = [self.choice, *self.knobs]
-        shown = [self.chat, self.box, self.panel, self.labels, self.replies]
+        told = [self.choice, *self.knobs, *self.routing.inputs]
+        shown = [self.chat, self.box, self.panel, self.tokens, self.labels, self.replies]
         answering: dict[str, Any] = {
             "outputs": shown, "concurrency_limit": 4, "concurrency_id": "chat", "show_progress": "hidden",
             "api_visibility": "private",
@@ -122,8 +135,9 @@ class ChatTab:
         ]
         self.box.stop(self.stopped, [self.box, self.chat, self.replies], shown, cancels=runs, **quick)
         self.chat.undo(self.undo, [self.chat, self.replies], shown, **quick)
-        self.chat.clear(self.cleared, None, [self.box, self.panel, self.labels, self.replies], cancels=runs, **quick)
-        self.chat.select(self.look_at, [self.chat, self.replies], [self.panel, self.labels], **quick)
+        self.chat.clear(self.cleared, None, shown[1:], cancels=runs, **quick)
+        self.chat.select(self.look_at, [self.chat, self.replies], shown[2:5], **quick)
+        self.routing.wire(self.choice, self.box)
         if hasattr(self.studio, "feedback"):
             self.chat.like(self.like, [self.chat, self.replies], None, **quick)
 
@@ -134,15 +148,16 @@ class ChatTab:
             self.refresh, [self.choice, self.replies], outputs, queue=False, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
+        self.routing.follow(when)
 
     # ---- handlers: an answer -----------------------------------------------------------------------------------------
 
     @friendly
     def send(self, text: str, history: list[Message], replies: list[Reply], choice: str, *knobs: Any) -> Iterator[Step]:
         """The person sent a message."""
-        before = plain(history)
+        before = conversation(history, replies)
         if not isinstance(text, str) or not text.strip():
-            yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            yield (gr.skip(),) * 6
             return
         asked = [*before, {"role": "user", "content": text.strip()}]
         yield from self._answer(asked, before, replies, text, choice, knobs)
@@ -161,7 +176,7 @@ class ChatTab:
         self, history: list[Message], replies: list[Reply], event: gr.RetryData, choice: str, *knobs: Any
     ) -> Iterator[Step]:
         """Answer the same message again; later turns go."""
-        before = plain(history)
+        before = conversation(history, replies)
         asked = before[: _question_at(before, event.index) + 1]
         yield from self._answer(asked, before, replies, "", choice, knobs)
 
@@ -170,7 +185,7 @@ class ChatTab:
         self, history: list[Message], replies: list[Reply], event: gr.EditData, choice: str, *knobs: Any
     ) -> Iterator[Step]:
         """A message was rewritten: answer it, later turns go."""
-        before = plain(history)
+        before = conversation(history, replies)
         place = _question_at(before, event.index)
         text = str(event.value).strip()
         if not text:
@@ -194,16 +209,11 @@ class ChatTab:
         stop = threading.Event()
         restored = (before, _idle(draft), *self._views(replies), replies)
         try:
-            sampling = sampling_of(*knobs)
-            yield (
-                asked,
-                _busy(),
-                waiting_panel(lobes, "Routing…", "The router is reading your message."),
-                labels(earlier),
-                earlier,
-            )
+            sampling, routing = sampling_of(*knobs[:KNOBS]), routing_of(knobs[KNOBS:], str(choice))
+            waiting = waiting_panel(lobes, "Routing…", "The router is reading your message.")
+            yield asked, _busy(), waiting, _tokens(), labels(earlier), earlier
             yield from self._until_ready(asked, lobes)
-            with closing(self.studio.chat(asked, str(choice), sampling, stop)) as events:  # type: ignore[type-var]
+            with closing(self._events(asked, str(choice), sampling, stop, routing)) as events:  # type: ignore[type-var]
                 yield from self._stream(events, asked, earlier)
         except MultiLobeError as error:
             # not gr.Error, which would lay "Error" over the whole conversation
@@ -216,6 +226,13 @@ class ChatTab:
         finally:
             stop.set()
 
+    def _events(
+        self, asked: list[Message], choice: str, sampling: SamplingConfig, stop: threading.Event, routing: Routing
+    ) -> Iterator[ChatEvent]:
+        return self.studio.chat(
+            asked, choice, sampling, stop, router=routing.router, mixing=routing.mixing, weights=routing.weights or None
+        )
+
     def _until_ready(self, asked: list[Message], lobes: Sequence[tuple[str, str]]) -> Iterator[Step]:
         """While the base model loads, say so in the conversation; the answer follows by itself."""
         said = ""
@@ -224,26 +241,31 @@ class ChatTab:
                 said = status.message
                 words = "Your message will be answered as soon as it is ready."
                 waiting = [*asked, {"role": "assistant", "content": f"*{said} {words}*"}]
-                yield waiting, gr.skip(), waiting_panel(lobes, "One moment", f"{said} {words}"), gr.skip(), gr.skip()
+                panel = waiting_panel(lobes, "One moment", f"{said} {words}")
+                yield waiting, gr.skip(), panel, gr.skip(), gr.skip(), gr.skip()
             time.sleep(PROBE_SECONDS)
         if status.state == "failed":
             raise BackboneError(status.message)
 
     def _stream(self, events: Iterator[ChatEvent], asked: list[Message], earlier: list[Reply]) -> Iterator[Step]:
-        """The panel and the labels are drawn at the decision and at the end, the text at every event."""
-        lobes = tuple(self._lobes())
-        replies, panel, tags = earlier, gr.skip(), gr.skip()
+        """The panel and the labels are drawn at the decision and at the end, tokens' weights now and then, the text always."""
+        lobes, drawn = tuple(self._lobes()), -TRACE_SECONDS
+        earlier = [replace(reply, trace=()) for reply in earlier[:-MOST_TRACES]] + earlier[-MOST_TRACES:]
+        replies = earlier
         for event in events:
             if event.decision is None:
                 continue
             first = len(replies) == len(earlier)
-            reply = _reply(event, lobes)
+            reply = _reply(event, lobes, asked[-1]["content"])
             replies = [*earlier, reply]
             panel = why_panel(reply) if first or event.done else gr.skip()
             tags = labels(replies, len(earlier)) if first or event.done else gr.skip()
             text = event.text or ("…" if not event.done else "*(no answer)*")
             box = _idle() if event.done else gr.skip()
-            yield [*asked, {"role": "assistant", "content": text}], box, panel, tags, replies
+            tokens = gr.skip()
+            if event.done or (event.trace and time.monotonic() - drawn >= TRACE_SECONDS):
+                tokens, drawn = _tokens(reply), time.monotonic()
+            yield [*asked, {"role": "assistant", "content": text}], box, panel, tokens, tags, replies
 
     # ---- handlers: everything else -----------------------------------------------------------------------------------
 
@@ -254,7 +276,7 @@ class ChatTab:
         if _answers(messages) and len(replies) == _answers(messages) and messages[-1]["role"] == "assistant":
             last = replies[-1] if replies[-1].done else replace(replies[-1], done=True, stopped=True)
             replies = [*replies[:-1], last]
-            return gr.skip(), _idle(), why_panel(last), labels(replies, len(replies) - 1), replies
+            return gr.skip(), _idle(), *self._views(replies), replies
         place = _question_at(messages, len(messages) - 1) if messages else 0
         draft = messages[place]["content"] if messages else ""
         replies = replies[: _answers(messages[:place])]
@@ -278,8 +300,8 @@ class ChatTab:
         index = _place(event.index)
         wanted = _answers(messages[: index + 1]) - (index < len(messages) and messages[index]["role"] == "assistant")
         if not 0 <= wanted < len(replies):
-            return gr.skip(), gr.skip()
-        return why_panel(replies[wanted]), labels(replies, wanted)
+            return gr.skip(), gr.skip(), gr.skip()
+        return why_panel(replies[wanted]), _tokens(replies[wanted]), labels(replies, wanted)
 
     @friendly(quiet=True)
     def like(self, history: list[Message], replies: list[Reply], event: gr.LikeData) -> None:
@@ -300,10 +322,10 @@ class ChatTab:
         panel = gr.skip() if replies else idle_panel(lobes)
         return gr.update(choices=offered, value=value), panel, gr.update(placeholder=hero(lobes))
 
-    def _views(self, replies: list[Reply]) -> tuple[str, str]:
-        """Panel and labels for the last reply."""
+    def _views(self, replies: list[Reply]) -> tuple[str, Any, str]:
+        """Panel, token view and labels for the last reply."""
         panel = why_panel(replies[-1]) if replies else idle_panel(self._lobes())
-        return panel, labels(replies, len(replies) - 1)
+        return panel, _tokens(replies[-1] if replies else None), labels(replies, len(replies) - 1)
 
     def _lobes(self) -> list[tuple[str, str]]:
         """(name, colour) of the lobes that can answer."""
@@ -328,6 +350,7 @@ def hero(lobes: Sequence[tuple[str, str]]) -> str:
 def choices(lobes: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """(what it says, its value) of the dropdown."""
     fixed = [("Automatic: the router decides", AUTOMATIC), ("Base model only", BASE_ONLY)]
+    fixed += [("Mix by hand", MIX)] if lobes else []
     return fixed + [(f"Always {name}", f"lobe:{name}") for name, _ in lobes]
 
 
@@ -364,7 +387,22 @@ def plain(history: Sequence[Message] | None) -> list[Message]:
     return messages
 
 
-def _reply(event: ChatEvent, lobes: tuple[tuple[str, str], ...]) -> Reply:
+def _tokens(reply: Reply | None = None) -> Any:
+    """The token view of a reply; nothing where its tokens were not weighed one by one."""
+    card = token_card(reply.trace, reply.colours, done=reply.done) if reply else ""
+    return gr.update(value=card, visible=bool(card))
+
+
+def conversation(history: Sequence[Message] | None, replies: Sequence[Reply]) -> list[Message]:
+    """`plain(history)` with the answers as they were given: a browser that is busy may send an answer back half drawn."""
+    messages, given = plain(history), iter(replies)
+    for message in messages:
+        if message["role"] == "assistant" and (reply := next(given, None)) is not None and reply.answer:
+            message["content"] = reply.answer
+    return messages
+
+
+def _reply(event: ChatEvent, lobes: tuple[tuple[str, str], ...], prompt: str) -> Reply:
     assert event.decision is not None
     return Reply(
         decision=event.decision,
@@ -375,6 +413,9 @@ def _reply(event: ChatEvent, lobes: tuple[tuple[str, str], ...]) -> Reply:
         tokens_per_second=event.tokens_per_second,
         first_token_ms=event.first_token_ms,
         dropped=event.dropped_messages,
+        prompt=prompt,
+        answer=event.text,
+        trace=tuple(event.trace),
     )
 
 

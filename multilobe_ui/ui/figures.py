@@ -10,16 +10,20 @@ import math
 from collections.abc import Mapping
 
 from ..routers.base import RoutingDecision
-from .text import colour, escape, score
+from .text import colour, escape, percent, score, short
 
 MOST_BARS = 12
 
 UNITS = {
     "embedding": "nearness to its training prompts",
     "logprob": "log-probability of the prompt, nats per token",
-    "combined": "both stages together",
-    "manual": "weight",
+    "combined": "all stages together",
+    "keyword": "weight of its words in the prompt",
+    "xlora": "mean over tokens and layers",
+    "arrow": "mean over tokens and layers",
 }
+NONE = "none of these"
+STAGES = {"embedding": "embedding", "gate": "gate", "logprob": "log-prob"}
 
 
 def score_bars(decision: RoutingDecision, colours: Mapping[str, str]) -> str:
@@ -29,19 +33,70 @@ def score_bars(decision: RoutingDecision, colours: Mapping[str, str]) -> str:
     """
     if not decision.scores or (decision.stage == "manual" and len(decision.scores) < 2):
         return ""
-    stages = {name: decision.evidence[name] for name in ("embedding", "logprob") if name in decision.evidence}
-    kind = "combined" if len(stages) == 2 else decision.stage
-    heading = "Weight of every lobe" if kind == "manual" else "Score of every lobe"
+    stages = {name: decision.evidence[name] for name in STAGES if isinstance(decision.evidence.get(name), Mapping)}
+    kind = "combined" if len(stages) > 1 else decision.stage
+    heading = "Weight of every lobe" if kind == "manual" or decision.per_token else "Score of every lobe"
     limit, limit_label = decision.threshold, "base model" if kind == "logprob" else "threshold"
-    parts = [_titled(heading, kind, bars(decision.scores, colours, limit, limit_label, decision.chosen))]
-    if len(stages) == 2:
-        first = bars(stages["embedding"], colours, decision.evidence.get("floor"), "floor", None)
-        second = bars(stages["logprob"], colours, decision.evidence.get("base_logprob"), "base model", None)
-        folded = _titled("Stage 1: embedding", "embedding", first) + _titled("Stage 2: log-prob", "logprob", second)
+    scores = decision.scores
+    if kind in ("gate", "complexity"):
+        # raw outputs of a network say little; what they come to, "none" included, says all
+        heading, limit, scores = "Probability of every lobe", None, probabilities(decision, NONE)
+    elif decision.per_token:
+        scores, limit = decision.weights or decision.scores, None
+    limit = limit if limit is not None else decision.evidence.get("base_logprob") if kind == "logprob" else None
+    unit = kind if decision.per_token or kind not in ("xlora", "arrow") else ""
+    parts = [_titled(heading, unit, bars(scores, colours, limit, limit_label, decision.chosen))]
+    if len(stages) > 1:
+        lines = {
+            "embedding": (decision.evidence.get("floor"), "floor"),
+            "logprob": (decision.evidence.get("base_logprob"), "base model"),
+        }
+        folded = "".join(
+            _titled(f"Stage {i}: {STAGES[name]}", name, bars(stages[name], colours, *lines.get(name, (None, "")), None))
+            for i, name in enumerate(stages, start=1)
+        )
         # when the base answers, the lines that no lobe reached are the reason
         unfolded = " open" if decision.abstained else ""
         parts.append(f"<details{unfolded}><summary>Stage by stage</summary>{folded}</details>")
     return "".join(parts)
+
+
+def probabilities(decision: RoutingDecision, none: str) -> dict[str, float]:
+    """Every lobe's share of one, and that of "none of them" under the name `none` where the router knows it.
+
+    Routers give probabilities among lobes, and that of none beside them; here they come to one, so that routers compare.
+    """
+    found = {name: p for name, p in (decision.probabilities or decision.weights).items() if math.isfinite(p)}
+    rest = decision.evidence.get("none")
+    if not isinstance(rest, (int, float)) or not math.isfinite(rest):
+        if not decision.abstained:
+            return found
+        rest = decision.confidence
+    total, rest = sum(found.values()), min(1.0, max(0.0, float(rest)))
+    scale = (1 - rest) / total if total + rest > 1.02 else 1.0
+    return {**{name: scale * p for name, p in found.items()}, none: rest}
+
+
+def share_bar(weights: Mapping[str, float], colours: Mapping[str, str], label: str = "Weights") -> str:
+    """Weights side by side as one bar, each as wide as its share: what a mix is made of. "" for fewer than one."""
+    used = {name: abs(w) for name, w in weights.items() if w and math.isfinite(w)}
+    total = sum(used.values())
+    if not total:
+        return ""
+    order = sorted(used, key=lambda name: -used[name])
+    parts = "".join(
+        f'<i style="--c:{colour(colours.get(name))};flex-grow:{used[name] / total:.4f}" title="{escape(name)} '
+        f'{percent(weights[name])}"></i>'
+        for name in order
+    )
+    legend = "".join(
+        f'<li style="--c:{colour(colours.get(name))}"><i></i><span>{escape(short(name, 24))}</span>'
+        f"<b>{percent(weights[name])}</b></li>"
+        for name in order[:6]
+    )
+    more = f"<li>and {len(order) - 6} more</li>" if len(order) > 6 else ""
+    said = escape(f"{label}: " + ", ".join(f"{name} {percent(weights[name])}" for name in order[:6]))
+    return f'<div class="ml-shares"><div role="img" aria-label="{said}">{parts}</div><ul>{legend}{more}</ul></div>'
 
 
 def bars(

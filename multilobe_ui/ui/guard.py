@@ -34,6 +34,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 LONGEST_TOKEN = 200
 SHORTEST_TOKEN = 16
 MOST_NAMES = 1000
+MOST_STAGES = 12
 _FILE_MARK = {"_type": "gradio.FileData"}
 _WHOLE_SETTINGS = (
     "epochs", "lora_r", "lora_alpha", "batch_size", "gradient_accumulation", "max_length", "evaluations_per_epoch",
@@ -265,6 +266,48 @@ def training_config(settings: object) -> TrainingConfig:
         a_choice(key, "A setting", sorted(known))
     given = {key: value for key, value in settings.items() if value is not None and value != ""}
     return TrainingConfig(**{key: _setting(key, value) for key, value in given.items()})
+
+
+def router_settings(defaults: Mapping[str, Any], given: object) -> dict[str, Any]:
+    """Settings of a router's fit, each of the type of its default; empty ones (None, "") keep it and are left out.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of another type.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"The settings are {_short(given)}; they must be an object such as {{'seed': 1}}.")
+    for key in given:
+        a_choice(key, "A setting", sorted(defaults))
+    return {k: _like(k, v, defaults[k]) for k, v in given.items() if v is not None and not (isinstance(v, str) and not v.strip())}
+
+
+def _like(key: str, value: object, default: object) -> Any:
+    """The value, as its default is one."""
+    if isinstance(default, bool):
+        return a_flag(value, key)
+    if isinstance(default, str):
+        return a_text(value, key)
+    if key == "target_modules":
+        return _module_names(value)
+    if isinstance(value, str):
+        value = _read_number(value)
+    if isinstance(default, int):
+        return a_whole(value, key, -_LARGEST, _LARGEST)
+    if isinstance(default, float) or default is None:
+        return a_number(value, key)
+    raise ConfigError(f"{key} cannot be set here.")
+
+
+def stages(value: object) -> list[list[Any]]:
+    """Stages of a chain: [[router, threshold], …]. Raises ConfigError unless each is a name and a number from 0 to 1."""
+    if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MOST_STAGES:
+        raise ConfigError(f"The chain is {_short(value)}; it must have 1 to {MOST_STAGES} stages.")
+    found = []
+    for stage in value:
+        if not isinstance(stage, (list, tuple)) or len(stage) != 2:
+            raise ConfigError(f"A stage is {_short(stage)}; it must be a router and its threshold.")
+        found.append([a_text(stage[0], "The router of a stage", 60), a_number(stage[1], f"The threshold of {stage[0]}", 0, 1)])
+    return found
 
 
 def _setting(key: str, value: object) -> Any:

@@ -1,4 +1,4 @@
-"""The page: header, live status, three tabs, and how to launch it. Only composition; each part knows its own business."""
+"""The page: header, live status, four tabs, and how to launch it. Only composition; each part knows its own business."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from . import api, manage_tab, train_tab
+from . import api, manage_tab, routers_tab, train_tab
 from .brain_map import brain_mark
 from .chat_tab import ChatTab
 from .guard import friendly
 from .manage_tab import ManageTab
+from .routers_tab import RoutersTab
+from .routing_row import routers_of
 from .text import big, count, escape, percent, short, time_left
 from .theme import css, theme
 from .train_tab import TrainTab
@@ -40,6 +42,8 @@ def build_page(studio: Studio) -> gr.Blocks:
                 chat.build()
             with gr.Tab("Train", id="train"):
                 TrainTab(studio).build()
+            with gr.Tab("Routers", id="routers"):
+                RoutersTab(studio).build()
             with gr.Tab("Manage", id="manage"):
                 ManageTab(studio).build()
         api.add_endpoints(studio)
@@ -53,7 +57,7 @@ def launch_options(studio: Studio) -> dict[str, Any]:
     """For `page.launch`: since Gradio 6 the look is given there. Host and port come from GRADIO_SERVER_NAME and _PORT."""
     return {
         "theme": theme(),
-        "css": "\n".join([css(), getattr(train_tab, "CSS", ""), getattr(manage_tab, "CSS", "")]),
+        "css": "\n".join([css(), train_tab.CSS, routers_tab.CSS, manage_tab.CSS]),
         "head": _head(studio.shared),
         "ssr_mode": False,
         "run_history": False,
@@ -105,9 +109,10 @@ class Pulse:
         return key, status_strip(status, job, waiting)
 
     def _lobes(self) -> str:
-        """A fingerprint of what tabs show of the lobes."""
+        """A fingerprint of what the Chat tab shows of lobes and routers."""
         shown = [(lobe.id, lobe.name, lobe.colour, lobe.usable) for lobe in self.studio.lobes()]
-        return blake2b(repr(shown).encode("utf-8", "replace"), digest_size=8).hexdigest()
+        shown_routers = [(view.name, view.fitted, view.stale) for view in routers_of(self.studio)]
+        return blake2b(repr((shown, shown_routers)).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
     def _brand(self) -> str:
         return (
@@ -142,9 +147,8 @@ def _training(job: JobView | None, waiting: int) -> str:
     if job is None:
         return ""
     share = job.step / job.steps if job.steps else 0.0
-    doing = (
-        "Stopping" if job.state == "stopping" else job.phase if job.phase and job.phase != "Training" else "Training"
-    )
+    verb = "Training" if job.kind == "lobe" else "Fitting"
+    doing = "Stopping" if job.state == "stopping" else job.phase if job.kind == "lobe" and job.phase else verb
     left = ", ".join(filter(None, [percent(share), time_left(job.seconds_left) if job.state == "running" else ""]))
     queue = f", {waiting} waiting" if waiting else ""
     return (

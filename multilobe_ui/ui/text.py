@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from ..routers.base import RoutingDecision
@@ -19,6 +19,10 @@ STAGES = {
     "logprob": "log-prob",
     "keyword": "keyword",
     "gate": "gate",
+    "complexity": "complexity",
+    "xlora": "X-LoRA",
+    "arrow": "Arrow",
+    "not fitted": "not fitted yet",
     "manual": "chosen by you",
     "empty prompt": "empty prompt",
     "no lobes": "no lobes yet",
@@ -189,8 +193,18 @@ def answerer(decision: RoutingDecision | None) -> str:
     return f"{decision.chosen} + {others} more" if others else decision.chosen
 
 
+def shares(weights: Mapping[str, float], most: int = 3) -> str:
+    """'python 52 %, maths 31 %, 2 more': who takes part, heaviest first. Not escaped."""
+    order = sorted((name for name in weights if weights[name]), key=lambda name: -abs(weights[name]))
+    told = [f"{short(name, 24)} {percent(weights[name])}" for name in order[:most]]
+    return ", ".join([*told, *([f"{len(order) - most} more"] if len(order) > most else [])])
+
+
 def decision_sentence(decision: RoutingDecision) -> str:
     """Why, in one sentence: the router's own, or one made from its numbers. Not escaped."""
+    mixed = sum(1 for weight in decision.weights.values() if weight) > 1
+    if decision.stage == "manual" and mixed:
+        return "You mixed them by hand."
     if decision.reason:
         return decision.reason
     if decision.chosen is None:

@@ -395,7 +395,7 @@ class TrainTab:
 
     def _free_name(self, label: str) -> str:
         """A name from the file's name that no lobe and no run has, so that Start works at once."""
-        return free_name(label, [*(l.name for l in self.studio.lobes()), *(j.name for j in self.studio.jobs())])
+        return free_name(label, [*(l.name for l in self.studio.lobes()), *(j.name for j in lobe_jobs(self.studio.jobs()))])
 
     # ---- handlers: jobs ------------------------------------------------------------------------------------------
 
@@ -475,7 +475,7 @@ class TrainTab:
         return self._view(request, shown, ticked, seen, token)
 
     def _view(self, request: gr.Request, shown: str, ticked: list[str], seen: dict[str, Any], token: Any) -> Outputs:
-        jobs = self.studio.jobs(guard.owner_of(request, token))
+        jobs = lobe_jobs(self.studio.jobs(guard.owner_of(request, token)))
         job = on_display(jobs, shown)
         rate = self.studio.suggested_learning_rate()
         compared = [other for id in ticked for other in jobs if other.id == id]
@@ -538,6 +538,11 @@ class TrainTab:
 
 
 # ---- pure ----------------------------------------------------------------------------------
+
+
+def lobe_jobs(jobs: Sequence[JobView]) -> list[JobView]:
+    """Jobs that train a lobe; fits of routers are shown on a tab of their own."""
+    return [job for job in jobs if job.kind == "lobe"]
 
 
 def on_display(jobs: Sequence[JobView], shown: str) -> JobView | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ..routers.base import RoutingDecision
 from .brain_map import brain_map
-from .figures import score_bars
+from .evidence import evidence_sections
+from .figures import score_bars, share_bar
 from .text import (
     answerer,
     colour,
@@ -19,13 +20,18 @@ from .text import (
     milliseconds,
     percent,
     rate,
-    score,
+    shares,
     short,
     stage,
 )
+from .token_view import mean_weights
+
+if TYPE_CHECKING:
+    from ..views import TokenTrace
 
 BASE_COLOUR = "var(--ml-base)"
 MOST_LABELS = 200
+ROUTER_STAGES = ("keyword", "gate", "embedding", "logprob", "complexity")
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Reply:
             the brain that gave it.
         done, stopped: it is complete; it was cut short by a person.
         tokens, tokens_per_second, first_token_ms, dropped: of the answer; `dropped` messages no longer fitted the context.
+        prompt: the message that was answered. answer: its whole text so far.
+        trace: how each token was weighed, where a router weighs tokens.
     """
 
     decision: RoutingDecision
@@ -47,6 +55,9 @@ class Reply:
     tokens_per_second: float = 0.0
     first_token_ms: float | None = None
     dropped: int = 0
+    prompt: str = ""
+    answer: str = ""
+    trace: Sequence[TokenTrace] = ()
     colours: Mapping[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -57,14 +68,30 @@ class Reply:
         """Of the lobe that answers; the base model's own otherwise."""
         return colour(self.colours.get(self.decision.chosen)) if self.decision.chosen else BASE_COLOUR
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """What ran: of a complete answer whose tokens were weighed one by one, their mean; else what was decided."""
+        return mean_weights(self.trace) if self.done and self.trace else self.decision.weights
+
+    @property
+    def certain(self) -> bool:
+        """Whether a router was sure of something; a person who chose, or a mix by token, has no confidence."""
+        decision = self.decision
+        return decision.stage not in ("manual", "no lobes", "empty prompt", "not fitted") and not decision.per_token
+
 
 def why_panel(reply: Reply) -> str:
     """The whole panel for one reply, under way or complete."""
     decision = reply.decision
     base = not any(decision.weights.values())
-    picture = brain_map(reply.lobes, decision.weights, base=base, state="still" if reply.done else "live")
-    figure = score_bars(decision, reply.colours)
-    parts = [picture, _verdict(reply), f"<section>{figure}</section>" if figure else "", _facts(reply), _nearest(reply)]
+    picture = brain_map(reply.lobes, reply.weights, base=base, state="still" if reply.done else "live")
+    # of tokens weighed one by one the mean is shown; a mix by hand has its bar in the verdict
+    told = replace(decision, weights=reply.weights) if decision.per_token else decision
+    figure = score_bars(told, reply.colours) if decision.stage != "manual" else ""
+    parts = [
+        picture, _verdict(reply), f"<section>{figure}</section>" if figure else "",
+        evidence_sections(decision, reply.colours, reply.prompt), _facts(reply),
+    ]  # fmt: skip
     return _panel("".join(parts), reply.colour)
 
 
@@ -108,8 +135,10 @@ def labels(replies: Sequence[Reply], shown: int | None = None) -> str:
 
 def _label(number: int, reply: Reply) -> str:
     decision = reply.decision
-    sure = "" if decision.stage in ("manual", "no lobes", "empty prompt") else f"  {percent(decision.confidence)}"
-    words = short(answerer(decision), 40) + sure + ("  stopped" if reply.stopped else "")
+    mixed = len([weight for weight in decision.weights.values() if weight]) > 1
+    sure = f"  {percent(decision.confidence)}" if reply.certain else ""
+    words = shares(reply.weights) if mixed else short(answerer(decision), 40) + sure
+    words += "  stopped" if reply.stopped else ""
     place = f'#chat .bot-row:nth-child({number} of .bot-row) [data-testid="bot"]'
     return f"{place}{{--c:{reply.colour}}}{place}::before{{content:{css_string(words)}}}"
 
@@ -120,20 +149,19 @@ def _panel(inside: str, tone: str = BASE_COLOUR) -> str:
 
 def _verdict(reply: Reply) -> str:
     decision = reply.decision
-    chosen_by_person = decision.stage == "manual"
-    sure = f'<div class="ml-sure"><b>{percent(decision.confidence)}</b>sure</div>' if not chosen_by_person else ""
-    if decision.stage in ("no lobes", "empty prompt"):
-        sure = ""
+    sure = f'<div class="ml-sure"><b>{percent(decision.confidence)}</b>sure</div>' if reply.certain else ""
+    used = {name: weight for name, weight in reply.weights.items() if weight}
+    mixed = share_bar(used, reply.colours, "Weights of the lobes") if len(used) > 1 and not decision.per_token else ""
     doing = "Answered by" if reply.done else "Answering now"
     return (
         f'<p class="ml-eyebrow">{doing}</p><div class="ml-verdict"><h3><i></i><span>{escape(answerer(decision))}</span></h3>'
-        f'{sure}</div><p class="ml-reason">{escape(decision_sentence(decision))}</p>'
+        f'{sure}</div>{mixed}<p class="ml-reason">{escape(decision_sentence(decision))}</p>'
     )
 
 
 def _facts(reply: Reply) -> str:
     decision = reply.decision
-    facts = [("Decided by", stage(decision.stage)), ("Routing took", milliseconds(decision.elapsed_ms))]
+    facts = [("Decided by", _decider(decision)), ("Routing took", milliseconds(decision.elapsed_ms))]
     if reply.done:
         facts += [("First token", milliseconds(reply.first_token_ms)), ("Speed", rate(reply.tokens_per_second))]
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
@@ -146,16 +174,7 @@ def _facts(reply: Reply) -> str:
     return f'<section><dl class="ml-facts">{listed}</dl>{note}</section>'
 
 
-def _nearest(reply: Reply) -> str:
-    rows = [_row(row, reply.colours) for row in reply.decision.evidence.get("nearest", ())[:3]]
-    if not rows:
-        return ""
-    return f'<section><h4>Nearest training prompts</h4><ul class="ml-near">{"".join(rows)}</ul></section>'
-
-
-def _row(row: Mapping[str, Any], colours: Mapping[str, str]) -> str:
-    lobe, value = str(row.get("lobe", "")), row.get("score")
-    said = score(float(value)) if isinstance(value, (int, float)) else ""
-    words = short(str(row.get("prompt", "")), 90)
-    look = f'style="--c:{colour(colours.get(lobe))}" title="{escape(lobe)}"'
-    return f"<li {look}><i></i><span>{escape(words)}</span><b>{said}</b></li>"
+def _decider(decision: RoutingDecision) -> str:
+    """The stage, and the chain it is part of."""
+    last = stage(decision.stage)
+    return f"chain, {last}" if decision.router == "chain" and decision.stage in ROUTER_STAGES else last

@@ -9,13 +9,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from multilobe_ui import MultiLobeModel, dataset
+from multilobe_ui.bank import Mix
 from multilobe_ui.evaluation import loss_matrix, routing_report
 from multilobe_ui.routers import ROUTERS
+
+CHOOSERS = ("hybrid", "chain", "embedding", "logprob", "keyword", "gate")
+"""Routers that choose one lobe from a lobe's rows or words; the others have benchmarks of their own."""
+
+
+@torch.inference_mode()
+def peer_formula(model: MultiLobeModel, prompt: str, max_tokens: int = 30) -> str:
+    """The log-prob router of `multilobe` 0.1.0 (`router/logprob.py`): mean log-probability of the bare prompt's first tokens under
+    each adapter, argmax; no template, no base to compare with, a forward for every lobe."""
+    ids = model.backbone.tokenizer(prompt, return_tensors="pt", truncation=True, max_length=max_tokens + 1)["input_ids"]
+    scores = []
+    for lobe in model.lobes:
+        logits = model.bank.run(Mix.of({lobe.id: 1.0}), input_ids=ids.to(model.backbone.device), use_cache=False).logits
+        own = torch.log_softmax(logits[:, :-1].float(), -1).gather(-1, ids[:, 1:, None].to(logits.device))
+        scores.append(float(own.mean()))
+    return model.lobe_names[int(np.argmax(scores))]
 
 
 def main() -> None:
@@ -51,18 +70,26 @@ def main() -> None:
     labels = [domain for domain, rows in tests.items() for _ in rows]
     result: dict[str, object] = {"prompts": len(prompts)}
     print(f"{'router':10} {'right':>7} {'ECE':>6} {'ms':>6}  stages")
-    for name in ROUTERS:
-        router = ROUTERS[name](model.router.context, None)
+    for name in CHOOSERS:
+        router = ROUTERS[name](model.routing_context(), None)
+        start = time.perf_counter()
         router.fit()
+        seconds = time.perf_counter() - start
         report = routing_report(router.route, prompts, labels)
         print(f"{name:10} {report.accuracy:7.1%} {report.ece:6.3f} {report.milliseconds:6.1f}  ", end="")
-        print(", ".join(f"{stage} {share:.0%}" for stage, share in report.stages.items()))
+        mean = np.mean([decision.elapsed_ms for decision in report.decisions])
+        turned = np.mean([decision.abstained for decision in report.decisions])
+        print(f"mean {mean:.1f} ms, fit {seconds:.0f} s, abstained {turned:.1%}; ", end="")
+        print(", ".join(f"{stage} {share:.0%}" for stage, share in report.stages.items()), flush=True)
         result[name] = {"accuracy": report.accuracy, "ece": report.ece, "by_label": report.by_label, "stages": report.stages}
         if name == "hybrid":
             by_label = "".join(f"\n  {label}: {share:.1%}" for label, share in report.by_label.items())
             print(f"hybrid by domain:{by_label}")
             abstained = np.mean([decision.abstained for decision in report.decisions])
             print(f"  sent to the base although a lobe fits: {abstained:.1%}")
+    start = time.perf_counter()
+    peer = np.mean([peer_formula(model, prompt) == label for prompt, label in zip(prompts, labels, strict=True)])
+    print(f"peer's log-prob formula on the same lobes: {peer:.1%}, {(time.perf_counter() - start) / len(prompts) * 1000:.1f} ms")
     losses = loss_matrix(model.bank, [lobe.id for lobe in model.lobes], tests)
     print("test loss (nats per answer token): base, own lobe, best other lobe")
     for i, domain in enumerate(model.lobe_names):

@@ -1,4 +1,4 @@
-"""The named endpoints over real HTTP: exactly nine, each works, and the back doors are shut."""
+"""The named endpoints over real HTTP: exactly eleven, each works, and the back doors are shut."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gradio_client.exceptions import AppError
 
 from multilobe_ui.ui import api
 from multilobe_ui.ui.manage_tab import ManageTab
+from multilobe_ui.ui.routers_tab import RoutersTab
 from multilobe_ui.ui.train_tab import TrainTab
 
 NAMES = {f"/{name}" for name in api.ENDPOINTS}
@@ -25,6 +26,7 @@ MARK = {"_type": "gradio.FileData"}
 def serve(studio, auth=None):
     with gr.Blocks(analytics_enabled=False) as page:
         TrainTab(studio).build()
+        RoutersTab(studio).build()
         ManageTab(studio).build()
         api.add_endpoints(studio)
     _, url, _ = page.launch(
@@ -79,9 +81,9 @@ def free(server, **values):
 # ---- the set ---------------------------------------------------------------------------------------------------------
 
 
-def test_exactly_nine_named_endpoints(alone):
+def test_exactly_eleven_named_endpoints(alone):
     info = alone.client.view_api(return_format="dict", print_info=False)
-    assert set(info["named_endpoints"]) == NAMES and len(NAMES) == 9
+    assert set(info["named_endpoints"]) == NAMES and len(NAMES) == 11
     assert not info["unnamed_endpoints"]
 
 
@@ -136,7 +138,7 @@ def test_chat_with_choice_history_and_knobs(alone):
     history = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
     job = alone.client.submit("And duress?", "lobe:legal", history, 32, 0.0, 7, api_name="/chat")
     assert job.result(timeout=20)["decision"]["chosen"] == "legal"
-    _, (messages, choice, sampling) = [call for call in alone.studio.calls if call[0] == "chat"][-1]
+    _, (messages, choice, sampling, *_) = [call for call in alone.studio.calls if call[0] == "chat"][-1]
     assert [m["content"] for m in messages] == ["Hello", "Hi", "And duress?"] and choice == "lobe:legal"
     assert (sampling.max_new_tokens, sampling.temperature, sampling.seed) == (32, 0.0, 7)
 
@@ -146,7 +148,7 @@ def test_a_client_that_leaves_stops_the_answer():
     stream = api.Endpoints(studio).chat("What does a vaccine do?")
     next(stream)
     seen = []
-    studio.chat = lambda messages, choice, sampling, stop: seen.append(stop) or iter(())
+    studio.chat = lambda messages, choice, sampling, stop, **how: seen.append(stop) or iter(())
     list(api.Endpoints(studio).chat("x"))
     assert seen[0].is_set()
     stream.close()
@@ -155,6 +157,29 @@ def test_a_client_that_leaves_stops_the_answer():
 def test_route_and_lobes(alone):
     assert alone.client.predict("Is this contract lawful?", api_name="/route")["chosen"] == "legal"
     assert [lobe["name"] for lobe in alone.client.predict(api_name="/lobes")][:2] == ["medical", "legal"]
+    soft = alone.client.predict("Is this contract lawful?", "keyword", "soft", api_name="/route")
+    assert soft["router"] == "keyword" and soft["evidence"]["matches"][0]["term"] == "contract"
+
+
+def test_chat_with_a_router_or_weights(alone):
+    job = alone.client.submit("Hello", "mix", weights={"python": 0.5, "maths": 0.5}, api_name="/chat")
+    assert job.result(timeout=20)["decision"]["weights"] == {"python": 0.5, "maths": 0.5}
+    job = alone.client.submit("a vaccine", router="arrow", api_name="/chat")
+    last = job.result(timeout=20)
+    assert "".join(token["text"] for token in last["trace"]) == last["text"]
+    assert "layers" not in last["trace"][0]
+
+
+def test_a_router_is_fitted_and_followed(alone):
+    gate = {view["name"]: view for view in alone.client.predict(api_name="/routers")}["gate"]
+    assert gate["asks_for_fit"] and not gate["fitted"] and gate["why"]
+    job = alone.client.predict("gate", {"steps": 50}, api_name="/fit_router")
+    assert job["kind"] == "router" and job["config"] == {"steps": 50}
+    alone.studio.advance(job["id"], 8)
+    status = alone.client.predict(job["id"], True, api_name="/train_status")
+    assert len(status["curve"]) == 8 and "loss" in status["curve"][0]["values"]
+    assert alone.client.predict(job["id"], api_name="/stop")["state"] == "stopped"
+    assert {view["name"]: view for view in alone.client.predict(api_name="/routers")}["gate"]["fitted"]
 
 
 def test_bundles_go_out_and_come_in(alone):
@@ -186,6 +211,11 @@ def test_delete_lobe(alone):
      ("chat", ["x", "automatic", [{"role": "root", "content": "x"}]], "must be one of"),
      ("chat", ["x", "automatic", [7]], "must be an object"), ("chat", ["x", "automatic", None, 10**9], "from 1 to 4,?096"),
      ("chat", ["x", "automatic", None, 5, -1], "temperature"), ("route", [None], "must be text"),
+     ("route", ["x", "nobody"], "no router"), ("route", ["x", "gate", "all"], "must be one of"),
+     ("route", ["x", "gate", "top_k", 0], "from 1 to"), ("chat", ["x", "mix"], "must be an object"),
+     ("fit_router", ["nobody"], "must be one of"), ("fit_router", ["gate", {"x": 1}], "must be one of"),
+     ("fit_router", ["gate", {"steps": "x"}], "must be a number"), ("fit_router", ["gate", [1]], "must be an object"),
+     ("fit_router", ["complexity", None, {"path": "/etc/passwd"}], "missing"),
      ("save_bundle", ["legal"], "must be a list"), ("delete_lobe", [""], "empty")],
 )  # fmt: skip
 def test_odd_values_are_refused_with_a_sentence(alone, name, values, said):
@@ -218,11 +248,13 @@ def test_private_handlers_are_hidden_and_still_guarded(alone):
                 json={"fn_index": dep["id"], "data": [junk] * len(dep["inputs"]), "session_hash": f"junk{number}"},
             )  # fmt: skip
     alone.studio.become_ready()
-    harmless = {"restore_demo", "save_bundle", "change_base"}  # nothing given can be wrong; a base may be called "7"
+    # nothing given can be wrong: a base, or a message to routers, may be "7"; "Fit all" takes no value
+    harmless = {"restore_demo", "save_bundle", "change_base", "compare_routers", "prompt_map", "fit_router"}
     made = alone.studio.calls[calls:]
     assert {verb for verb, _ in made} <= {*harmless, "inspect"}
     samples = set(alone.studio.sample_files().values())
     assert all(arguments[0] in samples for verb, arguments in made if verb == "inspect")
+    assert all(arguments[1:3] == ({}, None) for verb, arguments in made if verb == "fit_router")
     assert {lobe.name for lobe in alone.studio.lobes()} >= set(lobes)
 
 
@@ -242,7 +274,7 @@ def test_shared_use_wants_a_token_and_keeps_jobs_apart(shared, sample):
     assert shared.client.predict(job["id"], token=TOKEN, api_name="/stop")["state"] == "stopped"
 
 
-@pytest.mark.parametrize("call", [("/stop", ["x"]), ("/delete_lobe", ["legal"])])
+@pytest.mark.parametrize("call", [("/stop", ["x"]), ("/delete_lobe", ["legal"]), ("/fit_router", ["gate"])])
 def test_shared_use_without_a_token_changes_nothing(shared, call):
     name, values = call
     calls = len(shared.studio.calls)

@@ -32,7 +32,7 @@ def texts(history):
 
 def merged(steps):
     """What the page shows after all steps: the last value that was not skipped, per output."""
-    shown = [None] * 5
+    shown = [None] * 6
     for step in steps:
         shown = [old if new == SKIP else new for old, new in zip(shown, step, strict=True)]
     return shown
@@ -48,7 +48,7 @@ def test_a_message_is_answered_and_explained(tab):
     assert texts(steps[0][0]) == [ASK]
     assert steps[0][1]["value"] == ""
     assert "Routing" in steps[0][2]
-    chat, box, panel, labels, replies = merged(steps)
+    chat, box, panel, tokens, labels, replies = merged(steps)
     assert texts(chat)[1].startswith("A vaccine trains")
     assert box["submit_btn"] == "Send"
     assert box["stop_btn"] is False
@@ -57,7 +57,9 @@ def test_a_message_is_answered_and_explained(tab):
     assert len(replies) == 1
     assert replies[0].done
     assert replies[0].decision.chosen == "medical"
-    verb, (messages, choice, sampling) = tab.studio.calls[0]
+    assert tokens == gr.update(value="", visible=False)
+    verb, (messages, choice, sampling, router, mixing, weights) = tab.studio.calls[0]
+    assert (router, mixing.mode, weights) == ("hybrid", "top_1", {})
     assert (verb, choice) == ("chat", "automatic")
     assert messages == [{"role": "user", "content": ASK}]
     assert (sampling.max_new_tokens, sampling.temperature, sampling.repetition_penalty, sampling.seed) == (
@@ -77,13 +79,13 @@ def test_the_panel_is_drawn_at_the_decision_and_at_the_end_only(tab):
 
 def test_an_empty_message_does_nothing(tab):
     for text in ("", "  \n", None):
-        assert list(tab.send(text, [], [], "automatic", *KNOBS)) == [(SKIP,) * 5]
+        assert list(tab.send(text, [], [], "automatic", *KNOBS)) == [(SKIP,) * 6]
     assert tab.studio.calls == []
 
 
 def test_later_turns_keep_earlier_labels(tab):
     *_, replies = merged(tab.send(ASK, [], [], "automatic", *KNOBS))
-    chat, _, _, labels, replies = merged(tab.send("Good morning", normalised(ASK, "x"), replies, "automatic", *KNOBS))
+    chat, _, _, _, labels, replies = merged(tab.send("Good morning", normalised(ASK, "x"), replies, "automatic", *KNOBS))
     assert len(chat) == 4
     assert [r.decision.chosen for r in replies] == ["medical", None]
     assert "nth-child(2 of .bot-row)" in labels
@@ -98,7 +100,7 @@ def test_a_person_may_choose(tab, choice, chosen):
 def test_an_error_gives_the_conversation_and_the_text_back(tab):
     tab.studio.fail_next = BackboneError("The prompt is <too> long.")
     with pytest.warns(UserWarning, match="&lt;too&gt; long"):
-        chat, box, panel, _, replies = merged(tab.send(" again ", normalised(ASK, "x"), [], "automatic", *KNOBS))
+        chat, box, panel, _, _, replies = merged(tab.send(" again ", normalised(ASK, "x"), [], "automatic", *KNOBS))
     assert texts(chat) == [ASK, "x"]
     assert box["value"] == " again "
     assert "Who will answer?" in panel
@@ -159,9 +161,9 @@ def test_a_base_that_cannot_be_loaded_ends_the_wait():
 def test_closing_the_answer_closes_the_generation(tab):
     closed = threading.Event()
 
-    def chat(messages, choice, sampling, stop):
+    def chat(messages, choice, sampling, stop, **how):
         try:
-            yield from FakeStudio(6).chat(messages, choice, sampling, stop)
+            yield from FakeStudio(6).chat(messages, choice, sampling, stop, **how)
         finally:
             assert not stop.is_set()
             closed.set()
@@ -179,7 +181,7 @@ def test_stop_keeps_what_came(tab):
     for _ in range(4):
         *_, replies = next(steps)
     steps.close()
-    _, box, panel, labels, replies = tab.stopped("", normalised(ASK, "A vaccine"), replies)
+    _, box, panel, _, labels, replies = tab.stopped("", normalised(ASK, "A vaccine"), replies)
     assert replies[0].stopped
     assert replies[0].done
     assert "Stopped after" in panel
@@ -219,7 +221,7 @@ def test_a_failed_retry_keeps_the_old_answer(tab):
         chat, *_, now = merged(
             tab.retry(normalised(ASK, "old"), replies, SimpleNamespace(index=0), "automatic", *KNOBS)
         )
-    assert texts(chat) == [ASK, "old"]
+    assert texts(chat) == [ASK, replies[0].answer]
     assert now == replies
 
 
@@ -235,7 +237,7 @@ def test_edit_asks_the_new_text(tab):
 def test_undo_gives_the_last_message_back(tab):
     replies = replies_of(tab, ASK, "a contract")
     event = SimpleNamespace(index=2)
-    chat, box, panel, _, now = tab.undo(normalised(ASK, "a", "a contract", "b"), replies, event)
+    chat, box, panel, _, _, now = tab.undo(normalised(ASK, "a", "a contract", "b"), replies, event)
     assert texts(chat) == [ASK, "a"]
     assert box["value"] == "a contract"
     assert now == replies[:1]
@@ -245,14 +247,14 @@ def test_undo_gives_the_last_message_back(tab):
 @pytest.mark.parametrize(("index", "name"), [(0, "medical"), (1, "medical"), (2, "legal"), ([3, 0], "legal")])
 def test_a_click_explains_that_answer(tab, index, name):
     replies = replies_of(tab, ASK, "a contract")
-    panel, labels = tab.look_at(normalised(ASK, "a", "a contract", "b"), replies, SimpleNamespace(index=index))
+    panel, _, labels = tab.look_at(normalised(ASK, "a", "a contract", "b"), replies, SimpleNamespace(index=index))
     assert f"<span>{name}</span></h3>" in panel
     assert "border-left-color" in labels
 
 
 def test_a_click_that_means_nothing_changes_nothing(tab):
-    assert tab.look_at(normalised(ASK), [], SimpleNamespace(index=0)) == (SKIP, SKIP)
-    assert tab.look_at([], [], SimpleNamespace(index=7)) == (SKIP, SKIP)
+    assert tab.look_at(normalised(ASK), [], SimpleNamespace(index=0)) == (SKIP, SKIP, SKIP)
+    assert tab.look_at([], [], SimpleNamespace(index=7)) == (SKIP, SKIP, SKIP)
 
 
 def test_a_starter_is_sent(tab):
@@ -262,7 +264,7 @@ def test_a_starter_is_sent(tab):
 
 
 def test_clear_starts_again(tab):
-    _, panel, _, replies = tab.cleared()
+    _, panel, _, _, replies = tab.cleared()
     assert "Who will answer?" in panel
     assert replies == []
 
@@ -279,7 +281,8 @@ def test_new_lobes_are_offered_and_a_deleted_choice_is_left(tab):
 
 
 def test_choices():
-    assert [value for _, value in choices([("a", "#000000")])] == ["automatic", "base", "lobe:a"]
+    assert [value for _, value in choices([("a", "#000000")])] == ["automatic", "base", "mix", "lobe:a"]
+    assert [value for _, value in choices([])] == ["automatic", "base"]
 
 
 def test_any_history_becomes_plain():
@@ -296,8 +299,82 @@ def test_two_people_do_not_mix(tab):
     two = tab.send("a contract", [], [], "automatic", *KNOBS)
     shown = [merged([step]) for pair in zip(one, two, strict=False) for step in pair]
     assert {len(s[0]) for s in shown if s[0]} == {1, 2}
-    assert {s[4][0].decision.chosen for s in shown[::2] if s[4]} == {"medical"}
-    assert {s[4][0].decision.chosen for s in shown[1::2] if s[4]} == {"legal"}
+    assert {s[5][0].decision.chosen for s in shown[::2] if s[5]} == {"medical"}
+    assert {s[5][0].decision.chosen for s in shown[1::2] if s[5]} == {"legal"}
+
+
+# ---- routing ---------------------------------------------------------------------------------------------------------
+
+
+def routing(router="hybrid", mode="top_1", k=2, **weights):
+    """What `RoutingRow.inputs` would hold."""
+    return (router, mode, k, list(weights), *[*weights.values(), *[0] * 12][:12])
+
+
+@pytest.mark.parametrize(("mode", "count"), [("top_1", 1), ("top_k", 3), ("soft", 6)])
+def test_a_router_and_a_mixing_mode_are_handed_on(tab, mode, count):
+    *_, replies = merged(tab.send(ASK, [], [], "automatic", *KNOBS, *routing("keyword", mode, 3)))
+    _, (*_, router, mixing, _) = tab.studio.calls[0]
+    assert (router, mixing.mode, mixing.k) == ("keyword", mode, 3)
+    assert replies[0].decision.router == "keyword"
+    assert 1 <= len(replies[0].decision.weights) <= count
+
+
+def test_a_mix_by_hand_is_answered_with_its_weights(tab):
+    *_, labels, replies = merged(
+        tab.send(ASK, [], [], "mix", *KNOBS, *routing(python=0.5, maths=0.4, legal=0, sentiment=0.1))
+    )
+    assert tab.studio.calls[0][1][-1] == {"python": 0.5, "maths": 0.4, "sentiment": 0.1}
+    assert replies[0].decision.chosen == "python"
+    for words in ("python 50", "maths 40", "sentiment 10"):
+        assert words in labels
+
+
+@pytest.mark.parametrize(
+    ("choice", "values", "said"),
+    [
+        ("mix", routing(python=0), "All weights are zero"),
+        ("mix", routing(python=7), "from 0 to 1"),
+        ("automatic", routing(mode="all"), "must be one of"),
+        ("automatic", routing(k="x"), "must be a number"),
+        ("automatic", routing(router="nobody"), "no router"),
+        ("mix", routing(nobody=0.5), "no lobe called"),
+    ],
+)
+def test_odd_routing_is_said_so(tab, choice, values, said):
+    with pytest.warns(UserWarning, match=said):
+        chat, *_ = merged(tab.send(ASK, [], [], choice, *KNOBS, *values))
+    assert chat == []
+
+
+def test_weights_left_on_the_sliders_count_for_nothing_elsewhere(tab):
+    merged(tab.send(ASK, [], [], "automatic", *KNOBS, *routing(python=0.5)))
+    assert tab.studio.calls[0][1][-1] == {}
+
+
+def test_tokens_are_shown_where_a_router_weighs_them(tab):
+    job = tab.studio.fit_router("xlora")
+    tab.studio.advance(job.id, 999)
+    steps = list(tab.send(ASK, [], [], "automatic", *KNOBS, *routing("xlora")))
+    tokens = merged(steps)[3]
+    assert tokens["visible"] and "vaccine" in tokens["value"] and "data:image/png;base64," in tokens["value"]
+    drawn = [step[3] for step in steps[1:] if step[3] != SKIP]
+    assert 1 <= len(drawn) < len(steps) - 1, "drawn now and then, not at every token"
+    reply = merged(steps)[5][0]
+    assert len(reply.trace) == 12
+    assert sum(reply.weights.values()) == pytest.approx(1, abs=0.01)
+    panel, again, _ = tab.look_at(normalised(ASK, "a"), [reply], SimpleNamespace(index=1))
+    assert again == tokens and "mean over tokens" in panel
+
+
+def test_only_the_latest_answers_remember_their_tokens(tab, monkeypatch):
+    monkeypatch.setattr("multilobe_ui.ui.chat_tab.MOST_TRACES", 1)
+    tab.studio.advance(tab.studio.fit_router("xlora").id, 999)
+    replies = []
+    for n in range(3):
+        history = normalised(*["x"] * 2 * n)
+        replies = merged(tab.send(ASK, history, replies, "automatic", *KNOBS, *routing("xlora")))[5]
+    assert [bool(reply.trace) for reply in replies] == [False, True, True]
 
 
 def test_wiring_is_private_and_an_answer_can_be_cancelled():
@@ -311,3 +388,13 @@ def test_wiring_is_private_and_an_answer_can_be_cancelled():
     assert len(answering) == 4
     cancelled = [set(f.cancels) for f in functions if f.cancels]
     assert answering in cancelled
+
+
+def test_an_answer_that_came_back_half_drawn_counts_as_it_was_given(tab):
+    chat, *_, replies = merged(tab.send(ASK, [], [], "automatic", *KNOBS))
+    answer = texts(chat)[1]
+    half = normalised(ASK, answer[:11])
+    chat, *_ = merged(tab.send("Good morning", half, replies, "automatic", *KNOBS))
+    assert texts(chat)[1] == answer
+    assert [m["content"] for m in tab.studio.calls[-1][1][0]] == [ASK, answer, "Good morning"]
+    assert texts(half)[1][0]["text"] == answer[:11]  # what the browser sent is not written to

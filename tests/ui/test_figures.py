@@ -82,7 +82,7 @@ def test_both_stages_can_be_unfolded():
         "floor": 0.3,
     }
     figure = score_bars(decision(stage="logprob", evidence=evidence, threshold=None), COLOURS)
-    assert "both stages together" in figure
+    assert "all stages together" in figure
     assert "<details>" in figure
     assert ">base model -2.50<" in figure
     assert ">floor 0.30<" in figure

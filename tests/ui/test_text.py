@@ -103,7 +103,7 @@ def test_who_answers_and_why():
     assert text.answerer(mix) == "law + 2 more"
     assert text.answerer(None) == text.answerer(base_decision("x", "y", "")) == "Base model"
     assert text.decision_sentence(one) == "law fits best, by embedding."
-    assert text.decision_sentence(mix) == "You chose law."
+    assert text.decision_sentence(mix) == "You mixed them by hand."
     assert "base model" in text.decision_sentence(base_decision("x", "y", ""))
     assert text.rate(0) == "–"
     assert text.rate(41.2) == "41 tokens/s"
