@@ -140,20 +140,29 @@ class Routing:
         return ROUTERS[name](self._context(), self._threshold)
 
     def _made(self, name: str) -> Router:
-        router, fit = self._new(name), self._fits.get(name)
-        if fit is not None and (router.asks_for_fit or fit.key == self._key()):
-            with suppress(MultiLobeError, KeyError, TypeError, ValueError):
-                router.restore(fit.state)
-                return router
-            router = self._new(name)  # what half a restore left is not to be trusted
+        fit, router = self._fits.get(name), self._new(name)
+        if fit is not None and (router.asks_for_fit or fit.key == self._key()) and _takes(router.restore, fit.state):
+            return router
+        router = self._new(name)  # what half a restore left is not to be trusted
         if not router.asks_for_fit:
-            router.refit(fit.state if fit else {})
+            if not _takes(router.refit, fit.state if fit else {}):
+                router = self._new(name)
+                router.refit({})
             self._keep(name, Fit(name, self._key(), router.state(), created=now()))
         return router
 
     def _keep(self, name: str, fit: Fit) -> None:
         self._fits[name] = fit
         write_fit(self.folder / name, fit)
+
+
+def _takes(take_up: Callable[[Mapping[str, Any]], None], state: Mapping[str, Any]) -> bool:
+    """Whether a router can take up a state, which may be of another version or a stranger's."""
+    try:
+        take_up(state)
+    except (MultiLobeError, LookupError, TypeError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def without_lobes() -> list[Router]:

@@ -58,7 +58,7 @@ class ComplexitySettings:
     """Weight of the load-balance loss beside the router's other losses."""
     router_epochs: int = 60
     """Passes of phase 1 (a pass takes a tenth of a second); it ends earlier when the held-out loss no longer falls."""
-    expert_epochs: int = 2
+    expert_epochs: int = 1
     """Passes of phase 2."""
     joint_epochs: int = 1
     """Passes of phase 3."""

@@ -43,7 +43,7 @@ class HeadShape:
             the head's outputs are the weights.
         temperature: divides the outputs before a softmax [softmax_temperature; PEFT leaves it out of enable_softmax_topk].
         top_k: all other lobes get no weight [top_k_lora]; None keeps all.
-        scale: factor on all weights [global_scaling_weight].
+        scale: factor on the lobes' deltas, beside the weights, which still sum to 1 [global_scaling_weight].
 
     Raises:
         ConfigError: a value out of range.
@@ -114,10 +114,10 @@ class ScalingHead(nn.Module):
         shape = self.shape
         k = min(top_k or shape.top_k or self.lobes, self.lobes)
         if top_k is not None or shape.softmax_topk:
-            return shape.scale * torch.softmax(_best(logits, k, -torch.inf) / shape.temperature, -1)
+            return torch.softmax(_best(logits, k, -torch.inf) / shape.temperature, -1)
         if shape.softmax:
             logits = torch.softmax(logits / shape.temperature, -1)
-        return shape.scale * _best(logits, k, 0.0)
+        return _best(logits, k, 0.0)
 
 
 def _best(values: Tensor, k: int, otherwise: float) -> Tensor:
@@ -174,7 +174,7 @@ class XLoraRun:
         hidden, self._cache = last_hidden(bank.backbone, self._cache, **shared)
         read = self._reading(hidden, shared.get("attention_mask"), shared.get("position_ids"), given)
         self.weights = self.mixer.head(read, self.mixer.top_k)
-        return bank.run(Mix(self.mixer.lobes, self.weights), **inputs)
+        return bank.run(Mix(self.mixer.lobes, self.weights * self.mixer.head.shape.scale), **inputs)
 
     def _check(self, bank: LobeBank) -> None:
         layers = len(bank.layers(self.mixer.lobes))

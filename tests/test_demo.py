@@ -19,6 +19,7 @@ from multilobe_ui.bundle import verify_bundle
 from multilobe_ui.config import TrainingConfig
 from multilobe_ui.demo import answered, held_out_rows
 from multilobe_ui.evaluation import loss_matrix, routing_report
+from multilobe_ui.routers.base import Mixing
 
 pytestmark = pytest.mark.builtin
 
@@ -76,11 +77,36 @@ def test_reworded_questions_reach_their_lobe_and_are_answered_right(
     report = routing_report(demo.route, [t["input"] for t in tests], [t["lobe"] for t in tests])
     labelled = [d.chosen == t["lobe"] for d, t in zip(report.decisions, tests, strict=True) if t["lobe"]]
     assert np.mean(labelled) >= 0.94
-    assert report.by_label[""] >= 0.7  # prompts that belong to no lobe go to the base
+    assert report.by_label[""] >= 0.75  # prompts that belong to no lobe go to the base
     asked = [(t, d) for t, d in zip(tests, report.decisions, strict=True) if t["lobe"]]
     answers = answered(demo, [(t["input"], d) for t, d in asked])
     right = [t["contains"].lower() in answer.lower() for (t, _), answer in zip(asked, answers, strict=True)]
     assert np.mean(right) >= 0.75
+
+
+def test_two_wishes_in_one_prompt_get_two_lobes_and_one_answer(demo: MultiLobeModel) -> None:
+    prompt = "Summarise this in one sentence and say if the sentiment is positive or negative: the new library is a delight."
+    weights = demo.route(prompt, "gate", Mixing("soft")).weights
+    assert sum(weights.values()) == pytest.approx(1)
+    assert weights["sentiment"] > 0.1 and weights["summarisation"] > 0.1
+    assert set(demo.route("What does insulin do?", "gate", Mixing("soft")).weights) == {"medical"}
+    ids = torch.tensor([demo.backbone.encode_chat([{"role": "user", "content": prompt}])])
+
+    def logits(mixture: dict[str, float]) -> torch.Tensor:
+        with torch.inference_mode():
+            return demo.bank.run(Mix.of({demo.store.by_name(n).id: w for n, w in mixture.items()}), input_ids=ids).logits
+
+    half = logits({"sentiment": 0.5, "summarisation": 0.5})
+    for alone in ("sentiment", "summarisation"):
+        assert (half - logits({alone: 1.0})).abs().max() > 0.1
+
+
+def test_the_routers_that_come_with_the_demo_are_fitted_and_right(demo: MultiLobeModel, tests: list[dict[str, str]]) -> None:
+    some = [t for t in tests if t["lobe"]][::4]
+    for router, least in (("gate", 0.9), ("embedding", 0.9), ("xlora", 0.8)):
+        assert not demo.routing.is_stale(router)
+        right = [demo.route(t["input"], router).chosen == t["lobe"] for t in some]
+        assert np.mean(right) >= least, router
 
 
 def test_demo_lobes_are_plain_peft_adapters(demo: MultiLobeModel) -> None:

@@ -274,7 +274,7 @@ def test_the_head_tells_the_lobes_apart_and_lowers_the_loss(
     fit, records = shared_fit
     assert fit.accuracy is not None and fit.accuracy >= 0.9 and not fit.stopped
     losses = [r.values["held_out_loss"] for r in records if "held_out_loss" in r.values]
-    assert fit.loss is not None and fit.loss == pytest.approx(min(losses), abs=1e-4) and fit.loss <= losses[0]
+    assert fit.loss is not None and fit.loss <= min(losses) + 1e-4 and 0.8 <= fit.head.shape.scale <= 1
     labels = [r.values["held_out_label_loss"] for r in records if "held_out_label_loss" in r.values]
     assert labels[-1] < labels[0] < 1.2
     assert {r.steps for r in records} == {72} and records[-1].step == 71

@@ -255,6 +255,10 @@ class Router(ABC):
         return FitOutcome()
         yield
 
+    def shares(self, prompt: str, decision: RoutingDecision) -> Mapping[str, float]:
+        """What a mixture of several lobes is made of; their probabilities, unless a router can tell parts of a prompt apart."""
+        return decision.probabilities
+
     def mixer(self, mixing: Mixing) -> Any:
         """The `mixing.Mixer` that weighs each token, where decisions are `per_token`.
 
@@ -299,7 +303,7 @@ class Router(ABC):
         else:
             decision = self.decide(prompt)
         if decision.chosen and mixing.mode != "top_1" and not decision.per_token:
-            decision = replace(decision, weights=mixing.weights(decision.probabilities))
+            decision = replace(decision, weights=mixing.weights(self.shares(prompt, decision)))
         evidence = {**decision.evidence, "prompt": prompt}  # what was read: more than the last message, if that said little
         return replace(decision, evidence=evidence, elapsed_ms=(time.perf_counter() - start) * 1000)
 

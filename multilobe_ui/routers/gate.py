@@ -8,11 +8,15 @@ W and b minimise the cross-entropy, every class of equal weight, plus an L2 pena
 is kept, and T is calibrated on the same rows (Guo et al. 2017). The decision's weights are the gate's, as in MixLoRA (Li et al.
 2024, arXiv:2404.15159): those of the best lobe, of the k best made to sum to 1, or of all (`base.Mixing`).
 
+A mixture is made of what the gate makes of the whole prompt and of each of its parts (sentences, and what "and" joins) of which it
+is sure: the embedding of "summarise this and say if it is positive" is nearly that of its louder half.
+
 One linear layer, because that was measured best: on unseen prompts of eight domains 64 hidden units were right a point less often.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -43,6 +47,9 @@ EVERY = 5
 """Steps between two records of a fit."""
 ROWS = 6000
 """Rows to train on, of all lobes together, so that 200 lobes take seconds too."""
+PARTS = re.compile(r"[.!?;:,\n]+|\b(?:and|then)\b")
+FEWEST_WORDS, MOST_PARTS, SURE_PART = 2, 8, 0.7
+"""Words that a part has at least, parts that are looked at, and the probability from which a part counts."""
 LOGIT_SCALE = 10.0
 """`fit_temperature` looks from 0.02 to 1; of logits divided by ten that is T from 0.2 to 10."""
 
@@ -135,6 +142,16 @@ class GateRouter(Router):
             reason=f"The gate gives it to {best} ({among.max():.0%}{_left_out(unknown)}).",
             **values,
         )
+
+    def shares(self, prompt: str, decision: RoutingDecision) -> Mapping[str, float]:
+        parts = [part for part in PARTS.split(prompt) if len(part.split()) >= FEWEST_WORDS][:MOST_PARTS]
+        if len(parts) < 2:
+            return decision.probabilities
+        classes = softmax(np.asarray(self.logits(self._vectors(parts)), np.float32) / np.float32(self.temperature))
+        sure = [row for row in classes[:, : len(self.names)] if row.max() >= SURE_PART]
+        whole = [decision.probabilities[name] for name in self.names]
+        mean = np.mean([whole, *sure], axis=0)
+        return dict(zip(self.names, map(float, mean / mean.sum()), strict=True))
 
     def fitting(self, settings: Mapping[str, Any], stop: threading.Event) -> Fitting:
         """Train on the lobes' rows and the generic prompts; the same rows and settings give the same gate."""

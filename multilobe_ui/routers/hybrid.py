@@ -46,6 +46,8 @@ SURE = 0.97
 """Probability without log-prob from which log-prob is not asked which lobe it is."""
 FALSE_ABSTENTION = 0.005
 """Share of held-out rows that may be sent to the base model although a lobe fits."""
+WARY = 0.02
+"""That share, where the gate finds a prompt more like everyday ones than like any lobe's: two kinds of evidence agree then."""
 DEFAULTS = (0.77, 4.0, 5.0)
 """a, b and c until they are fitted."""
 WIDTH, RIDGE, KERNEL_ROWS = 2.0, 0.3, 2000
@@ -95,16 +97,18 @@ class HybridRouter(Router):
         if not names:
             return self._by_logprob(prompt, first)
         vector = self.context.embed([prompt])
-        gate = self.kernel(vector)[0]
+        *gate, everyday = self.kernel(vector)[0]
+        strange = bool(everyday > max(gate))
         near = self._detector.near([prompt], vector, self.context)[0] if self._detector else None
         scores = np.array([first.scores[name] for name in names], np.float32)
         features = np.stack([scores / np.float32(self.first.temperature), gate])
         quick = softmax(np.asarray(np.array(self.quick) @ features, np.float32))
-        known = self._known(first, near)
+        known = self._known(first, near, strange)
         evidence = {
             **first.evidence,
             "embedding": dict(first.scores),
             "gate": dict(zip(names, map(float, gate), strict=True)),
+            "everyday": float(everyday),
         }
         strangers = [name for name in self.context.lobes if name not in first.scores]
         if known is False and not strangers and near is not None:
@@ -112,16 +116,21 @@ class HybridRouter(Router):
         if known and quick.max() >= SURE:
             by_lobe = dict(zip(names, map(float, quick), strict=True))
             return self._somebody(by_lobe, "embedding", evidence, near, first)
-        return self._read(prompt, first, dict(zip(names, features.T, strict=True)), quick, near, known, evidence)
+        return self._read(prompt, first, dict(zip(names, features.T, strict=True)), quick, near, known, strange, evidence)
 
-    def _known(self, first: RoutingDecision, near: float | None) -> bool | None:
-        """Whether any lobe fits, if that can be told without log-prob; None where log-prob could change it."""
+    def _known(self, first: RoutingDecision, near: float | None, strange: bool) -> bool | None:
+        """Whether any lobe fits, if that can be told without log-prob; None where log-prob could change it.
+
+        Args:
+            strange: the gate finds the prompt more like everyday ones than like any lobe's.
+        """
         if self._detector is None or near is None:
             return True if first.chosen else None
         lowest, highest = (self._detector.value(near, gain) for gain in self._detector.gains)
-        if near >= self._detector.clear:
+        floor = self._detector.floor_of(strange)
+        if near >= self._detector.clear and not strange:
             return True
-        return True if lowest >= self._detector.floor else False if highest < self._detector.floor else None
+        return True if lowest >= floor else False if highest < floor else None
 
     def _read(
         self,
@@ -131,6 +140,7 @@ class HybridRouter(Router):
         quick: Vector,
         near: float | None,
         known: bool | None,
+        strange: bool,
         evidence: Mapping[str, Any],
     ) -> RoutingDecision:
         """Ask the language model too; features: (2,) by lobe with rows, the embedding's and the kernel gate's."""
@@ -145,7 +155,7 @@ class HybridRouter(Router):
         if known is None and self._detector is not None and near is not None:
             # what a lobe without rows gains says nothing of those with rows
             with_rows = float(lobes[: len(shortlist) - len(strangers)].max()) - base
-            known = self._detector.value(near, with_rows) >= self._detector.floor
+            known = self._detector.value(near, with_rows) >= self._detector.floor_of(strange)
         elif known is None:
             known = False
         # what is far from all rows says which lobe is least far away, and that is no evidence; a lobe without rows gets the
@@ -253,7 +263,7 @@ class HybridRouter(Router):
         return self._detector.value(near, gain if np.isfinite(gain) else 0.0)
 
     def kernel(self, vectors: Vector, without: Sequence[str] = ()) -> Vector:
-        """(n, lobes with rows): the kernel gate; `without` leaves out rows of these texts."""
+        """(n, lobes with rows + 1): the kernel gate, "everyday" last; `without` leaves out rows of these texts."""
         if without:
             return _Kernel(self.context, self.first.names, set(without))(vectors)
         if self._kernel is None:
@@ -274,7 +284,7 @@ class HybridRouter(Router):
         places = np.array(owner)
         vectors = self.context.embed(prompts)
         scores = self.first.scores(vectors, leave_out_self=True) / np.float32(self.first.temperature)
-        gate = self.kernel(vectors, prompts)
+        gate = self.kernel(vectors, prompts)[:, :-1]
         quick = softmax(np.asarray(np.tensordot(np.array(self.quick), np.stack([scores, gate]), 1), np.float32))
         shortlists = np.argsort(-quick, axis=1)[:, :SHORTLIST]
         gains = np.full(scores.shape, np.nan)  # nats per token over the base; NaN off the shortlist
@@ -335,7 +345,8 @@ def _blend(parts: Sequence[Array], owner: Array, defaults: tuple[float, ...]) ->
 
 
 class _Kernel:
-    """The kernel gate over the lobes' training rows, at most KERNEL_ROWS of them, evenly from every lobe."""
+    """The kernel gate over the lobes' training rows, at most KERNEL_ROWS of them, evenly from every lobe, and over the everyday
+    prompts, which are a class of their own: (n, lobes + 1), that class last, zeros where there are none."""
 
     def __init__(self, context: RoutingContext, names: Sequence[str], without: set[str] | None = None) -> None:
         rows, owner = [], []
@@ -348,8 +359,12 @@ class _Kernel:
             keep = keep[:: max(1, -(-len(keep) // most))]
             rows.append(vectors[keep])
             owner += [i] * len(keep)
+        everyday = context.generic()
+        if len(everyday):
+            rows.append(everyday)
+            owner += [len(names)] * len(everyday)
         self._rows = np.concatenate(rows)
-        labels = np.eye(len(names), dtype=np.float32)[owner]
+        labels = np.eye(len(names) + 1, dtype=np.float32)[owner]
         gram = np.exp(WIDTH * (self._rows @ self._rows.T - 1))
         self._weights = np.linalg.solve(gram + RIDGE * np.eye(len(gram), dtype=np.float32), labels)
 
@@ -364,11 +379,15 @@ class _Detector:
         self.lobes, self._words, self._hidden, self._rows, self._owner = list(lobes), words, hidden, rows, owner
         self._shares = dict(zip(words[0].tolist(), words[1].tolist(), strict=True))
         self._bias = (1.0, 0.0, 0.0)
-        self.floor = -np.inf
+        self.floor = self.wary = -np.inf
+        """What v must reach, and what it must reach for a prompt that is more like everyday ones than like any lobe's."""
         self.gains = (0.0, 0.0)
         """The range of gains that held-out prompts have: what log-prob can add or take."""
         self.clear = np.inf
         """Nearness of most held-out prompts that only one in a hundred of a left-out lobe reaches: log-prob is not asked then."""
+
+    def floor_of(self, strange: bool) -> float:
+        return self.wary if strange else self.floor
 
     def value(self, near: float, gain: float) -> float:
         u, w, o = self._bias
@@ -441,7 +460,8 @@ class _Detector:
             return None
         inside = inside[good]
         made._bias = _logistic(np.concatenate([inside, strange]), np.arange(len(inside) + len(strange)) < len(inside))
-        made.floor = low_tail(inside @ np.array(made._bias[:2]) + made._bias[2], false_abstention)
+        values = inside @ np.array(made._bias[:2]) + made._bias[2]
+        made.floor, made.wary = low_tail(values, false_abstention), low_tail(values, max(WARY, false_abstention))
         both = np.concatenate([inside, strange])[:, 1]
         # few lobes are far apart from each other, and from that nothing follows for what is strange to all
         made.clear = float(max(np.quantile(strange[:, 0], 0.99), np.quantile(inside[:, 0], 0.05)))
@@ -449,7 +469,8 @@ class _Detector:
         return made
 
     def state(self) -> dict[str, Any]:
-        numbers = {"bias": list(self._bias), "floor": self.floor, "gains": list(self.gains), "clear": self.clear}
+        numbers: dict[str, Any] = {"bias": list(self._bias), "floor": self.floor, "gains": list(self.gains), "clear": self.clear}
+        numbers["wary"] = self.wary
         return {
             "detector": {"lobes": self.lobes, **numbers},
             "word_ids": self._words[0],
@@ -478,7 +499,8 @@ class _Detector:
         )
         u, w, o = map(float, saved["bias"])
         low, high = map(float, saved["gains"])
-        made._bias, made.floor, made.gains, made.clear = (u, w, o), float(saved["floor"]), (low, high), float(saved["clear"])
+        made._bias, made.gains = (u, w, o), (low, high)
+        made.floor, made.wary, made.clear = (float(saved[name]) for name in ("floor", "wary", "clear"))
         return made
 
 

@@ -214,6 +214,7 @@ class XLoraRouter(Router):
             "mixture_loss": result.loss,
             "own_lobe_loss": result.own_loss,
             "base_loss": result.base_loss,
+            "scale": result.head.shape.scale,
             "rows": len(train),
             "held_out_rows": len(held_out),
             "lobes": names,
