@@ -254,13 +254,16 @@ class HybridRouter(Router):
         return {"none": none, "near": near, "known": value, "floor_known": self._detector.floor}
 
     def fitness(self, prompt: str) -> float:
-        """v of the module's text, log-prob always asked: at least the detector's `floor` where some lobe fits; NaN unfitted."""
+        """By how much v of the module's text is above what this prompt must reach, log-prob always asked; NaN unfitted."""
         if self._detector is None:
             return float("nan")
-        near = self._detector.near([prompt], self.context.embed([prompt]), self.context)[0]
+        vector = self.context.embed([prompt])
+        near = self._detector.near([prompt], vector, self.context)[0]
+        *gate, everyday = self.kernel(vector)[0]
         nll = self.context.nll([prompt], self.first.names)[0]
         gain = float(nll[-1] - nll[:-1].min())
-        return self._detector.value(near, gain if np.isfinite(gain) else 0.0)
+        value = self._detector.value(near, gain if np.isfinite(gain) else 0.0)
+        return value - self._detector.floor_of(bool(everyday > max(gate)))
 
     def kernel(self, vectors: Vector, without: Sequence[str] = ()) -> Vector:
         """(n, lobes with rows + 1): the kernel gate, "everyday" last; `without` leaves out rows of these texts."""

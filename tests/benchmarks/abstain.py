@@ -2,9 +2,9 @@
 
     python tests/benchmarks/abstain.py DATA --home LOBES
 
-LOBES is a home with a lobe for every domain of DATA (`routing.py --home LOBES` makes it). Two numbers for every way: what goes to
-the base when exactly 5 % of the other domains' prompts do, and at the threshold that the router itself calibrates. The lobes are independent of each other, so one forward a
-prompt gives the evidence of all ways.
+LOBES is a home with a lobe for every domain of DATA (`routing.py --home LOBES` makes it). Told for every way: what goes to the base
+when exactly 5 % of the other domains' prompts do, and at the thresholds that the router itself calibrates. The lobes are
+independent of each other, so one forward a prompt gives the evidence of all ways.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from multilobe_ui import MultiLobeModel, dataset
 from multilobe_ui.routers import RoutingContext
 from multilobe_ui.routers.embedding import EmbeddingRouter
 from multilobe_ui.routers.hybrid import HybridRouter
+
+SHARES = (0.005, 0.05)
+"""Shares of false abstention that are asked for; the first is the default."""
 
 
 def remembering(ask: Callable[[list[str]], Sequence[Any]]) -> Callable[[Sequence[str]], list[Any]]:
@@ -75,16 +78,17 @@ def main() -> None:
         nearest = [-np.sort(-(context.embed(part) @ rows.T), axis=1)[:, :3].mean(1) for part in (own, foreign)]
         bar = np.quantile(nearest[0], 0.05)
         table.setdefault("three nearest rows, at 5 %", []).append(tuple((part < bar).mean() for part in nearest))
-        for share in (0.005, 0.01, 0.05):
+        for share in SHARES:
             router = HybridRouter(context, EmbeddingRouter(context), false_abstention=share)
             router.fit()
-            values = [np.array([router.fitness(prompt) for prompt in part]) for part in (own, foreign)]
-            if share == 0.05:
+            if share == SHARES[0]:
+                values = [np.array([router.fitness(prompt) for prompt in part]) for part in (own, foreign)]
                 bar = np.quantile(values[0], 0.05)
                 table.setdefault("hybrid, at 5 %", []).append(tuple((part < bar).mean() for part in values))
             decided = [np.mean([router.route(p).abstained for p in part]) for part in (own, foreign)]
             table.setdefault(f"hybrid, asked for {share:.1%}", []).append((decided[0], decided[1]))
-        print(f"without {' and '.join(gone)}: " + "; ".join(f"{k}: {v[-1][0]:.1%} {v[-1][1]:.1%}" for k, v in table.items()), flush=True)
+        told = "; ".join(f"{label}: {ways[-1][0]:.1%} {ways[-1][1]:.1%}" for label, ways in table.items())
+        print(f"without {' and '.join(gone)}: {told}", flush=True)
     print(f"\n{'':30} {'false abstention (least, most)':>32} {'left out, sent to the base (least)':>36}")
     for label, ways in table.items():
         false, found = np.array(ways).T
