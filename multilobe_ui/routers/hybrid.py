@@ -216,6 +216,7 @@ class HybridRouter(Router):
             weights={best: 1.0},
             chosen=best,
             confidence=by_lobe[best],
+            threshold=SURE if stage == "embedding" else None,
             reason=reason,
             evidence={**evidence, **self._shown(near, gain)},
         )
