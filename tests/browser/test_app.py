@@ -25,7 +25,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.builtin]
 INSULIN = "Could you tell me what insulin does once it is in the blood?"
 BREAD = "How do I bake sourdough bread?"
 ODD_NAME = "🧪 试验.v1.0 <b>x</b>"
-ENDPOINTS = ("train", "train_status", "stop", "chat", "route", "lobes", "save_bundle", "load_bundle", "delete_lobe")
+ENDPOINTS = (
+    "train", "train_status", "stop", "chat", "route", "routers", "fit_router", "lobes", "save_bundle", "load_bundle",
+    "delete_lobe",
+)  # fmt: skip
 Files = dict[str, bytes]
 Visit = Callable[..., Visitor]
 
@@ -283,7 +286,7 @@ def demo_files(lobe: str = "medical") -> Files:
     """A bundle of one demo lobe, as {path: bytes}."""
     root = ROOT / "assets" / "demo_bundle"
     manifest = json.loads((root / "bundle.json").read_text())
-    manifest["lobes"] = [entry for entry in manifest["lobes"] if entry["name"] == lobe]
+    manifest["lobes"], manifest["routers"] = [entry for entry in manifest["lobes"] if entry["name"] == lobe], []
     folder = manifest["lobes"][0]["folder"]
     names = [f"lobes/{folder}/{name}" for name in manifest["lobes"][0]["files"]]
     return {"bundle.json": json.dumps(manifest).encode(), **{name: (root / name).read_bytes() for name in names}}
@@ -637,7 +640,7 @@ def test_bad_bundles_and_adapters_are_explained(visitor: Visitor, app: App) -> N
 # ---- for programs ----------------------------------------------------------------------------------------------------
 
 
-def test_the_named_endpoints_are_these_nine_and_all_work(visit: Visit, app: App, tmp_path: Path) -> None:
+def test_the_named_endpoints_are_these_and_all_work(visit: Visit, app: App, tmp_path: Path) -> None:
     from gradio_client import handle_file
 
     visit()  # the model is ready, and what this test makes is cleared away
@@ -647,6 +650,10 @@ def test_the_named_endpoints_are_these_nine_and_all_work(visit: Visit, app: App,
     route = app.call("route", INSULIN)
     assert route["chosen"] == "medical"
     assert route["scores"]["medical"] > route["threshold"]
+    assert app.call("route", INSULIN, router="gate")["chosen"] == "medical"
+    assert {view["name"] for view in app.call("routers") if view["fitted"]} >= {"hybrid", "gate", "xlora", "arrow"}
+    fit = app.call("fit_router", "gate")
+    until("the gate is fitted", lambda: app.call("train_status", fit["id"])["state"] == "finished")
     events = list(app.api.submit(INSULIN, "automatic", None, 60, 0, api_name="/chat"))
     assert events[0]["text"] == ""
     assert events[0]["decision"]["chosen"] == "medical"
