@@ -128,13 +128,10 @@ def route(options: argparse.Namespace) -> None:
 def fit(options: argparse.Namespace) -> None:
     """Fit a router to the lobes of the home, with a progress bar; Ctrl-C stops and keeps the best so far."""
     from . import dataset
-    from .config import settings_of
 
     model = _model(options)
     router = model.routing.named(options.name)
     settings: dict[str, Any] = _settings(options.set)
-    if router.settings is not None:
-        settings_of(router.settings, settings)
     if options.data:
         settings["rows"] = dataset.pairs(options.data)
     stop = threading.Event()

@@ -13,6 +13,7 @@ import torch
 from .bank import LobeBank, Mix
 from .dataset import Example
 from .routers import RoutingDecision
+from .routers.base import calibration_error
 from .training import TokenRows, mean_answer_loss
 
 
@@ -76,13 +77,3 @@ def routing_report(
         ece=calibration_error(confidence, right),
         decisions=decisions,
     )
-
-
-def calibration_error(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, Any], bins: int = 15) -> float:
-    """Expected calibration error: mean gap between confidence and accuracy over equal-width bins, weighted by their size."""
-    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = [
-        abs(float(confidence[places == b].mean() - right[places == b].mean())) * (places == b).mean()
-        for b in set(places)
-    ]
-    return float(sum(gaps))

@@ -357,6 +357,16 @@ def fit_temperature(scores: Vector, owner: np.ndarray[Any, Any], lowest: float =
     return float(grid[int(np.argmin(losses))])
 
 
+def calibration_error(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, Any], bins: int = 15) -> float:
+    """Expected calibration error: mean gap between confidence and accuracy over equal-width bins, weighted by their size."""
+    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = [
+        abs(float(confidence[places == b].mean() - right[places == b].mean())) * (places == b).mean()
+        for b in set(places)
+    ]
+    return float(sum(gaps))
+
+
 def low_tail(values: np.ndarray[Any, Any], share: float) -> float:
     """The value below which that share of `values` (n,) lies, if what is below the median is half a normal distribution: a few
     dozen values have no first percentile of their own."""

@@ -36,6 +36,7 @@ from .base import (
     RoutingDecision,
     RoutingRows,
     base_decision,
+    calibration_error,
     fit_temperature,
     softmax,
 )
@@ -188,7 +189,7 @@ class GateRouter(Router):
         if self.none:
             self.limit = limit_of(p[:, -1], self.chosen.false_abstention)
         right = lobes.argmax(1) == owner[own]
-        return {"accuracy": float(right.mean()), "ece": _calibration_error(lobes.max(1), right)}
+        return {"accuracy": float(right.mean()), "ece": calibration_error(lobes.max(1), right)}
 
     def _vectors(self, texts: Sequence[str]) -> Array:
         """(n, d) of what the settings say that the gate reads."""
@@ -267,13 +268,6 @@ def _stack(parts: list[Array]) -> tuple[Array, Array]:
 def limit_of(strangeness: Array, false_abstention: float) -> float:
     """The value that at most that share of held-out rows (n,) reach."""
     return float(np.quantile(strangeness, 1 - false_abstention, method="higher")) + 1e-6
-
-
-def _calibration_error(confidence: Array, right: Array, bins: int = 15) -> float:
-    """As `evaluation.calibration_error` (Guo et al. 2017), which lies on a floor above."""
-    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = [abs(confidence[places == b].mean() - right[places == b].mean()) * (places == b).mean() for b in set(places)]
-    return float(sum(gaps))
 
 
 def _train(
