@@ -34,6 +34,7 @@ from .config import TrainingConfig
 from .dataset import Example, split
 from .errors import MultiLobeError, RoutingError
 from .files import new_folder
+from .progress import Progress
 from .router_mlp import (
     RouterMLP,
     TierRows,
@@ -44,7 +45,6 @@ from .router_mlp import (
     tier_weights,
     train_router,
 )
-from .routers.base import FitRecord
 from .tiers import ComplexitySettings, Scale, TierNetwork, expert_rate
 from .training import (
     PACKED_TOKENS,
@@ -101,7 +101,7 @@ def train_experts(
     folder: Path,
     stop: threading.Event | None = None,
     held_out: Sequence[Example] = (),
-) -> Generator[FitRecord, None, ExpertsResult]:
+) -> Generator[Progress, None, ExpertsResult]:
     """Train router and experts; see the module's text.
 
     Args:
@@ -285,7 +285,7 @@ class _Run:
 
     # ---- phase 1 ----------------------------------------------------------------------------------------------------------
 
-    def router_phase(self) -> Iterator[FitRecord]:
+    def router_phase(self) -> Iterator[Progress]:
         settings = self.settings
         passes = train_router(
             self.router,
@@ -306,7 +306,7 @@ class _Run:
 
     # ---- phases 2 and 3 ---------------------------------------------------------------------------------------------------
 
-    def expert_phase(self) -> Iterator[FitRecord]:
+    def expert_phase(self) -> Iterator[Progress]:
         """Hard tiers as weights: an expert sees its own tier's rows and no others."""
 
         def weigh(rows: TierRows) -> Weighed:
@@ -317,7 +317,7 @@ class _Run:
             yield from self._steps(EXPERTS, self.lengths[1], optimizer, weigh, 2)
             self._judge_phase("experts")
 
-    def joint_phase(self) -> Iterator[FitRecord]:
+    def joint_phase(self) -> Iterator[Progress]:
         """The router's probabilities as weights, so that the answers' loss teaches it too; its own losses keep it in place."""
 
         def weigh(rows: TierRows) -> Weighed:
@@ -344,7 +344,7 @@ class _Run:
         optimizer: torch.optim.Optimizer,
         weigh: Callable[[TierRows], Weighed],
         number: int,
-    ) -> Iterator[FitRecord]:
+    ) -> Iterator[Progress]:
         """Optimizer steps of a phase; afterwards router and experts are as they were when the validation loss was lowest."""
         peaks = [group["lr"] for group in optimizer.param_groups]
         lowest = self._validation_loss()
@@ -446,8 +446,8 @@ class _Run:
                 values["test_loss_soft"] = self._loss(part, most, self.temperature)
         self.phases[name] = values
 
-    def _record(self, phase: str, values: Mapping[str, float]) -> FitRecord:
-        return FitRecord(self.step, sum(self.lengths), phase, {k: v for k, v in values.items() if math.isfinite(v)})
+    def _record(self, phase: str, values: Mapping[str, float]) -> Progress:
+        return Progress(self.step, sum(self.lengths), phase, {k: v for k, v in values.items() if math.isfinite(v)})
 
     def result(self, folder: Path) -> ExpertsResult:
         counts = dict(zip(TIERS, torch.bincount(self.train.seen.tier, minlength=len(TIERS)).tolist(), strict=True))

@@ -1,6 +1,6 @@
-"""Jobs (a lobe to train, a router to fit) that outlive the page, the process and SIGKILL: one runs, the others queue.
+"""Jobs (a lobe to train, a router to fit, an experiment) that outlive the page, the process and SIGKILL: one runs, others queue.
 
-    jobs/lock  queue.json  <id>/job.json  metrics.jsonl  data.jsonl  checkpoint/  error.txt
+    jobs/lock  queue.json  <id>/job.json  metrics.jsonl  data.jsonl  result.json  checkpoint/  made/  error.txt
 
 The worker thread owns every status; viewers only read. What a job does is the runner's business: nothing here knows of
 models. One process per folder has the lock and works; any other reads along, and takes over once the first has ended.
@@ -35,7 +35,8 @@ except ImportError:  # Windows: nothing keeps two processes apart
     fcntl = None  # type: ignore[assignment]
 
 JOB_FILE, METRICS_FILE, DATA_FILE, ERROR_FILE = "job.json", "metrics.jsonl", "data.jsonl", "error.txt"
-QUEUE_FILE, LOCK_FILE, CHECKPOINT_FOLDER = "queue.json", "lock", "checkpoint"
+RESULT_FILE = "result.json"
+QUEUE_FILE, LOCK_FILE, CHECKPOINT_FOLDER, MADE_FOLDER = "queue.json", "lock", "checkpoint", "made"
 ENDED = ("finished", "stopped", "failed", "interrupted")
 STATES = ("queued", "running", "stopping", *ENDED)
 _ALLOWED = {  # in which states a job can be ...
@@ -64,7 +65,8 @@ Records = list[Record]
 class JobSpec:
     """What was asked for. `config` holds the settings as JSON; `data_name` is what the person calls the file.
 
-    `kind` is "lobe" (then `name` is the lobe's, `config` a TrainingConfig) or "router" (then `name` is the router's).
+    `kind` is "lobe" (then `name` is the lobe's, `config` a TrainingConfig), "router" (then `name` is the router's) or "lab" (then
+    `name` is one of `lab.EXPERIMENTS`).
     """
 
     name: str
@@ -127,6 +129,7 @@ class JobHandle:
         self.folder = jobs.folder / id
         self.data = self.folder / DATA_FILE
         self.checkpoint = self.folder / CHECKPOINT_FOLDER
+        self.made = self.folder / MADE_FOLDER
         self.stop = threading.Event()
 
     @property
@@ -149,6 +152,15 @@ class JobHandle:
         due = record.get("validation_loss") is not None or time.monotonic() - self._saved >= _SAVE_EVERY
         self._jobs._change(self._id, lambda job: job.after([record]), save=due)
         self._saved = time.monotonic() if due else self._saved
+
+    def result(self, value: Any) -> None:
+        """Keep what came out, as JSON, beside the job.
+
+        Raises:
+            JobError: the disk is full.
+        """
+        with _disk("The result cannot be written"):
+            write_json(self.folder / RESULT_FILE, value)
 
     def phase(self, text: str) -> None:
         self.update(phase=text)
@@ -243,6 +255,18 @@ class Jobs:
         self.get(id)
         with self._curve_lock:
             return self._curve(id)
+
+    def result(self, id: str) -> Any:
+        """What the job's `JobHandle.result` kept; None before. Raises JobError if there is no such job."""
+        self.get(id)
+        with suppress(OSError, ValueError):
+            return read_json(self.folder / id / RESULT_FILE)
+        return None
+
+    def made(self, id: str) -> Path:
+        """Folder for files that the job leaves for later, such as an adapter that may be kept. Raises JobError."""
+        self.get(id)
+        return self.folder / id / MADE_FOLDER
 
     def list(self) -> list[Job]:
         """Every job, newest first."""

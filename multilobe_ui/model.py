@@ -24,8 +24,9 @@ from .errors import ConfigError, MultiLobeError
 from .fits import Fit, Key
 from .generation import Request, generate_text, prepare, stream_text
 from .lobe import Card, Lobe, LobeStore, now, write_routing_rows
+from .progress import Progress, finish
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
-from .routers.base import TOP_1, FitOutcome, FitRecord, Mixing, Vector, manual_decision
+from .routers.base import TOP_1, FitOutcome, Mixing, Vector, manual_decision
 from .routing import Routing
 from .scoring import MeanHidden, PromptScores
 from .training import StepRecord, TrainingResult
@@ -180,13 +181,7 @@ class MultiLobeModel:
         }
         config = settings_of(TrainingConfig, {**values, **settings})
         run = self.train(name, dataset, config, mapping=mapping, skip_bad=skip_bad, stop=stop)
-        while True:
-            try:
-                event = next(run)
-            except StopIteration as end:
-                return cast(Lobe, end.value)
-            if progress and isinstance(event, StepRecord):
-                progress(event)
+        return finish(run, lambda event: progress(event) if progress and isinstance(event, StepRecord) else None)
 
     def train(
         self,
@@ -315,7 +310,7 @@ class MultiLobeModel:
         self,
         name: str,
         *,
-        progress: Callable[[FitRecord], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
         stop: threading.Event | None = None,
         **settings: Any,
     ) -> Fit:
@@ -327,18 +322,11 @@ class MultiLobeModel:
         Raises:
             ConfigError: no such router or setting. RoutingError: there is nothing to learn from.
         """
-        run = self.fitting_router(name, settings, stop)
-        while True:
-            try:
-                record = next(run)
-            except StopIteration as end:
-                return cast(Fit, end.value)
-            if progress:
-                progress(record)
+        return finish(self.fitting_router(name, settings, stop), progress)
 
     def fitting_router(
         self, name: str, settings: Mapping[str, Any], stop: threading.Event | None = None, *, owner: str = ""
-    ) -> Generator[FitRecord, None, Fit]:
+    ) -> Generator[Progress, None, Fit]:
         """`fit_router` as a generator of its records."""
 
         def take_in(outcome: FitOutcome) -> None:

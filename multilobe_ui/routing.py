@@ -13,8 +13,9 @@ import numpy as np
 from .errors import ConfigError, MultiLobeError, RoutingError
 from .fits import Fit, Key, read_fit, write_fit
 from .lobe import now
+from .progress import Progress
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision
-from .routers.base import TOP_1, FitOutcome, FitRecord, Mixing
+from .routers.base import TOP_1, FitOutcome, Mixing
 
 
 class Routing:
@@ -116,7 +117,7 @@ class Routing:
         settings: Mapping[str, Any],
         stop: threading.Event,
         experts: Callable[[FitOutcome], None] = lambda outcome: None,
-    ) -> Generator[FitRecord, None, Fit]:
+    ) -> Generator[Progress, None, Fit]:
         """Fit a router from the lobes' rows, step by step; the old fit serves until the new one is complete.
 
         Args:

@@ -27,6 +27,7 @@ from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, 
 from .files import read_json, write_json
 from .fits import Fit
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
+from .lab import Lab
 from .lobe import Lobe, LobeStore, now
 from .routers.base import TOP_1, Mixing, Router, RoutingDecision
 from .routing import without_lobes
@@ -83,6 +84,7 @@ class Studio:
         self._lock = threading.RLock()
         self._loaded = threading.Event()
         self._jobs = Jobs(self.home / "jobs", self._run_job)
+        self.lab = Lab(self._jobs, self._ready, self._job_view, lambda: self._base_name, self.shared)
 
     # ---- loading ----------------------------------------------------------------------------------------------------------
 
@@ -382,6 +384,9 @@ class Studio:
             raise JobError(f"This run belongs to the base model {wanted!r}. Load that one under Manage, then resume.")
         if job.spec.kind == "router":
             return self._fit(model, handle, job)
+        if job.spec.kind == "lab":
+            self.lab.run(model, handle)
+            return ""
         handle.truncate_metrics(_checkpoint_step(handle.checkpoint))
         earlier = next((lobe for lobe in model.store.all() if job.lobe_id and lobe.id == job.lobe_id), None)
         run = model.train(

@@ -26,7 +26,7 @@ from .bank import LobeBank, Mix
 from .config import XLoraSettings
 from .dataset import Example
 from .errors import MultiLobeError, RoutingError
-from .routers.base import FitRecord
+from .progress import Progress
 from .training import TokenRows, make_batch, packs_exactly, schedule, token_losses
 from .xlora import HeadShape, Reading, ScalingHead, last_hidden
 
@@ -77,7 +77,7 @@ def train_head(
     held_out: Sequence[LabelledRow],
     settings: XLoraSettings,
     stop: threading.Event | None = None,
-) -> Generator[FitRecord, None, HeadFit]:
+) -> Generator[Progress, None, HeadFit]:
     """Train a head over `lobes` (ids in the bank).
 
     Args:
@@ -191,12 +191,12 @@ class _Run:
     def steps(self) -> int:
         return self.label_steps + self.language_steps
 
-    def read_rows(self) -> Iterator[FitRecord]:
+    def read_rows(self) -> Iterator[Progress]:
         for rows in (self.train, self.held):
             for group, _ in enumerate(rows.read(self.bank.backbone, self.settings.granularity)):
                 self._check_not_stopped()
                 if group % 8 == 0:
-                    yield FitRecord(0, self.steps, "Reading the rows", {})
+                    yield Progress(0, self.steps, "Reading the rows", {})
 
     def _check_not_stopped(self) -> None:
         if self.stop.is_set():
@@ -204,7 +204,7 @@ class _Run:
 
     # ---- stage 1: labels ------------------------------------------------------------------------------------------------
 
-    def learn_labels(self) -> Iterator[FitRecord]:
+    def learn_labels(self) -> Iterator[Progress]:
         """All layers have the same labels, so one layer's outputs are learned and then given to every layer."""
         if not self.label_steps:
             return
@@ -235,7 +235,7 @@ class _Run:
                     best, lowest = _tensors(small), held
                 values = {"label_loss": float(loss.detach()), "held_out_label_loss": held}
                 values["accuracy"] = _accuracy(small, judged)
-                yield FitRecord(step, self.steps, "Learning which lobe a token belongs to", values)
+                yield Progress(step, self.steps, "Learning which lobe a token belongs to", values)
         small.load_state_dict(best)
         _spread(small, self.head)
         self.best = self._copy()
@@ -252,7 +252,7 @@ class _Run:
 
     # ---- stage 2: language ------------------------------------------------------------------------------------------------
 
-    def learn_language(self) -> Iterator[FitRecord]:
+    def learn_language(self) -> Iterator[Progress]:
         if not self.language_steps or self.stop.is_set():
             self.stopped = self.stopped or self.stop.is_set()
             return
@@ -287,8 +287,8 @@ class _Run:
             yield self._language_record(step, values)
         head.load_state_dict(self.best)
 
-    def _language_record(self, step: int, values: dict[str, float]) -> FitRecord:
-        return FitRecord(self.label_steps + step, self.steps, "Learning to answer with them", values)
+    def _language_record(self, step: int, values: dict[str, float]) -> Progress:
+        return Progress(self.label_steps + step, self.steps, "Learning to answer with them", values)
 
     def _batches(self) -> Iterator[list[int]]:
         """Row numbers of each step, lobes taking turns, a new order every time round; from the seed."""

@@ -18,8 +18,9 @@ from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
 from multilobe_ui.complexity import FEATURES, TIERS, scaled
 from multilobe_ui.errors import ConfigError, RoutingError
+from multilobe_ui.progress import Progress
 from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
-from multilobe_ui.routers.base import FitOutcome, FitRecord, Mixing, softmax
+from multilobe_ui.routers.base import FitOutcome, Mixing, softmax
 from multilobe_ui.routers.complexity import ComplexityRouter
 
 EXPERTS = {tier: f"{tier} expert" for tier in TIERS}
@@ -43,7 +44,7 @@ def context(answers: bool = True, bank: LobeBank | None = None, experts: Mapping
     return RoutingContext([*parts], parts, embed, nothing, bank=bank, experts=experts)
 
 
-def fit(router: ComplexityRouter, **settings: Any) -> tuple[list[FitRecord], FitOutcome]:
+def fit(router: ComplexityRouter, **settings: Any) -> tuple[list[Progress], FitOutcome]:
     fitting, records = router.fitting(FAST | settings, threading.Event()), []
     while True:
         try:

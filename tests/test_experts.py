@@ -20,8 +20,8 @@ from multilobe_ui.complexity import FEATURES, TIERS, scaled, score, tier_of
 from multilobe_ui.dataset import Example
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.experts import EXPERTS, JOINT, ROUTER, ExpertsResult, _fitting, _Run, train_experts
+from multilobe_ui.progress import Progress
 from multilobe_ui.router_mlp import RouterMLP, TierRows, load_balance_loss, report, router_loss, tier_weights
-from multilobe_ui.routers.base import FitRecord
 from multilobe_ui.tiers import ComplexitySettings, Scale, TierNetwork
 
 BASICS: dict[str, Any] = {
@@ -65,11 +65,11 @@ def settings(**changes: Any) -> ComplexitySettings:
     return ComplexitySettings(**BASICS | changes)
 
 
-def run(backbone: Backbone | None, folder: Path, **changes: Any) -> Generator[FitRecord, None, ExpertsResult]:
+def run(backbone: Backbone | None, folder: Path, **changes: Any) -> Generator[Progress, None, ExpertsResult]:
     return train_experts(backbone, embed, FakeAnalyser(), rows(), settings(**changes), folder)
 
 
-def finish(training: Generator[FitRecord, None, ExpertsResult]) -> tuple[list[FitRecord], ExpertsResult]:
+def finish(training: Generator[Progress, None, ExpertsResult]) -> tuple[list[Progress], ExpertsResult]:
     records = []
     while True:
         try:
@@ -79,7 +79,7 @@ def finish(training: Generator[FitRecord, None, ExpertsResult]) -> tuple[list[Fi
 
 
 @pytest.fixture(scope="module")
-def trained(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[FitRecord], ExpertsResult]:
+def trained(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Progress], ExpertsResult]:
     return finish(run(backbone, tmp_path_factory.mktemp("experts")))
 
 
@@ -232,7 +232,7 @@ class TestPhases:
 
 
 class TestResult:
-    def test_records_count_up_through_three_phases(self, trained: tuple[list[FitRecord], ExpertsResult]) -> None:
+    def test_records_count_up_through_three_phases(self, trained: tuple[list[Progress], ExpertsResult]) -> None:
         records, _ = trained
         assert list(dict.fromkeys(record.phase for record in records)) == [ROUTER, EXPERTS, JOINT]
         steps = [record.step for record in records]
@@ -241,7 +241,7 @@ class TestResult:
         assert {"routing_accuracy", "complexity_mse", "balance", "held_out_loss"} <= records[0].values.keys()
         assert {"loss", "cross_entropy", "usage_simple", "held_out_loss", "perplexity"} <= records[-1].values.keys()
 
-    def test_the_report(self, trained: tuple[list[FitRecord], ExpertsResult]) -> None:
+    def test_the_report(self, trained: tuple[list[Progress], ExpertsResult]) -> None:
         found = trained[1].report
         assert list(found["phases"]) == ["router", "experts", "joint"]
         losses = [found["phases"][phase]["test_loss"] for phase in found["phases"]]
@@ -286,7 +286,7 @@ class TestResult:
             assert not torch.allclose(peft, base.model(input_ids=ids).logits, atol=1e-4)
 
     def test_the_same_seed_gives_the_same_files(
-        self, backbone: Backbone, trained: tuple[list[FitRecord], ExpertsResult], tmp_path: Path
+        self, backbone: Backbone, trained: tuple[list[Progress], ExpertsResult], tmp_path: Path
     ) -> None:
         torch.manual_seed(77)
         _, again = finish(run(backbone, tmp_path / "a"))
@@ -299,7 +299,7 @@ class TestResult:
         assert contents(again) == contents(first) != contents(other)
         assert same_router(dict(again.router.arrays), dict(first.router.arrays))
 
-    def test_numpy_and_torch_agree(self, trained: tuple[list[FitRecord], ExpertsResult], phases: _Run) -> None:
+    def test_numpy_and_torch_agree(self, trained: tuple[list[Progress], ExpertsResult], phases: _Run) -> None:
         network = trained[1].router
         module = RouterMLP(phases.train.seen.x.shape[1], 16, 0.3, 0.7).eval()
         module.load_state_dict({name: torch.from_numpy(array) for name, array in network.arrays.items()})
@@ -383,7 +383,7 @@ class TestNetwork:
         np.testing.assert_allclose(x[:, :3].std(0), [1, 1, 0], atol=1e-5)
         np.testing.assert_allclose(x[:, 3:], 0.2)
 
-    def test_a_state_of_other_shapes_is_refused(self, trained: tuple[list[FitRecord], ExpertsResult]) -> None:
+    def test_a_state_of_other_shapes_is_refused(self, trained: tuple[list[Progress], ExpertsResult]) -> None:
         state = trained[1].router.state()
         assert TierNetwork.from_state(state).state().keys() == state.keys()
         for broken in ({**state, "mean": state["mean"][1:]}, {k: v for k, v in state.items() if k != "tiers.bias"}):

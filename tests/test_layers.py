@@ -13,14 +13,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # a room imports from its own floor and those below
-    "errors config files assets archive",
+    "errors config files assets archive progress",
     "records complexity",
     "dataset backbone adapter routers.base",
     "bank lobe embedding fits mixing xlora arrow tiers",
     "routers routers.* scoring training generation xlora_training router_mlp experts",
-    "composition evaluation bundle routing",
+    "bundle routing",
     "model",
-    "views prompt_map jobs studio",
+    "evaluation evaluation.* composition comparison",
+    "views prompt_map jobs feedback ledger lab studio",
     "ui ui.* cli demo treebank __main__",
     "app",
 )
@@ -35,7 +36,7 @@ TREES = {
 
 def imports(room: str) -> set[str]:
     """Every module that a room imports: rooms by their short names, packages from outside by their first name."""
-    package = "multilobe_ui" + (f".{room.split('.')[0]}" if room.split(".")[0] in ("routers", "ui") else "")
+    package = "multilobe_ui" + (f".{room.split('.')[0]}" if room.split(".")[0] in ("evaluation", "routers", "ui") else "")
     found = set()
     for node in ast.walk(TREES[room]):
         if isinstance(node, ast.Import):

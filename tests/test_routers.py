@@ -16,8 +16,9 @@ import pytest
 
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import calibration_error, routing_report
+from multilobe_ui.progress import Progress
 from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
-from multilobe_ui.routers.base import FitRecord, Mixing, Router, fit_temperature, manual_decision, softmax
+from multilobe_ui.routers.base import Mixing, Router, fit_temperature, manual_decision, softmax
 from multilobe_ui.routers.gate import GateRouter
 from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
 
@@ -448,7 +449,7 @@ class TestGate:
 
     def test_a_fit_reports_its_steps_and_can_be_stopped(self) -> None:
         router, stop = GateRouter(context(3)), threading.Event()
-        records: list[FitRecord] = []
+        records: list[Progress] = []
         run = router.fitting({"steps": 50}, stop)
         assert not router.is_fitted
         with pytest.raises(StopIteration) as end:

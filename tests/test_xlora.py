@@ -25,8 +25,9 @@ from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.generation import Request, generate_text, generate_tokens
 from multilobe_ui.mixing import runner
 from multilobe_ui.model import MultiLobeModel
+from multilobe_ui.progress import Progress
 from multilobe_ui.routers import RoutingContext, RoutingRows
-from multilobe_ui.routers.base import FitOutcome, FitRecord, Mixing
+from multilobe_ui.routers.base import FitOutcome, Mixing
 from multilobe_ui.routers.xlora import XLoraRouter
 from multilobe_ui.xlora import HeadShape, Reading, ScalingHead, XLoraMixer, last_hidden
 from multilobe_ui.xlora_training import HeadFit, LabelledRow, train_head
@@ -250,7 +251,7 @@ def bank(backbone: Backbone, tmp_path: Path) -> LobeBank:
     return made
 
 
-def trained(bank: LobeBank, settings: XLoraSettings = QUICK, **more: Any) -> tuple[HeadFit, list[FitRecord]]:
+def trained(bank: LobeBank, settings: XLoraSettings = QUICK, **more: Any) -> tuple[HeadFit, list[Progress]]:
     records = []
     run = train_head(bank, tuple(TOPICS), rows(24), rows(6, 100), settings, **more)
     while True:
@@ -261,7 +262,7 @@ def trained(bank: LobeBank, settings: XLoraSettings = QUICK, **more: Any) -> tup
 
 
 @pytest.fixture(scope="session")
-def shared_fit(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[HeadFit, list[FitRecord]]:
+def shared_fit(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> tuple[HeadFit, list[Progress]]:
     bank, folder = LobeBank(backbone), tmp_path_factory.mktemp("topics")
     for i, topic in enumerate(TOPICS):
         bank.register(topic, tiny.save_adapter(backbone.model, folder / topic, seed=i, size=0.1))
@@ -269,7 +270,7 @@ def shared_fit(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_the_head_tells_the_lobes_apart_and_lowers_the_loss(
-    bank: LobeBank, shared_fit: tuple[HeadFit, list[FitRecord]]
+    bank: LobeBank, shared_fit: tuple[HeadFit, list[Progress]]
 ) -> None:
     fit, records = shared_fit
     assert fit.accuracy is not None and fit.accuracy >= 0.9 and not fit.stopped
@@ -282,7 +283,7 @@ def test_the_head_tells_the_lobes_apart_and_lowers_the_loss(
     assert not any(p.requires_grad for p in bank.model.parameters())
 
 
-def test_the_reported_loss_is_that_of_the_mixer(bank: LobeBank, shared_fit: tuple[HeadFit, list[FitRecord]]) -> None:
+def test_the_reported_loss_is_that_of_the_mixer(bank: LobeBank, shared_fit: tuple[HeadFit, list[Progress]]) -> None:
     fit, _ = shared_fit
     total = own = count = 0.0
     for row in rows(6, 100):
@@ -390,7 +391,7 @@ def context(bank: LobeBank | None, names: Sequence[str] = tuple(TOPICS), generic
 FAST = {"supervised_steps": 60, "language_steps": 4, "rows_per_lobe": 24, "batch_size": 4}
 
 
-def fit(router: XLoraRouter, **settings: Any) -> tuple[FitOutcome, list[FitRecord]]:
+def fit(router: XLoraRouter, **settings: Any) -> tuple[FitOutcome, list[Progress]]:
     records, run = [], router.fitting({**FAST, **settings}, threading.Event())
     while True:
         try:

@@ -21,9 +21,9 @@ import numpy as np
 
 from ..config import check, settings_of
 from ..errors import RoutingError
+from ..progress import Progress
 from .base import (
     FitOutcome,
-    FitRecord,
     Fitting,
     Mixing,
     Router,
@@ -198,7 +198,7 @@ class ArrowRouter(Router):
                 break
             found.append(self._read(prompt, names)[1].mean(0))
             if i % 16 == 0:
-                yield FitRecord(i, len(prompts), "Reading held-out prompts", {})
+                yield Progress(i, len(prompts), "Reading held-out prompts", {})
         if len(set(owner[: len(found)])) < len(known):
             raise RoutingError(
                 "Arrow was stopped before it had seen every lobe's prompts. An earlier fit stays as it is."

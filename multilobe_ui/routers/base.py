@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from ..errors import RoutingError
+from ..progress import Progress
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 NEGLIGIBLE = 0.01
@@ -164,24 +165,6 @@ class RoutingContext:
 
 
 @dataclass(frozen=True)
-class FitRecord:
-    """One step of a fit, for a live plot.
-
-    Attributes:
-        step, steps: of the whole fit, from 0. phase: what is being learned, in a person's words.
-        values: what is measured at this step, such as loss, held_out_loss, accuracy; finite numbers.
-    """
-
-    step: int
-    steps: int
-    phase: str
-    values: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
 class FitOutcome:
     """What a fit leaves besides the router's state.
 
@@ -194,7 +177,7 @@ class FitOutcome:
     experts: Mapping[str, Path] = field(default_factory=dict)
 
 
-Fitting = Generator[FitRecord, None, FitOutcome]
+Fitting = Generator[Progress, None, FitOutcome]
 
 
 class ScoringStage(Protocol):

@@ -27,9 +27,9 @@ import numpy as np
 
 from ..config import check, settings_of
 from ..errors import RoutingError
+from ..progress import Progress
 from .base import (
     FitOutcome,
-    FitRecord,
     Fitting,
     Router,
     RoutingContext,
@@ -272,7 +272,7 @@ def limit_of(strangeness: Array, false_abstention: float) -> float:
 
 def _train(
     train: Array, owner: Array, held: Array, held_owner: Array, classes: int, settings: GateSettings, stop: threading.Event
-) -> Generator[FitRecord, None, Parameters]:
+) -> Generator[Progress, None, Parameters]:
     """Full-batch Adam from zero: nothing is drawn at random, so no seed can change it."""
     if classes == 1:
         return np.zeros((1, train.shape[1])), np.zeros(1)
@@ -301,7 +301,7 @@ def _train(
             values = {"loss": float(loss.detach()), "held_out_loss": judged}
             if len(held):
                 values["accuracy"] = float((logits.argmax(1) == held_y).float().mean())
-            yield FitRecord(step, settings.steps, "Training the gate", values)
+            yield Progress(step, settings.steps, "Training the gate", values)
         if since >= PATIENCE or stop.is_set():
             break
     return best[0].detach().numpy(), best[1].detach().numpy()

@@ -1,4 +1,4 @@
-"""The page: header, live status, four tabs, and how to launch it. Only composition; each part knows its own business."""
+"""The page: header, live status, the tabs, and how to launch it. Only composition; each part knows its own business."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from . import api, manage_tab, routers_tab, train_tab
 from .brain_map import brain_mark
 from .chat_tab import ChatTab
 from .guard import friendly
+from .lab_tab import LabTab
 from .manage_tab import ManageTab
 from .routers_tab import RoutersTab
 from .routing_row import routers_of
@@ -27,6 +28,7 @@ TITLE = "MultiLobe"
 PROBE_SECONDS = 1.5
 MOST_WAITING = 64
 _BUSY = ("running", "stopping")
+_VERBS = {"lobe": "Training", "router": "Fitting", "lab": "Measuring"}
 
 Key = tuple[Any, ...]
 
@@ -44,6 +46,8 @@ def build_page(studio: Studio) -> gr.Blocks:
                 TrainTab(studio).build()
             with gr.Tab("Routers", id="routers"):
                 RoutersTab(studio).build()
+            with gr.Tab("Lab", id="lab"):
+                LabTab(studio).build()
             with gr.Tab("Manage", id="manage"):
                 ManageTab(studio).build()
         api.add_endpoints(studio)
@@ -147,7 +151,7 @@ def _training(job: JobView | None, waiting: int) -> str:
     if job is None:
         return ""
     share = job.step / job.steps if job.steps else 0.0
-    verb = "Training" if job.kind == "lobe" else "Fitting"
+    verb = _VERBS.get(job.kind, "Working on")
     doing = "Stopping" if job.state == "stopping" else job.phase if job.kind == "lobe" and job.phase else verb
     left = ", ".join(filter(None, [percent(share), time_left(job.seconds_left) if job.state == "running" else ""]))
     queue = f", {waiting} waiting" if waiting else ""

@@ -164,6 +164,11 @@ def width(value: str) -> int:
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in value)
 
 
+def slug(value: str) -> str:
+    """'report-card': a title as part of an element's id."""
+    return "-".join(re.findall(r"[a-z0-9]+", value.lower()))
+
+
 def short(value: str, columns: int = 24) -> str:
     """The text on one line, cut with an ellipsis to at most so many columns."""
     line = " ".join(str(value).split())

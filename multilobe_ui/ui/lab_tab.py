@@ -1,0 +1,66 @@
+"""The Lab tab: proof. Each section is a file of its own; here they are put side by side and kept up to date by one timer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gradio as gr
+
+from . import guard, text
+from .experiment import ExperimentPanel
+from .guard import friendly
+from .table import bare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..studio import Studio
+
+class Section(Protocol):
+    """A part of the Lab. `title` names its sub-tab; `panels` are its experiments, kept up to date by the tab."""
+
+    title: str
+    about: str
+    panels: Sequence[ExperimentPanel]
+
+    def build(self) -> None: ...
+
+
+class LabTab:
+    """Lays out the sections. Each gets the studio and nothing else."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.sections: list[Section] = []
+
+    def build(self) -> None:
+        """Call it inside gr.Blocks, in the tab or column where it belongs."""
+        self.token = guard.visitor()
+        with gr.Tabs(elem_classes="lab-tabs"):
+            for section in self.sections:
+                with gr.Tab(section.title, elem_id=f"lab-{text.slug(section.title)}"):
+                    bare(f'<p class="lab-about">{text.escape(section.about)}</p>')
+                    section.build()
+        panels = [panel for section in self.sections for panel in section.panels]
+        if not panels:
+            return
+        self.panels = panels
+        told = [part for panel in panels for part in (panel.runs, panel.seen)]
+        filled = [part for panel in panels for part in panel.outputs]
+        quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+        gr.Timer(1.0).tick(self.look, [self.token, *told], filled, **quick)
+        root = gr.context.Context.root_block
+        if root is not None:
+            root.load(self.look_anew, [self.token, *told], filled, **quick)  # type: ignore[attr-defined]
+
+    @friendly(quiet=True)
+    def look(self, request: gr.Request, token: Any, *told: Any) -> tuple[Any, ...]:
+        """A tick: what has changed since the page last looked."""
+        owner = guard.owner_of(request, token)
+        views = zip(self.panels, told[::2], told[1::2], strict=True)
+        return tuple(value for panel, picked, seen in views for value in panel.view(owner, picked, seen))
+
+    @friendly(quiet=True)
+    def look_anew(self, request: gr.Request, token: Any, *told: Any) -> tuple[Any, ...]:
+        """For a page that has just been opened."""
+        return self.look(request, token, *(value if i % 2 == 0 else {} for i, value in enumerate(told)))
