@@ -13,9 +13,11 @@ import numpy as np
 from .errors import ConfigError, MultiLobeError, RoutingError
 from .fits import Fit, Key, read_fit, write_fit
 from .lobe import now
-from .progress import Progress
+from .progress import Progress, finish
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision
 from .routers.base import TOP_1, FitOutcome, Mixing
+
+ASIDE = "uncorrected"
 
 
 class Routing:
@@ -39,10 +41,7 @@ class Routing:
         self._context, self._key, self._threshold = context, key, threshold
         self._lock = threading.RLock()
         self._routers: dict[str, Router] = {}
-        self._fits: dict[str, Fit] = {}
-        for name in ROUTERS:
-            with suppress(RoutingError):
-                self._fits[name] = read_fit(folder / name)
+        self._fits = _read_fits(folder)
 
     @property
     def names(self) -> list[str]:
@@ -75,8 +74,11 @@ class Routing:
 
     def is_stale(self, name: str) -> bool:
         """Whether lobes have come, gone or been trained again since the router was fitted."""
-        fit = self.fit_of(name)
-        return fit is not None and self.named(name).asks_for_fit and fit.key != self._key()
+        fit, router = self.fit_of(name), self.named(name)
+        if fit is None or not router.asks_for_fit:
+            return False
+        there, here = fit.key, self._key()
+        return there != here if router.learns_labels else (there[0][:2], there[1:]) != (here[0][:2], here[1:])
 
     def changed(self) -> None:
         """The lobes are others now: what calibrates by itself does so at its next use, the default router at once."""
@@ -91,6 +93,16 @@ class Routing:
                 if name in ROUTERS and (name not in self._fits or fit.key == self._key()):
                     self._keep(name, fit)
             self.changed()
+
+    def put_aside(self, key: Key) -> None:
+        """Remember the fits of this key, so that what is about to change them can be undone exactly."""
+        for name, fit in self.fits().items():
+            if fit.key == key:
+                write_fit(self.folder / ASIDE / name, fit)
+
+    def put_aside_fits(self) -> dict[str, Fit]:
+        """What `put_aside` remembers."""
+        return _read_fits(self.folder / ASIDE)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Lobes are called otherwise now (old name → new name): fits follow."""
@@ -137,6 +149,20 @@ class Routing:
             self._routers.pop(name, None)
         return fit
 
+    def trial(self, name: str, context: RoutingContext, key: Key, stop: threading.Event) -> tuple[Router, Fit]:
+        """A router fitted for another context, with the settings of its last fit; the one that serves stays as it is.
+
+        Raises:
+            ConfigError, RoutingError: see `Router.fitting`.
+        """
+        self.named(name)
+        last, router = self.fit_of(name), ROUTERS[name](context, self._threshold)
+        if last is not None and not router.asks_for_fit and not _takes(router.refit, last.state):
+            router = ROUTERS[name](context, self._threshold)
+        settings = last.settings if last else {}
+        outcome = finish(router.fitting(settings, stop))
+        return router, Fit(name, key, router.state(), settings, outcome.report, now())
+
     def _new(self, name: str) -> Router:
         return ROUTERS[name](self._context(), self._threshold)
 
@@ -155,6 +181,15 @@ class Routing:
     def _keep(self, name: str, fit: Fit) -> None:
         self._fits[name] = fit
         write_fit(self.folder / name, fit)
+
+
+def _read_fits(folder: Path) -> dict[str, Fit]:
+    """The readable fits in a folder, by router."""
+    found = {}
+    for name in ROUTERS:
+        with suppress(RoutingError):
+            found[name] = read_fit(folder / name)
+    return found
 
 
 def _takes(take_up: Callable[[Mapping[str, Any]], None], state: Mapping[str, Any]) -> bool:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from multilobe_ui.errors import ConfigError, RoutingError
-from multilobe_ui.evaluation import calibration_error, routing_report
+from multilobe_ui.evaluation import routing_report
 from multilobe_ui.progress import Progress
 from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
-from multilobe_ui.routers.base import Mixing, Router, fit_temperature, manual_decision, softmax
+from multilobe_ui.routers.base import Mixing, Router, calibration_error, fit_temperature, manual_decision, softmax
 from multilobe_ui.routers.gate import GateRouter
 from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
 

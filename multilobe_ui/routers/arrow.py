@@ -65,6 +65,7 @@ class ArrowRouter(Router):
     sentence: ClassVar[str] = (
         "Weighs every token in every layer by what each lobe's own matrices respond to most; there is nothing to train."
     )
+    learns_labels: ClassVar[bool] = False
     settings: ClassVar[type[Any] | None] = ArrowSettings
     per_token: ClassVar[bool] = True
     needs_model: ClassVar[bool] = True

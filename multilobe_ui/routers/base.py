@@ -149,6 +149,7 @@ class RoutingContext:
         bank: the LobeBank, for routers that weigh tokens or train through it; None where no model is loaded.
         ids: a lobe's id in the bank, by its name.
         experts: names of the lobes that a router made for itself (see `Router.fitting`), by tier; not among `lobes`.
+        labels: prompts (as `same_prompt` gives them) of which a person has said who answers: a lobe's name, or None for no lobe.
     """
 
     lobes: Sequence[str]
@@ -162,6 +163,7 @@ class RoutingContext:
     bank: Any = None
     ids: Mapping[str, str] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,8 @@ class Router(ABC):
     """Whether its decisions are `per_token`."""
     needs_model: ClassVar[bool] = False
     """Whether `fit` runs the language model, which takes seconds."""
+    learns_labels: ClassVar[bool] = True
+    """Whether it learns from which lobe a row belongs to, so that corrections of prompts change its fit."""
     asks_for_fit: ClassVar[bool] = False
     """Whether a person starts the fit (and is told when it is stale); the others calibrate by themselves."""
 
@@ -283,12 +287,35 @@ class Router(ABC):
             decision = base_decision(
                 self.name, "empty prompt", "An empty prompt says nothing, so the base model answers."
             )
+        elif (key := same_prompt(prompt)) in self.context.labels:
+            decision = self._as_told(self.context.labels[key])
         else:
             decision = self.decide(prompt)
         if decision.chosen and mixing.mode != "top_1" and not decision.per_token:
             decision = replace(decision, weights=mixing.weights(self.shares(prompt, decision)))
         evidence = {**decision.evidence, "prompt": prompt}  # what was read: more than the last message, if that said little
         return replace(decision, evidence=evidence, elapsed_ms=(time.perf_counter() - start) * 1000)
+
+    def _as_told(self, lobe: str | None) -> RoutingDecision:
+        """A person has said who answers this very prompt."""
+        if lobe is None:
+            return base_decision(self.name, "corrected", "You have said that no lobe answers this, so the base model does.")
+        sure = {name: float(name == lobe) for name in self.context.lobes}
+        return RoutingDecision(
+            router=self.name,
+            stage="corrected",
+            scores=sure,
+            probabilities=sure,
+            weights={lobe: 1.0},
+            chosen=lobe,
+            confidence=1.0,
+            reason=f"You have said that {lobe} answers this.",
+        )
+
+
+def same_prompt(prompt: str) -> str:
+    """Equal for prompts that differ only in case and white space."""
+    return " ".join(prompt.casefold().split())
 
 
 def base_decision(router: str, stage: str, reason: str, **more: Any) -> RoutingDecision:

@@ -42,6 +42,7 @@ class ComplexityRouter(Router):
     name: ClassVar[str] = "complexity"
     title: ClassVar[str] = "Complexity"
     sentence: ClassVar[str] = "Simple, medium or complex? Three experts of its own answer, one for each."
+    learns_labels: ClassVar[bool] = False
     settings: ClassVar[type[Any] | None] = ComplexitySettings
     needs_model: ClassVar[bool] = True
     asks_for_fit: ClassVar[bool] = True

@@ -87,6 +87,7 @@ class XLoraRouter(Router):
     sentence: ClassVar[str] = (
         "A small trained head reads what the base makes of each token and weighs the lobes anew for it, layer by layer."
     )
+    learns_labels: ClassVar[bool] = False
     settings: ClassVar[type[Any] | None] = XLoraSettings
     per_token: ClassVar[bool] = True
     needs_model: ClassVar[bool] = True

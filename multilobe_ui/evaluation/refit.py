@@ -1,0 +1,180 @@
+"""A trial fit of the routers with all corrections, to see what changes before it is kept."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import check
+from ..corrections import Correction
+from ..errors import MultiLobeError, RoutingError
+from ..fits import read_fit, write_fit
+from ..model import MultiLobeModel
+from ..progress import Progress
+from ..routers import ROUTERS, Router
+from ..routers.base import RoutingContext, same_prompt
+from .labelled import LabelledRow, held_out_rows, load_rows
+
+MOST_SHOWN = 100
+AT_ONCE = 10
+"""Prompts between two records."""
+
+
+@dataclass(frozen=True)
+class RefitSettings:
+    """What may be set. `routers`: names; () takes those that choose among lobes and can be used. `most`: prompts asked at most."""
+
+    routers: tuple[str, ...] = ()
+    most: int = 1000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "routers", tuple(self.routers))
+        known = [name for name in self.routers if name in ROUTERS]
+        check(len(known) == len(self.routers), "routers", list(self.routers), f"among {', '.join(ROUTERS)}")
+        check(self.most >= 1, "most", self.most, "at least 1 prompt")
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What the trial showed.
+
+    Attributes:
+        routers: name → title, before and after (prompts right, of `of`; corrected prompts are not counted, for the person has
+            decided them), error.
+        corrections: prompt, lobe, and who the default router sent it to before and after; None is the base.
+        changed: other prompts that the default router now sends elsewhere: prompt, wanted, before, after; at most MOST_SHOWN.
+        ids: of the corrections that were tried. kept: whether they are in force.
+    """
+
+    routers: Mapping[str, Mapping[str, Any]]
+    corrections: Sequence[Mapping[str, Any]]
+    changed: Sequence[Mapping[str, Any]]
+    ids: Sequence[str]
+    kept: bool = False
+    stopped: bool = False
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def refitting(
+    model: MultiLobeModel, settings: RefitSettings, *, data: Path | None, made: Path, stop: threading.Event
+) -> Generator[Progress, None, Refit]:
+    """Fit routers with every correction, in force or not, and ask them about labelled prompts; nothing that serves is touched.
+
+    The fits go to `made`, from where `keep_refit` takes them.
+
+    Raises:
+        RoutingError: there is nothing to try.
+    """
+    started = time.perf_counter()
+    told = model.corrections.all()
+    if not told:
+        raise RoutingError("There is no correction to learn from. Correct a prompt in the report card first.")
+    context, key = model.routing_context(told), model.routing_key(told)
+    rows = _asked(load_rows(data) if data else held_out_rows(model), context, settings.most)
+    names = [name for name in settings.routers or model.routing.names if _can_learn(model, name)]
+    steps = len(names) * (len(rows) + 1)
+    found: dict[str, dict[str, Any]] = {}
+    decided: dict[str, tuple[list[str | None], list[str | None]]] = {}
+    trials: dict[str, Router] = {}
+    for number, name in enumerate(names):
+        if stop.is_set():
+            break
+        step, title = number * (len(rows) + 1), model.routing.named(name).title
+        yield Progress(step, steps, f"Fitting {title} anew", {})
+        began = time.perf_counter()
+        try:
+            trials[name], fit = model.routing.trial(name, context, key, stop)
+        except MultiLobeError as error:
+            found[name] = {"title": title, "error": str(error)}
+            continue
+        write_fit(made / name, fit)
+        seconds, before, after = time.perf_counter() - began, list[str | None](), list[str | None]()
+        for i, row in enumerate(rows):
+            if stop.is_set():
+                break
+            if i % AT_ONCE == 0:
+                yield Progress(step + 1 + i, steps, f"Asking {title}", {})
+            before.append(model.route(row.prompt, name).chosen)
+            after.append(trials[name].route(row.prompt).chosen)
+        decided[name] = before, after
+        wanted = [row.lobe for row in rows]
+        found[name] = {
+            "title": title,
+            "before": sum(a == b for a, b in zip(before, wanted, strict=False)),
+            "after": sum(a == b for a, b in zip(after, wanted, strict=False)),
+            "of": len(after),
+            "seconds": seconds,
+            "error": "",
+        }
+    first = next(iter(decided), "")
+    yield Progress(steps, steps, "Comparing", {})
+    return Refit(
+        routers=found,
+        corrections=_corrected(model, told, trials.get(first), first),
+        changed=_changed(rows, *decided[first]) if first else [],
+        ids=[correction.id for correction in told],
+        stopped=stop.is_set(),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def keep_refit(model: MultiLobeModel, ids: Sequence[str], made: Path) -> None:
+    """Put the corrections of a trial in force, and take over the fits that it made.
+
+    Raises:
+        RoutingError: lobes have changed since, or corrections have: what was shown would not be what is kept.
+    """
+    told = model.corrections.all()
+    if sorted(correction.id for correction in told) != sorted(ids):
+        raise RoutingError("Corrections have come or gone since this trial. Refit again to see what they do.")
+    fits = {path.name: read_fit(path) for path in sorted(made.iterdir()) if path.name in ROUTERS} if made.is_dir() else {}
+    if any(fit.key != model.routing_key(told) for fit in fits.values()):
+        raise RoutingError("Lobes or corrections have changed since this trial. Refit again to see what it does now.")
+    model.keep_corrections(ids, fits)
+
+
+def _asked(rows: Sequence[LabelledRow], context: RoutingContext, most: int) -> list[LabelledRow]:
+    """At most so many rows, evenly, without those that a person has decided."""
+    kept = [row for row in rows if same_prompt(row.prompt) not in context.labels]
+    return [kept[i * len(kept) // most] for i in range(most)] if len(kept) > most else kept
+
+
+def _can_learn(model: MultiLobeModel, name: str) -> bool:
+    router = model.routing.named(name)
+    return router.is_fitted and router.learns_labels
+
+
+def _corrected(
+    model: MultiLobeModel, told: Sequence[Correction], trial: Router | None, name: str
+) -> list[dict[str, Any]]:
+    if trial is None:
+        return []
+    lobes = {lobe.id: lobe.name for lobe in model.lobes}
+    return [
+        {
+            "prompt": c.prompt,
+            "lobe": lobes.get(c.lobe),
+            "before": model.route(c.prompt, name).chosen,
+            "after": trial.route(c.prompt).chosen,
+        }
+        for c in told
+    ]
+
+
+def _changed(
+    rows: Sequence[LabelledRow], before: Sequence[str | None], after: Sequence[str | None]
+) -> list[dict[str, Any]]:
+    moved = [
+        {"prompt": row.prompt, "wanted": row.lobe, "before": b, "after": a}
+        for row, b, a in zip(rows, before, after, strict=False)
+        if a != b
+    ]
+    return moved[:MOST_SHOWN]
+
