@@ -337,7 +337,7 @@ def _card(folder: Path) -> Card:
     try:
         card = from_json(Card, values)
         texts = (card.name, card.created, card.origin, card.embedding_model, card.base["fingerprint"])
-        tables = (card.base, card.adapter, card.config, card.data, card.training)
+        tables = (card.base, card.adapter, card.config, card.data, card.training, card.composition)
         if not (all(isinstance(t, str) for t in texts) and all(isinstance(t, dict) for t in tables)):
             raise TypeError("a value has the wrong type")
         return replace(card, name=check_name(card.name))

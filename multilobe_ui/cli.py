@@ -9,13 +9,14 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import SamplingConfig, TrainingConfig
+from .config import SamplingConfig, TrainingConfig, settings_of
 from .errors import ConfigError, MultiLobeError
 
 if TYPE_CHECKING:
@@ -84,25 +85,24 @@ def chat(options: argparse.Namespace) -> None:
     """Answer one prompt, or talk until end of input."""
     model, sampling, mixing = _model(options), _sampling(options), _mixing(options)
     from .generation import stream_text
-    from .model import metadata
 
     def answer(messages: list[dict[str, str]]) -> str:
         weights = {} if options.base_only else _weights(options.weights)
-        decision = model.decide(messages, None if weights is not None else options.lobe, weights, mixing=mixing)
-        if not options.json:
-            print(f"[{_who(decision)}]", file=sys.stderr)
+        lobe = None if weights is not None else options.lobe
+        if options.json:
+            asked: dict[str, Any] = {"weights": weights, "mixing": mixing, **asdict(sampling)}
+            text, details = model.generate(messages, lobe, return_metadata=True, **asked)
+            details["decision"] = details["decision"].to_json()
+            print(json.dumps({"prompt": messages[-1]["content"], "answer": text, **details}, ensure_ascii=False))
+            return text
+        decision = model.decide(messages, lobe, weights, mixing=mixing)
+        print(f"[{_who(decision)}]", file=sys.stderr)
         pieces = []
         for piece in stream_text(model.bank, model.request(messages, decision, sampling, mixing=mixing)):
             pieces.append(piece)
-            if not options.json:
-                print(piece, end="", flush=True)
-        text = "".join(pieces).strip()
-        if options.json:
-            details = {**metadata(decision), "decision": decision.to_json()}
-            print(json.dumps({"prompt": messages[-1]["content"], "answer": text, **details}, ensure_ascii=False))
-        else:
-            print()
-        return text
+            print(piece, end="", flush=True)
+        print()
+        return "".join(pieces).strip()
 
     if options.prompt:
         answer([{"role": "user", "content": " ".join(options.prompt)}])
@@ -156,6 +156,72 @@ def routers(options: argparse.Namespace) -> None:
             print(json.dumps({"name": name, "title": router.title, "state": state, "sentence": router.sentence}))
         else:
             print(f"{name:11}{state:12}{router.sentence}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure routers (report), lobes (losses) or what was forgotten (forgetting); Ctrl-C ends early with what there is."""
+    from .cli_tables import TABLES
+    from .evaluation.labelled import read_labelled, write_rows
+    from .lab import EXPERIMENTS
+
+    model, experiment, stop = _model(options), EXPERIMENTS[options.what], threading.Event()
+    settings = settings_of(experiment.settings(), _settings(options.set))
+    files = [(Path(path).name, Path(path)) for path in options.data]
+    with tempfile.TemporaryDirectory(prefix="multilobe-eval-") as scratch:
+        data = Path(scratch) / "rows.jsonl" if files else None
+        if data:
+            write_rows(data, read_labelled(files, model.lobe_names, need_label=experiment.needs_label))
+        _stop_on_ctrl_c(stop)
+        run = experiment.run()(model, settings, data=data, made=Path(scratch) / "made", stop=stop)
+        result = _followed(run, options.quiet, lambda record: record.values).to_json()
+    if options.out:
+        Path(options.out).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    _say(options, result, TABLES[options.what](result))
+
+
+def merge(options: argparse.Namespace) -> None:
+    """Make a lobe out of several, after saying what it costs; Ctrl-C ends the search, or the measuring."""
+    from .composition import MergeSettings, keep_merge
+    from .composition.merging import run_merge
+
+    model, stop = _model(options), threading.Event()
+    weights = _parents(options.lobes, model.lobe_names, searched=options.search is not None)
+    if not options.dry_run:
+        model.store.check_free(options.name)
+    with tempfile.TemporaryDirectory(prefix=".merging-", dir=model.home) as scratch:
+        search = _search(model, options, list(weights), Path(scratch)) if options.search is not None else None
+        asked = MergeSettings(
+            tuple((search or weights).items()), options.type, rank=options.rank, density=options.density, seed=options.seed
+        )
+        _stop_on_ctrl_c(stop)
+        run = run_merge(model, asked, made=Path(scratch) / "made", stop=stop)
+        result = _followed(run, options.quiet, lambda record: record.values).to_json()
+        if not options.dry_run:
+            routed = not options.not_routed
+            result["kept"] = keep_merge(model, Path(scratch) / "made", result, options.name, routed=routed).name
+    _say(options, {"name": options.name, **result}, _cost(result))
+
+
+def _search(model: MultiLobeModel, options: argparse.Namespace, names: Sequence[str], scratch: Path) -> dict[str, float]:
+    """Weights for these lobes by search on a file, or on their own rows if none is named; those near zero are left out."""
+    from .composition import SearchSettings
+    from .composition.weighing import run_search
+    from .evaluation.labelled import read_labelled, write_rows
+
+    data, stop = None, threading.Event()
+    if options.search:
+        path = Path(options.search)
+        data = scratch / "rows.jsonl"
+        write_rows(data, read_labelled([(path.name, path)], names, need_label=False))
+    asked = SearchSettings(tuple(names), budget=options.budget, seed=options.seed)
+    _stop_on_ctrl_c(stop)
+    found = _followed(run_search(model, asked, data=data, stop=stop), options.quiet, lambda record: record.values)
+    told = ", ".join(f"{name} {weight:.2f}" for name, weight in found.weights.items())
+    print(f"found on {found.rows} rows: {told}; loss {found.base:.3f} -> {found.loss:.3f}", file=sys.stderr)
+    weights = {name: weight for name, weight in found.weights.items() if abs(weight) >= 0.005}
+    if not weights:
+        raise ConfigError("The search found nothing better than the base with no lobe. Choose other lobes, or other examples.")
+    return weights
 
 
 def bundle_save(options: argparse.Namespace) -> None:
@@ -263,6 +329,30 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument("--quiet", action="store_true", help="no progress bar")
     command("routers", routers)
 
+    measure = command("eval", evaluate)
+    measure.add_argument("what", choices=("report", "losses", "forgetting"))
+    measure.add_argument(
+        "data", nargs="*", help='files with a column "lobe", or named after lobes (default: rows that the lobes held out)'
+    )
+    measure.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help="a setting of the experiment")
+    measure.add_argument("--out", help="write the result here, as JSON")
+    measure.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    join = command("merge", merge)
+    join.add_argument("name", help="the new lobe's name")
+    join.add_argument("lobes", nargs="+", metavar="LOBE=WEIGHT", help="such as medical=0.6 legal=0.4; names alone with --search")
+    join.add_argument("--type", default="cat", help="a combination of PEFT's add_weighted_adapter (default: cat, which is exact)")
+    join.add_argument("--rank", type=int, help="rank of the result, for the svd forms (default: the lobes' largest)")
+    join.add_argument("--density", type=float, default=0.5, help="share of numbers kept, where some are dropped (default: 0.5)")
+    join.add_argument("--seed", type=int, default=0, help="default: 0")
+    join.add_argument(
+        "--search", nargs="?", const="", metavar="DATA", help="find the weights on this file, else on the lobes' own rows"
+    )
+    join.add_argument("--budget", type=int, default=40, help="trials of the search (default: 40)")
+    join.add_argument("--not-routed", action="store_true", help="only by hand, not by routers that go by its parents' prompts")
+    join.add_argument("--dry-run", action="store_true", help="say what it costs and keep nothing")
+    join.add_argument("--quiet", action="store_true", help="no progress bar")
+
     bundles = commands.add_parser("bundle", help="Save, load, list or verify bundles.").add_subparsers(
         required=True, metavar="verb"
     )
@@ -315,6 +405,41 @@ def _weights(pairs: Sequence[str]) -> dict[str, float] | None:
         except ValueError:
             raise ConfigError(f"--weights is {pair!r}: it must be LOBE=WEIGHT, such as python=0.6.") from None
     return weights or None
+
+
+def _parents(pairs: Sequence[str], lobes: Sequence[str], *, searched: bool) -> dict[str, float]:
+    """LOBE=WEIGHT pairs; if the weights are `searched`, a name alone will do (a name may have "=" in it)."""
+    weights = {}
+    for pair in pairs:
+        name, _, number = (pair, "", "1") if pair in lobes or "=" not in pair else pair.rpartition("=")
+        try:
+            if name == pair and not searched:
+                raise ValueError
+            weights[name] = float(number)
+        except ValueError:
+            raise ConfigError(f"{pair!r} must be LOBE=WEIGHT, such as medical=0.6 (or search for weights: --search).") from None
+    return weights
+
+
+def _cost(result: Mapping[str, Any]) -> str:
+    """What a merge costs, as text in columns."""
+    parents = " + ".join(f"{weight:.2f} {name}" for name, weight in result["parents"])
+    size = f"{result['parameters']:,} parameters, {result['nbytes'] / 2**20:.2f} MiB"
+    lines = [
+        f"{result['combination']}: {parents}",
+        f"rank {result['rank']}, {size}, error of the delta {result['error']:.4f} (0 is the exact weighted sum)",
+    ]
+    rows = [("loss, nats per answer token", "base", *(name for name, _ in result["parents"]), "exact mix", "merged")]
+    for row in result["losses"]:
+        numbers = (row["base"], *row["parents"], row["mixture"], row["merged"])
+        rows.append((f"{row['dataset']} ({row['rows']} rows)", *("-" if x is None else f"{x:.3f}" for x in numbers)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows if len(rows) > 1 else []:
+        numbers_told = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *numbers_told]).rstrip())
+    lines.append(result["advice"])
+    lines.append(f"Kept as {result['kept']!r}." if result["kept"] else "Nothing was kept.")
+    return "\n".join(lines)
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:

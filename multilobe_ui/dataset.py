@@ -17,7 +17,8 @@ import random
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from numbers import Number
 from pathlib import Path
@@ -60,6 +61,13 @@ _LAYOUTS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"prompt": ("input",), "answer": ("output",)},
     {"prompt": ("prompt",), "answer": ("completion", "response")},
     {"prompt": ("question",), "answer": ("answer",)},
+)
+_PROMPTS: tuple[dict[str, str], ...] = (  # role -> column, of files to be asked only
+    {"instruction": "instruction", "input": "input"},
+    {"prompt": "input"},
+    {"prompt": "prompt"},
+    {"prompt": "question"},
+    {"prompt": "text"},
 )
 
 
@@ -136,6 +144,28 @@ def sniff(source: Source, mapping: Mapping[str, str] | None = None) -> Format:
 def read(source: Source, mapping: Mapping[str, str] | None = None) -> Iterator[Example | RowError]:
     """Stream the rows. What is wrong with the whole file is raised here, what is wrong with a row is yielded."""
     return _examples(source, sniff(source, mapping))
+
+
+def read_asked(path: Path, beside: Sequence[str] = ()) -> Iterator[tuple[int, Example, str | None] | RowError]:
+    """Stream rows of a file that is asked, not learned: (line, row, text of a further column).
+
+    An answer may be missing, as a cell or as a column; it is "" then. Of the names in `beside`, the first that is a column is the
+    further column: its text is "" for null, and None in a file without such a column.
+    """
+    found = _sniff_asked(path)
+    spelled = {_name(column): column for column in found.columns}
+    column = next((spelled[name] for name in beside if name in spelled), None)
+    if column is not None:  # among the roles, so that Parquet reads it too
+        found = replace(found, mapping={**found.mapping, "beside": column})
+    for row in _raw_rows(path, found):
+        if isinstance(row, RowError):
+            yield row
+            continue
+        cells = {_name(name): value for name, value in row[1].items()}
+        try:
+            yield row[0], _asked(cells, found.mapping), None if column is None else _optional_cell(cells, column)
+        except BadRow as error:
+            yield RowError(row[0], str(error))
 
 
 def inspect(
@@ -303,6 +333,17 @@ def _sniff_file(path: Path, mapping: dict[str, str] | None) -> Format:
     return _format(kind or "jsonl", _peek_columns(rows, path.name), mapping, path.name, encoding)
 
 
+def _sniff_asked(path: Path) -> Format:
+    """`sniff`, for which a column of prompts is enough."""
+    try:
+        return sniff(path)
+    except DataError:
+        for mapping in _PROMPTS:
+            with suppress(DataError):
+                return _sniff_file(path, mapping)
+        raise
+
+
 def _refuse_binary(head: bytes, start: str, name: str) -> None:
     what = next((what for magic, what in _BINARY.items() if head.startswith(magic)), None)
     if what or "\0" in start:
@@ -432,6 +473,15 @@ def _example(cells: Mapping[str, Any], roles: Mapping[str, str]) -> Example:
     if _length(example) > MAX_ROW_CHARS:
         raise BadRow(f"the row is longer than {MAX_ROW_CHARS:,} characters")
     return example
+
+
+def _asked(cells: Mapping[str, Any], roles: Mapping[str, str]) -> Example:
+    """`_example`, which needs an answer, of a row that may have none."""
+    answer = roles.get("answer")
+    if "messages" in roles or (answer is not None and _optional_cell(cells, answer)):
+        return _example(cells, roles)
+    answer = answer or "\0 no answer"  # the name of no column
+    return replace(_example({**cells, _name(answer): "none"}, {**roles, "answer": answer}), answer="")
 
 
 def _chat_example(turns: object, column: str) -> Example:

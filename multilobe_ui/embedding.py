@@ -54,6 +54,12 @@ class Embedder:
                 self._known.popitem(last=False)
         return result
 
+    def forget(self, texts: Sequence[str]) -> None:
+        """Encode these anew when they come next."""
+        with self._lock:
+            for text in texts:
+                self._known.pop(text[:LONGEST_TEXT], None)
+
     def words(self, texts: Sequence[str]) -> list[tuple[np.ndarray[Any, Any], Vector]]:
         """(ids (t,), vectors (t, d)) of each text's tokens in context, without those that open and close a text.
 

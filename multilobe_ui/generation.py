@@ -93,7 +93,7 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
     if len(requests) == 1:
         mix = Mix.of(requests[0].weights)
     ids, mask = pad_left([r.ids for r in requests], backbone.tokenizer.pad_token_id, backbone.device)
-    samplers = [_Sampler(r.sampling, backbone.device) for r in requests]
+    samplers = [Sampler(r.sampling, backbone.device) for r in requests]
     seen = [list(r.ids) for r in requests]
     limits = [min(r.sampling.max_new_tokens, backbone.context_length - len(r.ids)) for r in requests]
     cache: Any = DynamicCache(config=backbone.config)
@@ -195,7 +195,7 @@ class TextPieces:
         return self._decode(self._ids)[len(self._given) :]
 
 
-class _Sampler:
+class Sampler:
     """Draws one token from logits (1, vocabulary); its random numbers are its own, so a seed fixes one answer only."""
 
     def __init__(self, config: SamplingConfig, device: torch.device) -> None:

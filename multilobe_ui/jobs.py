@@ -263,6 +263,12 @@ class Jobs:
             return read_json(self.folder / id / RESULT_FILE)
         return None
 
+    def data(self, id: str) -> Path | None:
+        """The job's copy of its data, if it has any. Raises JobError."""
+        self.get(id)
+        path = self.folder / id / DATA_FILE
+        return path if path.is_file() else None
+
     def made(self, id: str) -> Path:
         """Folder for files that the job leaves for later, such as an adapter that may be kept. Raises JobError."""
         self.get(id)

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .config import settings_of
-from .errors import ConfigError
-from .jobs import Job, JobHandle, Jobs, JobSpec
+from . import dataset
+from .comparison import Column, Comparison, compare
+from .config import SamplingConfig, settings_of
+from .errors import ConfigError, JobError
+from .feedback import ROUTING, Counts, Feedback
+from .files import write_json
+from .jobs import RESULT_FILE, Job, JobHandle, Jobs, JobSpec
+from .ledger import Cost, Ledger
 from .progress import Progress
-from .views import JobView
+from .views import JobView, PromptMap
 
 if TYPE_CHECKING:
+    from .evaluation.overlap import OverlapReport
     from .model import MultiLobeModel
 
 KIND = "lab"
@@ -60,7 +69,36 @@ class Experiment:
     alone: bool = False
 
 
-EXPERIMENTS: Mapping[str, Experiment] = {}
+def _later(module: str, name: str) -> Callable[[], Any]:
+    """What a module of this package calls so, imported when it is asked for."""
+    return lambda: getattr(import_module(f".{module}", __package__), name)
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "refit": Experiment(
+        "Refit with corrections", _later("evaluation.refit", "RefitSettings"), _later("evaluation.refit", "refitting"),
+        needs_label=True,
+    ),
+    "report": Experiment(
+        "Report card", _later("evaluation.report", "ReportSettings"), _later("evaluation.report", "reporting"), needs_label=True
+    ),
+    "losses": Experiment(
+        "Loss matrix", _later("evaluation.losses", "LossSettings"), _later("evaluation.losses", "measuring")
+    ),
+    "merge": Experiment(
+        "Merge lobes",
+        _later("composition.merging", "MergeSettings"),
+        _later("composition.merging", "run_merge"),
+        alone=True,
+    ),
+    "search": Experiment(
+        "Search weights", _later("composition.weighing", "SearchSettings"), _later("composition.weighing", "run_search")
+    ),
+    "forgetting": Experiment(
+        "Forgetting check", _later("evaluation.forgetting", "ForgettingSettings"), _later("evaluation.forgetting", "checking"),
+        alone=True,
+    ),
+}
 """By name. Classes and functions are named through functions, because importing them brings torch."""
 
 
@@ -68,19 +106,24 @@ class Lab:
     """See the module's text.
 
     Args:
-        jobs: where experiments run. model: the model once it is loaded. view: a job as a page shows it, for a visitor.
-        base: name of the present base model.
+        jobs: where experiments run. model: the model once it is loaded, within the seconds given. view: a job as a page shows it, for a visitor.
+        base: name of the present base model. feedback: where votes go. ledger: what answers cost.
     """
 
     def __init__(
         self,
         jobs: Jobs,
-        model: Callable[[], MultiLobeModel],
+        model: Callable[..., MultiLobeModel],
         view: Callable[[Job, str], JobView],
         base: Callable[[], str],
         shared: bool,
+        feedback: Feedback,
+        ledger: Ledger,
     ) -> None:
         self._jobs, self._model, self._view, self._base, self._shared = jobs, model, view, base, shared
+        self._feedback, self._ledger = feedback, ledger
+        self._keeping = threading.Lock()
+        self._exports = tempfile.TemporaryDirectory(prefix="multilobe-feedback-", ignore_cleanup_errors=True)
 
     def start(
         self,
@@ -88,11 +131,14 @@ class Lab:
         settings: Mapping[str, Any] | None = None,
         files: Sequence[tuple[str, Path]] = (),
         owner: str = "",
+        *,
+        rows_of: str = "",
     ) -> JobView:
         """Queue an experiment.
 
         Args:
             name: of `EXPERIMENTS`. files: (what the person calls it, where it is); the rows are copied.
+            rows_of: id of an earlier run whose rows to take instead.
 
         Raises:
             ConfigError: no such experiment or setting, a value out of range, or a shared server that does not run it.
@@ -111,7 +157,8 @@ class Lab:
             kind=KIND,
         )
         if not files:
-            return self._view(self._jobs.submit(spec, None), owner)
+            data = self._jobs.data(rows_of) if rows_of else None
+            return self._view(self._jobs.submit(spec, data), owner)
         from .evaluation.labelled import read_labelled, write_rows
 
         rows = read_labelled(files, self._model().lobe_names, need_label=experiment.needs_label)
@@ -147,6 +194,181 @@ class Lab:
             handle.result(end.value.to_json())
             return
         work.close()
+
+    # ---- compare ----------------------------------------------------------------------------------------------------------
+
+    def compare(
+        self,
+        prompt: str,
+        columns: Sequence[Column],
+        sampling: SamplingConfig | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[Comparison]:
+        """One prompt, up to four answers at once: see `comparison.compare`."""
+        return compare(self._model(), prompt, columns, sampling, stop)
+
+    def vote(self, prompt: str, answers: Sequence[Mapping[str, Any]], best: int | None) -> None:
+        """Keep which of several answers is best, None for a tie: see `feedback.Feedback.vote`."""
+        self._feedback.vote(prompt, answers, best)
+
+    def feedback_counts(self) -> Counts:
+        return self._feedback.counts()
+
+    def export_feedback(self, kind: str) -> Path:
+        """What people said, as a JSONL file in a temporary folder: "routing" for labelled prompts of the present lobes,
+        "training" for a training set.
+
+        Raises:
+            ConfigError: another kind, or a shared server: these are the words of others. DataError: there is none yet.
+        """
+        if self._shared:
+            raise ConfigError(
+                "This server is shared, so its feedback is not handed out: it holds the words of others. Run your own copy."
+            )
+        name = "labelled-prompts" if kind == ROUTING else "training-set"
+        target = Path(self._exports.name) / f"feedback-{name}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+        self._feedback.export(kind, target, self._model().lobe_names if kind == ROUTING else None)
+        return target
+
+    # ---- corrections ------------------------------------------------------------------------------------------------------
+
+    def corrections(self) -> list[dict[str, Any]]:
+        """What people have said of prompts, oldest first: {"id", "prompt", "lobe" (None: none fits), "was", "created", "kept"}.
+
+        Raises:
+            BusyError: the base model is still loading; a page that is being built does not wait for it.
+        """
+        model = self._model(0)
+        names = {lobe.id: lobe.name for lobe in model.lobes} | {"": None}
+        return [
+            {**asdict(correction), "lobe": names[correction.lobe]}
+            for correction in model.corrections.all()
+            if correction.lobe in names
+        ]
+
+    def correct(self, prompt: str, lobe: str | None, was: str = "") -> None:
+        """Say who should answer a prompt: a lobe, or None for the base model. It counts once a refit with it has been kept.
+
+        Raises:
+            ConfigError: a shared server, or a prompt that is empty or too long. LobeError: no such lobe.
+        """
+        self._own("correct prompts")
+        model = self._model()
+        model.corrections.add(prompt, model.store.by_name(lobe).id if lobe else "", was)
+
+    def keep_refit(self, job_id: str) -> None:
+        """Put the corrections of a run of "refit" in force, with the fits that it made.
+
+        Raises:
+            ConfigError: a shared server. JobError: no such run. RoutingError: lobes or corrections have changed since.
+        """
+        self._own("keep corrections")
+        with self._keeping:
+            result = self.result(job_id)
+            if self._jobs.get(job_id).spec.name != "refit" or result is None:
+                raise JobError("This run has not refitted anything. Refit with the corrections first.")
+            from .evaluation.refit import keep_refit
+
+            keep_refit(self._model(), result["ids"], self._jobs.made(job_id))
+            write_json(self._jobs.folder / job_id / RESULT_FILE, {**result, "kept": True})
+
+    def forget_corrections(self, ids: Sequence[str] | None = None) -> None:
+        """Take back these corrections, or all. Raises ConfigError on a shared server."""
+        self._own("take corrections back")
+        self._model().forget_corrections(ids)
+
+    def _own(self, what: str) -> None:
+        if self._shared:
+            raise ConfigError(f"This server is shared, so nobody can {what} here. Run your own copy to do so.")
+
+    # ---- merge ------------------------------------------------------------------------------------------------------------
+
+    def merge_options(self, names: Sequence[str]) -> dict[str, str]:
+        """For every way to combine lobes "" if these lobes can be combined so, else why not.
+
+        Raises:
+            LobeError, AdapterError: a lobe is gone or cannot be read.
+        """
+        from .adapter import read_header
+        from .composition import possible
+
+        store = self._model().store
+        lobes = [store.by_name(name) for name in names]
+        return possible([read_header(lobe.path) for lobe in lobes], [lobe.name for lobe in lobes])
+
+    def keep_merge(self, job_id: str, name: str, owner: str = "", routed: bool = True) -> str:
+        """Make a lobe of what a run of "merge" made; returns its name.
+
+        Args:
+            routed: let routers choose it, by rows of its parents.
+
+        Raises:
+            JobError: no such run, somebody else's, not a merge that has ended, or kept already. LobeError: the name is taken.
+        """
+        job = self._jobs.get(job_id)
+        if self._shared and job.spec.owner != owner:
+            raise JobError("This merge belongs to somebody else, so only they can keep it.")
+        with self._keeping:
+            result = self.result(job_id)
+            if job.spec.name != "merge" or result is None:
+                raise JobError("This run has made no lobe that could be kept. Try a merge first.")
+            if result.get("kept"):
+                raise JobError(f"This merge is kept already, as {result['kept']!r}. Try it again to make another lobe of it.")
+            from .composition import keep_merge
+
+            lobe = keep_merge(self._model(), self._jobs.made(job_id), result, name, owner=owner, routed=routed)
+            with suppress(OSError):  # a second time is refused all the same: its files have gone into the lobe
+                write_json(self._jobs.folder / job_id / RESULT_FILE, {**result, "kept": lobe.name})
+        return lobe.name
+
+    # ---- before training, and costs ---------------------------------------------------------------------------------------
+
+    def overlap(
+        self,
+        path: str | Path,
+        mapping: Mapping[str, str] | None = None,
+        validation_fraction: float = 0.1,
+        seed: int = 0,
+        skip_bad: bool = True,
+    ) -> OverlapReport:
+        """How a file sits among the lobes: see `evaluation.overlap`. Of a very long one the first rows, which are not split.
+
+        Raises:
+            DataError: it cannot be read. ConfigError: validation_fraction is out of range.
+        """
+        from .evaluation.overlap import MOST_ROWS, overlap
+
+        model = self._model()
+        examples = dataset.load(path, mapping, skip_bad, MOST_ROWS + 1)
+        truncated = len(examples) > MOST_ROWS
+        context = model.routing_context(())
+        rows = {name: context.rows.get(name) for name in context.lobes}
+        fraction = 0.0 if truncated else validation_fraction
+        report = overlap(examples[:MOST_ROWS], rows, context.embed, validation_fraction=fraction, seed=seed)
+        return replace(report, truncated=truncated)
+
+    def overlap_map(self, report: OverlapReport, name: str) -> PromptMap:
+        """The new data of a report as one more lobe of that name, on the map of the lobes."""
+        from .prompt_map import prompt_map
+
+        new = {name: report.kept} if report.kept is not None else {}
+        return prompt_map({**self._model().routing_context(()).rows, **new}, None)
+
+    def ledger_totals(self) -> dict[str, dict[str, Any]]:
+        """What answers cost, for each router: see `ledger.Ledger.totals`."""
+        return self._ledger.totals()
+
+    def ledger_recent(self, most: int = 20) -> list[Cost]:
+        """The latest answers, newest first."""
+        return self._ledger.recent(most)
+
+    def clear_ledger(self, owner: str = "") -> None:
+        """Begin the ledger anew. Raises ConfigError on a shared server: it is everybody's."""
+        if self._shared:
+            raise ConfigError("This server is shared, so its ledger stays. Run your own copy to begin one anew.")
+        self._ledger.clear()
+
+    # ---- inside -----------------------------------------------------------------------------------------------------------
 
     def _named(self, name: str) -> Experiment:
         if name not in EXPERIMENTS:

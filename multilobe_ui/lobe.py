@@ -46,6 +46,7 @@ class Card:
         embedding_model: what made its routing rows.
         owner: visitor who made it, in shared use; never leaves this machine.
         tier: "simple", "medium" or "complex" if complexity routing made it as one of its experts, else "".
+        composition: of a merged lobe its combination, parents with weights, rank, error and size.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Card:
     embedding_model: str = ""
     owner: str = ""
     tier: str = ""
+    composition: Mapping[str, Any] = field(default_factory=dict)
     format_version: int = 1
 
     def to_json(self) -> dict[str, Any]:

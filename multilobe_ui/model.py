@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +21,11 @@ from .assets import MINILM_NAMES, folder
 from .backbone import BUILTIN, Backbone, Messages, describe
 from .bank import LobeBank
 from .config import SamplingConfig, TrainingConfig, check, settings_of
+from .corrections import Correction, Corrections, corrected
 from .embedding import Embedder, generic_prompts, prototypes_of
 from .errors import ConfigError, MultiLobeError
 from .fits import Fit, Key
-from .generation import Request, generate_text, prepare, stream_text
+from .generation import Request, generate_tokens, prepare, stream_text
 from .lobe import Card, Lobe, LobeStore, now, write_routing_rows
 from .progress import Progress, finish
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
@@ -67,6 +70,7 @@ class MultiLobeModel:
         self.bank = LobeBank(backbone)
         self._scores, self._hidden = PromptScores(self.bank, logprob_max_tokens), MeanHidden(self.bank)
         self.store = LobeStore(self.home / "lobes")
+        self.corrections = Corrections(self.home / "corrections.json")
         self.broken: dict[str, str] = dict(self.store.broken)
         self.version = 0
         self._lock = threading.RLock()
@@ -75,7 +79,7 @@ class MultiLobeModel:
         for lobe in self.store.all():
             self._register(lobe)
         places = self.home / "routing" / backbone.fingerprint
-        self.routing = Routing(places, self.routing_context, self._routing_key, router, self._threshold)
+        self.routing = Routing(places, self.routing_context, self.routing_key, router, self._threshold)
 
     @classmethod
     def from_pretrained(
@@ -252,6 +256,18 @@ class MultiLobeModel:
                 write_routing_rows(adapter, self.routing_rows(train, validation))
             return self._add(adapter, self._card(name, "imported adapter", owner=owner))
 
+    def add_merged(self, name: str, adapter: Path, composition: Mapping[str, Any], *, owner: str = "") -> Lobe:
+        """Make a lobe of an adapter folder that was made of other lobes (`composition.keep_merge`); the folder is moved.
+
+        Args:
+            composition: what it was made of, as plain JSON, for the card.
+
+        Raises:
+            LobeError: the name; then the folder stays. AdapterError: it does not fit the base.
+        """
+        card = self._card(self.store.check_free(name), "merged", owner=owner)
+        return self._add(adapter, replace(card, composition=dict(composition)))
+
     def remove_lobe(self, name: str) -> None:
         """Delete a lobe and its files.
 
@@ -302,6 +318,13 @@ class MultiLobeModel:
             return self.route(" ".join(asked[-2:]), router, mixing)
         return decision
 
+    def forget_prompts(self, prompts: Sequence[str]) -> None:
+        """Drop what is remembered of these prompts (embeddings, scores), so that a decision takes as long as for a new one."""
+        for memory in (self.embedder, self._scores, self._hidden):
+            forget = getattr(memory, "forget", None)  # an encoder of a person's own may have none
+            if forget is not None:
+                forget(prompts)
+
     def calibrate(self) -> None:
         """Fit the default router to the lobes there are, using the language model on their held-out prompts (seconds)."""
         self.fit_router(self.routing.default)
@@ -339,6 +362,19 @@ class MultiLobeModel:
         self.version += 1
         return fit
 
+    def keep_corrections(self, ids: Sequence[str], fits: Mapping[str, Fit]) -> None:
+        """Put corrections in force, with the routers' fits that know them."""
+        with self._lock:
+            self.routing.put_aside(self.routing_key([]))
+            self.corrections.keep(ids)
+            self._changed(fits)
+
+    def forget_corrections(self, ids: Sequence[str] | None = None) -> None:
+        """Take back those corrections, or all; routers that calibrate by themselves do so without them."""
+        with self._lock:
+            if any(correction.kept for correction in self.corrections.forget(ids)):
+                self._changed(self.routing.put_aside_fits() if not self.corrections.kept() else None)
+
     # ---- generation -------------------------------------------------------------------------------------------------------
 
     @overload
@@ -368,16 +404,33 @@ class MultiLobeModel:
             router: the router to ask, of `routers.ROUTERS`; None is the model's own. mixing: how many lobes answer.
             sampling: fields of SamplingConfig: max_new_tokens=256, temperature=0.7, top_p=0.9, top_k, repetition_penalty,
                 do_sample=True, seed.
-        Returns: the answer, or (answer, metadata) with selected_lobe, router_confidence, router_type, router_scores, router_ms
-            and the whole `decision`.
+        Returns: the answer, or (answer, metadata) with selected_lobe, router_confidence, router_type, router_scores, router_ms,
+            the whole `decision`, and `cost` (see `cost`).
 
         Raises:
             RoutingError: no lobe of that name. ConfigError: a setting out of range, or a prompt that is empty or too long.
         """
         messages, config = _messages(prompt), settings_of(SamplingConfig, sampling)
         decision = self.decide(messages, lobe, weights, router=router, mixing=mixing)
-        text = generate_text(self.bank, [self.request(messages, decision, config, mixing=mixing)])[0]
-        return (text, metadata(decision)) if return_metadata else text
+        request, began = self.request(messages, decision, config, mixing=mixing), time.perf_counter()
+        tokens = [token for (token,) in generate_tokens(self.bank, [request]) if token is not None]
+        cost = self.cost(decision, request, len(tokens), time.perf_counter() - began)
+        text = self.backbone.decode(tokens).strip()
+        return (text, {**metadata(decision), "cost": cost}) if return_metadata else text
+
+    def cost(self, decision: RoutingDecision, request: Request, answer_tokens: int, seconds: float) -> dict[str, Any]:
+        """What an answer cost that has just been made: prompt_tokens, answer_tokens, seconds of generation, tokens_per_second,
+        route_ms (None where a person decided), and of the lobes in memory their names (resident) and size (resident_bytes)."""
+        names = {lobe.id: lobe.name for lobe in self.store.all()}
+        return {
+            "route_ms": None if decision.router == "manual" else decision.elapsed_ms,
+            "prompt_tokens": len(request.ids),
+            "answer_tokens": answer_tokens,
+            "seconds": seconds,
+            "tokens_per_second": answer_tokens / seconds if seconds > 0 else 0.0,
+            "resident": [names.get(lobe, lobe) for lobe in self.bank.resident],
+            "resident_bytes": self.bank.resident_bytes,
+        }
 
     def stream(
         self,
@@ -550,8 +603,12 @@ class MultiLobeModel:
         rows = self.routing_context().rows.values()
         return [prompt for own in rows for prompt in (*own.train_prompts, *own.validation_prompts)]
 
-    def routing_context(self) -> RoutingContext:
-        """What routers may know of the present lobes; the experts of complexity routing are for that router alone."""
+    def routing_context(self, corrections: Sequence[Correction] | None = None) -> RoutingContext:
+        """What routers may know of the present lobes; the experts of complexity routing are for that router alone.
+
+        Args:
+            corrections: what people have said; None takes those in force.
+        """
         ids = {lobe.name: lobe.id for lobe in self.lobes}
         lobes = [lobe for lobe in self.lobes if not lobe.card.tier]
         rows = {lobe.name: found for lobe in lobes if (found := self._usable_rows(lobe)) is not None}
@@ -559,7 +616,7 @@ class MultiLobeModel:
         def nll(texts: Sequence[str], wanted: Sequence[str]) -> Vector:
             return self._scores(texts, [ids[n] for n in wanted])
 
-        return RoutingContext(
+        context = RoutingContext(
             lobes=[lobe.name for lobe in lobes],
             rows=rows,
             embed=self.embedder,
@@ -572,6 +629,9 @@ class MultiLobeModel:
             ids=ids,
             experts={lobe.card.tier: lobe.name for lobe in self.lobes if lobe.card.tier},
         )
+        told = self.corrections.kept() if corrections is None else corrections
+        by_id = {lobe.id: lobe.name for lobe in lobes} | {"": None}
+        return corrected(context, {c.prompt: by_id[c.lobe] for c in told if c.lobe in by_id})
 
     def _usable_rows(self, lobe: Lobe) -> RoutingRows | None:
         """A lobe's rows, unless another sentence encoder made them: its vectors mean nothing to ours."""
@@ -590,10 +650,12 @@ class MultiLobeModel:
                 self.embedder(["ready"])
                 self._changed()
 
-    def _routing_key(self) -> Key:
-        """What a fit belongs to: the encoder, and the lobes by name and time of birth."""
+    def routing_key(self, corrections: Sequence[Correction] | None = None) -> Key:
+        """What a fit belongs to: the encoder, the corrections (None: those in force), and the lobes by name and time of birth."""
         lobes = [[lobe.name, lobe.card.created] for lobe in self.lobes if not lobe.card.tier]
-        return [[self.embedder.name, str(self._threshold)], *lobes]
+        told = self.corrections.kept() if corrections is None else corrections
+        said = [hashlib.sha256(repr(sorted((c.id, c.lobe) for c in told)).encode()).hexdigest()[:16]] if told else []
+        return [[self.embedder.name, str(self._threshold), *said], *lobes]
 
 
 def metadata(decision: RoutingDecision) -> dict[str, Any]:

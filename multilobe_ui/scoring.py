@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 
-from .bank import LobeBank, Mix
+from .bank import LobeBank, Matrices, Mix
+from .errors import MultiLobeError
 from .routers.base import Vector
 
 ROWS_AT_ONCE = 64
 Scores = dict[str, float]
+
+
+def _no_scores(_: Matrices) -> Scores:
+    return {}
 
 
 @torch.inference_mode()
@@ -67,7 +73,7 @@ class PromptScores:
 
     def __call__(self, texts: Sequence[str], lobes: Sequence[str]) -> Vector:
         """(texts, lobes + 1), as `prompt_nll`."""
-        kept: list[Scores] = [self._bank.derived(lobe, "prompt scores", lambda _: {}) for lobe in lobes]
+        kept: list[Scores] = [self._bank.derived(lobe, "prompt scores", _no_scores) for lobe in lobes]
         columns = [*zip(lobes, kept, strict=True), ("", self._base)]
         result = np.full((len(texts), len(columns)), np.nan, np.float32)
         for i, text in enumerate(texts):
@@ -84,6 +90,17 @@ class PromptScores:
                             del scores[next(iter(scores))]
             result[i] = [scores.get(text, np.nan) for _, scores in columns]
         return result
+
+    def forget(self, texts: Sequence[str]) -> None:
+        """Score these anew when they come next."""
+        with self._lock:
+            kept = [self._base]
+            for lobe in self._bank.lobes:
+                with suppress(MultiLobeError):  # one that leaves just now
+                    kept.append(self._bank.derived(lobe, "prompt scores", _no_scores))
+            for scores in kept:
+                for text in texts:
+                    scores.pop(text, None)
 
 
 class MeanHidden:
@@ -105,6 +122,12 @@ class MeanHidden:
                 while len(self._known) > self._remember:
                     del self._known[next(iter(self._known))]
         return rows
+
+    def forget(self, texts: Sequence[str]) -> None:
+        """Read these anew when they come next."""
+        with self._lock:
+            for text in texts:
+                self._known.pop(text, None)
 
     @torch.inference_mode()
     def _read(self, text: str) -> Vector:

@@ -6,7 +6,6 @@ by the thread that loads the model, so that the page can answer long before the 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -22,13 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from . import dataset
 from .assets import demo_bundle, sample_files
+from .comparison import AUTOMATIC, BASE_ONLY, MIX, Column, decide
 from .config import SamplingConfig, TrainingConfig, from_json, settings_of, suggested_learning_rate
 from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
+from .feedback import Feedback
 from .files import read_json, write_json
 from .fits import Fit
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lab import Lab
-from .lobe import Lobe, LobeStore, now
+from .ledger import Cost, Ledger
+from .lobe import Lobe, LobeStore
 from .routers.base import TOP_1, Mixing, Router, RoutingDecision
 from .routing import without_lobes
 from .views import ChatEvent, JobView, LobeView, PromptMap, RouterView, StudioStatus, TokenTrace
@@ -37,10 +39,6 @@ if TYPE_CHECKING:
     from .model import MultiLobeModel
 
 BUILTIN = "builtin"
-AUTOMATIC = "automatic"
-BASE_ONLY = "base"
-MIX = "mix"
-LOBE_PREFIX = "lobe:"
 EVENT_SECONDS = 0.04
 """Least time between two events of one answer: a page cannot draw faster."""
 KEPT_BUNDLES = 20
@@ -84,7 +82,10 @@ class Studio:
         self._lock = threading.RLock()
         self._loaded = threading.Event()
         self._jobs = Jobs(self.home / "jobs", self._run_job)
-        self.lab = Lab(self._jobs, self._ready, self._job_view, lambda: self._base_name, self.shared)
+        self.feedback_file = Feedback(self.home / "feedback.jsonl")
+        self.ledger = Ledger(self.home / "ledger.jsonl")
+        files = (self.feedback_file, self.ledger)
+        self.lab = Lab(self._jobs, self._ready, self._job_view, lambda: self._base_name, self.shared, *files)
 
     # ---- loading ----------------------------------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class Studio:
 
         began = time.perf_counter()
         _, kept = prepare(model.backbone, messages, sampling.max_new_tokens)
-        decision = self._decide(model, messages, choice, router, mixing, weights)
+        decision = decide(model, messages, Column(choice, router, mixing, weights or {}))
         seen: list[Any] = []
         request = model.request(kept, decision, sampling, mixing=mixing, stop=stop, watch=seen.append)
         names = {lobe.id: lobe.name for lobe in model.lobes}
@@ -225,10 +226,10 @@ class Studio:
         routed = time.perf_counter()
         pieces, text, count, trace = TextPieces(model.backbone), "", 0, list[TokenTrace]()
         first_ms: float | None = None
-        shown = 0.0
+        shown, latest, noted = 0.0, routed, False
 
-        def event(done: bool = False) -> ChatEvent:
-            seconds = time.perf_counter() - routed
+        def event(done: bool = False, cost: Cost | None = None) -> ChatEvent:
+            seconds = (latest if done else time.perf_counter()) - routed
             return ChatEvent(
                 text=text,
                 decision=decision,
@@ -241,49 +242,52 @@ class Studio:
                 first_token_ms=first_ms,
                 dropped_messages=len(messages) - len(kept),
                 trace=tuple(trace),
+                cost=cost,
             )
 
-        yield event()
-        for (token,) in generate_tokens(model.bank, [request]):
-            if token is None:
-                continue
-            count += 1
-            first_ms = first_ms or (time.perf_counter() - began) * 1000
-            before, text = len(text), (text + pieces.add(token)).lstrip()
-            if seen:
-                trace.append(_trace(text[before:], mixed, seen.pop()))
-            if time.perf_counter() - shown >= EVENT_SECONDS:
-                shown = time.perf_counter()
-                yield event()
-        before, text = len(text), (text + pieces.rest()).strip()
-        if trace and len(text) > before:
-            trace[-1] = replace(trace[-1], text=trace[-1].text + text[before:])
-        yield event(done=True)
+        def note(cut: bool = False) -> Cost:
+            """Enter what has been done so far into the ledger; `cut` where nobody waits for the rest."""
+            nonlocal noted
+            noted = True
+            cost = Cost.of(
+                decision,
+                mixed or sorted(filter(decision.weights.get, decision.weights), key=lambda name: -abs(decision.weights[name])),
+                latest - routed,
+                first_token_ms=first_ms,
+                prompt_tokens=0 if cut and not count else len(request.ids),  # it is read with the first token
+                answer_tokens=count,
+                resident=tuple(names.get(lobe, lobe) for lobe in model.bank.resident),
+                resident_bytes=model.bank.resident_bytes,
+                stopped=cut or request.stop.is_set(),
+            )
+            self.ledger.add(cost)
+            return cost
 
-    @staticmethod
-    def _decide(
-        model: MultiLobeModel,
-        messages: Sequence[Mapping[str, str]],
-        choice: str,
-        router: str | None,
-        mixing: Mixing,
-        weights: Mapping[str, float] | None,
-    ) -> RoutingDecision:
-        if choice == AUTOMATIC:
-            return model.decide(messages, router=router, mixing=mixing)
-        if choice in (BASE_ONLY, MIX):
-            return model.decide(messages, weights=(weights or {}) if choice == MIX else {})
-        if not choice.startswith(LOBE_PREFIX):
-            offered = f"'{AUTOMATIC}', '{BASE_ONLY}', '{MIX}' or '{LOBE_PREFIX}NAME'"
-            raise ConfigError(f"The choice is {choice!r}: it must be {offered}.")
-        return model.decide(messages, lobe=choice.removeprefix(LOBE_PREFIX))
+        try:
+            yield event()
+            for (token,) in generate_tokens(model.bank, [request]):
+                if token is None:
+                    continue
+                count, latest = count + 1, time.perf_counter()
+                first_ms = first_ms or (latest - began) * 1000
+                before, text = len(text), (text + pieces.add(token)).lstrip()
+                if seen:
+                    trace.append(_trace(text[before:], mixed, seen.pop()))
+                if latest - shown >= EVENT_SECONDS:
+                    shown = time.perf_counter()
+                    yield event()
+            latest = time.perf_counter()
+            before, text = len(text), (text + pieces.rest()).strip()
+            if trace and len(text) > before:
+                trace[-1] = replace(trace[-1], text=trace[-1].text + text[before:])
+            yield event(done=True, cost=note())
+        finally:
+            if not noted:  # closed by whoever listened (Stop, a page that has gone), or failed
+                note(cut=True)
 
     def feedback(self, prompt: str, answer: str, decision: RoutingDecision | None, liked: bool) -> None:
         """Keep a thumb up or down, as a line of `feedback.jsonl` in the home: later a training set, or labelled routing data."""
-        lobe = decision.chosen if decision else None
-        line = {"time": now(), "prompt": prompt, "answer": answer, "lobe": lobe, "liked": liked}
-        with self._lock, (self.home / "feedback.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.feedback_file.thumb(prompt, answer, decision.chosen if decision else None, liked)
 
     # ---- train ------------------------------------------------------------------------------------------------------------
 
@@ -577,7 +581,7 @@ class Studio:
         if not router.is_fitted:
             why = "It has not been fitted yet." if model.lobes else "There is no lobe yet to learn from."
         elif stale:
-            why = "Lobes have changed since it was fitted: fit it again, so that it knows them."
+            why = "Lobes or corrections have changed since it was fitted: fit it again, so that it knows them."
         return _router_view(router, model.routing.fit_of(name), stale, why, job_id)
 
     # ---- manage -----------------------------------------------------------------------------------------------------------

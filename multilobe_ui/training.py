@@ -27,12 +27,12 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .adapter import linear_features
+from .adapter import WEIGHTS_FILE, linear_features, read_header
 from .backbone import Backbone
 from .config import TrainingConfig, suggested_learning_rate
 from .dataset import Example
 from .errors import ConfigError, DataError, MultiLobeError
-from .files import new_folder, read_json, write_json
+from .files import new_folder, read_json, sha256_of, write_json
 
 PACKED_TOKENS = 1024
 """Most tokens in one packed sequence: attention costs grow with its square, so longer batches are padded instead."""
@@ -129,6 +129,8 @@ def train_lobe(
     *,
     checkpoint: Path | None = None,
     stop: threading.Event | None = None,
+    start: Path | None = None,
+    watch: Callable[[Callable[..., Any]], None] | None = None,
 ) -> Generator[StepRecord, None, TrainingResult]:
     """Train a LoRA on `backbone` and write the best one to `folder` as a plain PEFT adapter.
 
@@ -137,16 +139,19 @@ def train_lobe(
         folder: where the adapter goes; it appears in one step when training ends.
         checkpoint: folder for progress; if it holds a checkpoint of the same rows and settings, training resumes from it.
         stop: set it to end after the step under way; the best adapter so far is kept.
+        start: adapter folder to go on from, of the same rank, scaling and layers; None begins with a fresh one.
+        watch: called with the model, in evaluation mode and without gradients, at every evaluation.
 
-    Yields: a record for every optimizer step and every evaluation; step 0 is the evaluation of the plain base.
+    Yields: a record for every optimizer step and every evaluation; step 0 is the evaluation of the plain base (or of `start`).
     Returns: a TrainingResult (the generator's return value).
 
     Raises:
         DataError: no rows. ConfigError: unknown target modules. MultiLobeError: out of memory, or the loss is not finite.
+        AdapterError, ConfigError: `start` cannot be read, or does not fit the settings.
     """
     if not train:
         raise DataError("There is no row to train on.")
-    run = _Run(backbone, train, validation, config, checkpoint, stop or threading.Event())
+    run = _Run(backbone, train, validation, config, checkpoint, stop or threading.Event(), start, watch)
     try:
         yield from run.records()
     except RuntimeError as error:
@@ -169,8 +174,11 @@ class _Run:
         config: TrainingConfig,
         checkpoint: Path | None,
         stop: threading.Event,
+        start: Path | None = None,
+        watch: Callable[[Callable[..., Any]], None] | None = None,
     ) -> None:
         self.backbone, self.config, self.checkpoint, self.stop = backbone, config, checkpoint, stop
+        self.start, self.watch = start, watch
         max_length = min(config.max_length, backbone.context_length)
         self.train = TokenRows(backbone, train, max_length)
         self.validation = TokenRows(backbone, validation, max_length)
@@ -181,6 +189,8 @@ class _Run:
         self.evaluate_every = max(1, self.steps_per_epoch // config.evaluations_per_epoch)
 
         self.model = lora_twin(backbone, config)
+        if start is not None:
+            begin_from(self.model, start)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=config.weight_decay)
         self.accelerator = Accelerator(cpu=backbone.device.type == "cpu")
@@ -268,6 +278,8 @@ class _Run:
     def _evaluate(self) -> float:
         """Mean NLL per answer token over the held-out rows."""
         self.wrapped.eval()
+        if self.watch:
+            self.watch(self.wrapped)
         return mean_answer_loss(self.wrapped, self.backbone, self.validation)
 
     def _note_best(self, loss: float | None) -> float | None:
@@ -333,8 +345,9 @@ class _Run:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to fit: the rows, the settings and the base."""
-        return {
+        """What must be the same for a checkpoint to fit: the rows, the settings, the base and the adapter to begin from."""
+        began = {"start": sha256_of(self.start / WEIGHTS_FILE)} if self.start else {}
+        return began | {
             "config": {**self.config.to_json(), "target_modules": _as_list(self.config.target_modules)},
             "base": self.backbone.fingerprint,
             "rows": [self.train.fingerprint, self.validation.fingerprint],
@@ -460,13 +473,23 @@ def token_losses(model: Callable[..., Any], backbone: Backbone, batch: Batch) ->
 
 def mean_answer_loss(model: Callable[..., Any], backbone: Backbone, rows: TokenRows) -> float:
     """Mean NLL per answer token over all rows, in nats; the model is used as it stands."""
-    total = count = 0.0
+    nll, tokens = answer_losses(model, backbone, rows)
+    return float(nll.sum() / max(tokens.sum(), 1))
+
+
+def answer_losses(
+    model: Callable[..., Any], backbone: Backbone, rows: TokenRows
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """(n,) NLL of each row's answer, summed over its tokens, in nats; (n,) how many tokens these are."""
+    nll, tokens = np.zeros(len(rows)), np.zeros(len(rows), np.int64)
     may_pack = packs_exactly(backbone)
     for numbers in _by_size(rows, PACKED_TOKENS):
-        batch = make_batch([rows.row(i) for i in numbers], 0.0, may_pack, backbone)
-        losses = token_losses(model, backbone, batch)
-        total, count = total + float(losses.sum()), count + len(losses)
-    return total / max(count, 1.0)
+        pairs = [rows.row(i) for i in numbers]
+        losses = token_losses(model, backbone, make_batch(pairs, 0.0, may_pack, backbone)).double().cpu().numpy()
+        counts = [len(ids) - max(1, prompt) for ids, prompt in pairs]  # the very first token has nothing to be predicted from
+        tokens[numbers] = counts
+        nll[numbers] = np.bincount(np.repeat(np.arange(len(pairs)), counts), losses, len(pairs))
+    return nll, tokens
 
 
 def lora_twin(backbone: Backbone, config: TrainingConfig) -> PeftModel:
@@ -498,6 +521,25 @@ def lora_twin(backbone: Backbone, config: TrainingConfig) -> PeftModel:
         there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
         raise ConfigError(f"target_modules is {targets!r}; the linear layers of this base are {there}.")
     return model  # type: ignore[return-value]
+
+
+def begin_from(model: PeftModel, adapter: Path) -> None:
+    """Put an adapter's matrices in the place of a fresh LoRA's.
+
+    Raises:
+        AdapterError: it cannot be read. ConfigError: its rank, scaling or layers are not those of the fresh one.
+    """
+    header = read_header(adapter)
+    tensors, fresh = load_file(adapter / WEIGHTS_FILE), adapter_tensors(model)
+    layers: Any = model.base_model.model
+    alike = {name: t.shape for name, t in tensors.items()} == {name: t.shape for name, t in fresh.items()} and all(
+        math.isclose(layers.get_submodule(name).scaling["default"], own) for name, own in header.scalings.items()
+    )
+    if not alike:
+        raise ConfigError(
+            f"{adapter.name} has another rank, scaling or other layers than the settings ask for. Train it with its own settings."
+        )
+    set_peft_model_state_dict(model, tensors)
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .ledger import Cost
 from .routers.base import RoutingDecision
 
 
@@ -54,6 +55,7 @@ class ChatEvent:
     """One moment of an answer; `text` is the whole answer so far. The first event has no text but the decision.
 
     `trace` has an entry for every token of `text` where a router weighs each token (X-LoRA, Arrow), and is empty otherwise.
+    `cost` is known at the last event.
     """
 
     text: str
@@ -67,6 +69,7 @@ class ChatEvent:
     first_token_ms: float | None
     dropped_messages: int
     trace: Sequence[TokenTrace] = ()
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)

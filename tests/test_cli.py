@@ -59,6 +59,9 @@ def test_every_verb_in_turn(run: Callable, files: dict[str, Path], tmp_path: Pat
     answer = json.loads(out)
     assert status == 0 and answer["selected_lobe"] == "Animals" and answer["router_ms"] > 0
     assert run("chat", "cat", "dog", *greedy)[1].strip() == answer["answer"]
+    assert answer["cost"]["answer_tokens"] > 0 and answer["cost"]["resident"] == ["Animals"]
+    by_hand = json.loads(run("chat", "cat dog", "--lobe", "Animals", "--json", *greedy)[1])
+    assert by_hand["answer"] == answer["answer"] and by_hand["cost"]["route_ms"] is None
     assert json.loads(run("chat", "cat dog", "--base-only", "--json", *greedy)[1])["selected_lobe"] is None
     monkeypatch.setattr("sys.stdin", io.StringIO("cat dog\n\nred blue\n"))
     assert run("chat", *greedy)[2].split("\n")[:2] == ["[Animals]", "[色 / colours]"]
@@ -71,6 +74,65 @@ def test_every_verb_in_turn(run: Callable, files: dict[str, Path], tmp_path: Pat
     assert [line.split("\t")[0] for line in run("bundle", "list")[1].splitlines()] == [*TOPICS, "Animals (2)"]
 
 
+def test_fit_and_eval(run: Callable, files: dict[str, Path], tmp_path: Path) -> None:
+    animals, numbers, _ = TOPICS
+    for topic in (animals, numbers):
+        assert run("train", topic, str(files[topic]), *SETTINGS)[0] == 0
+    states = {line.split()[0]: line[11:23].strip() for line in run("routers")[1].splitlines()}
+    assert states["hybrid"] == "ready" and states["gate"] == "needs a fit"
+    fitted = json.loads(run("fit", "gate", "--set", "steps=20", "--json", "--quiet")[1])
+    assert fitted["router"] == "gate" and fitted["report"]
+    assert [json.loads(line)["state"] for line in run("routers", "--json")[1].splitlines()].count("ready") >= 6
+
+    labelled = tmp_path / "labelled.csv"
+    labelled.write_text(f"input,lobe\ncat dog,{animals}\none two,{numbers}\none cow,\n")
+    out = tmp_path / "report.json"
+    asked = ("eval", "report", str(labelled), "--set", 'routers=["gate", "keyword"]', "--quiet", "--out", str(out))
+    status, text, _ = run(*asked)
+    report = json.loads(out.read_text())
+    assert status == 0 and list(report["routers"]) == ["gate", "keyword"] and report["labels"] == [animals, numbers, ""]
+    lines = {line.split()[0]: line.split() for line in text.splitlines()}
+    for name, found in report["routers"].items():
+        assert lines[name][1:4] == [str(found["right"]), "3", f"{found['accuracy']:.1%}"]
+
+    status, text, _ = run("eval", "losses", "--set", "task=false", "--quiet", "--out", str(out))
+    losses = json.loads(out.read_text())
+    assert status == 0 and losses["lobes"] == [animals, numbers] and len(losses["losses"]) == 3
+    base = next(line for line in text.splitlines() if line.startswith("base"))
+    assert base.split()[1:] == [f"{loss:.3f}" for loss in losses["losses"][0]]
+    assert "gain over the base" in text
+
+    status, text, _ = run("eval", "forgetting", "--set", "epochs=1", "--set", "contrast=false", "--quiet")
+    assert status == 0 and text.splitlines()[0] == "passed" and f"{animals}: identical" in text
+
+
+def test_merge(run: Callable, files: dict[str, Path], tmp_path: Path) -> None:
+    animals, numbers, _ = TOPICS
+    for topic in (animals, numbers):
+        assert run("train", topic, str(files[topic]), *SETTINGS)[0] == 0
+    parents = (f"{animals}=0.7", f"{numbers}=0.3")
+    status, out, _ = run("merge", "Both", *parents, "--type", "svd", "--rank", "1", "--dry-run", "--json", "--quiet")
+    tried = json.loads(out)
+    assert status == 0 and tried["parents"] == [[animals, 0.7], [numbers, 0.3]] and tried["kept"] == ""
+    assert tried["rank"] == 1 and tried["error"] > 0.1 and [row["dataset"] for row in tried["losses"]] == [animals, numbers]
+
+    status, out, _ = run("merge", "Both", *parents, "--quiet")
+    lines = out.splitlines()
+    assert status == 0 and lines[0] == f"cat: 0.70 {animals} + 0.30 {numbers}" and lines[1].startswith("rank 4, ")
+    assert "error of the delta 0.0000" in lines[1] and lines[-1] == "Kept as 'Both'."
+    header, *table = lines[2:5]
+    assert header.split()[-6:] == ["Animals", "Numbers", "v1.0", "exact", "mix", "merged"]
+    assert [len(row.split()) - row.count("v1.0") for row in table] == [8, 8]
+    assert [line.split("\t")[0] for line in run("bundle", "list")[1].splitlines()] == [animals, numbers, "Both"]
+    assert run("merge", "both", *parents)[2].splitlines()[-1].endswith("delete that one first.")
+
+    searched = ("--search", str(files[animals]), "--budget", "3", "--quiet", "--json")
+    status, out, told = run("merge", "Found", animals, numbers, *searched)
+    found = json.loads(out)
+    assert status == 0 and found["kept"] == "Found" and f"{len(rows(animals))} rows" in told and "loss" in told
+    assert {name for name, _ in found["parents"]} <= {animals, numbers}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -79,6 +141,12 @@ def test_every_verb_in_turn(run: Callable, files: dict[str, Path], tmp_path: Pat
         (("train", "", "{bad}", "--skip-bad", *SETTINGS), "no name"),
         (("train", "x", "{bad}", "--epochs", "0"), "epochs is 0"),
         (("chat", "hello", "--lobe", "Nobody"), "Nobody"),
+        (("eval", "report", "--quiet"), "no"),
+        (("eval", "losses", "{bad}"), "bad.jsonl"),
+        (("eval", "report", "--set", "most=0"), "most is 0"),
+        (("merge", "x", "Nobody=1"), "Nobody"),
+        (("merge", "x", "Nobody"), "must be LOBE=WEIGHT"),
+        (("merge", "x", "Nobody=1", "--type", "soup"), "combination is 'soup'"),
         (("bundle", "save", "{folder}/b.zip"), "no lobe"),
         (("bundle", "load", "{bad}"), "bad.jsonl"),
         (("bundle", "verify", "{folder}/nowhere.zip"), "nowhere.zip"),

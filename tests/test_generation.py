@@ -21,7 +21,7 @@ from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank, Mix
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError
-from multilobe_ui.generation import Request, TextPieces, _Sampler, generate_text, generate_tokens, prepare, stream_text
+from multilobe_ui.generation import Request, Sampler, TextPieces, generate_text, generate_tokens, prepare, stream_text
 
 GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)
 
@@ -198,7 +198,7 @@ def test_settings_that_mean_greedy(bank: LobeBank, changes: dict[str, Any]) -> N
 )
 def test_tokens_are_drawn_as_often_as_they_should(changes: dict[str, Any], expected: list[float]) -> None:
     sampler, logits, count = (
-        _Sampler(sampled(0, **changes), torch.device("cpu")),
+        Sampler(sampled(0, **changes), torch.device("cpu")),
         torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(),
         2500,
     )

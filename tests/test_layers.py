@@ -17,12 +17,12 @@ FLOORS = (  # a room imports from its own floor and those below
     "records complexity",
     "dataset backbone adapter routers.base",
     "bank lobe embedding fits mixing xlora arrow tiers",
-    "routers routers.* scoring training generation xlora_training router_mlp experts",
+    "routers routers.* corrections serving scoring training generation xlora_training router_mlp experts",
     "bundle routing",
     "model",
-    "evaluation evaluation.* composition comparison",
+    "evaluation evaluation.* composition composition.* comparison",
     "views prompt_map jobs feedback ledger lab studio",
-    "ui ui.* cli demo treebank __main__",
+    "ui ui.* cli cli_tables demo treebank __main__",
     "app",
 )
 TREES = {
@@ -36,7 +36,8 @@ TREES = {
 
 def imports(room: str) -> set[str]:
     """Every module that a room imports: rooms by their short names, packages from outside by their first name."""
-    package = "multilobe_ui" + (f".{room.split('.')[0]}" if room.split(".")[0] in ("evaluation", "routers", "ui") else "")
+    first = room.split(".")[0]
+    package = f"multilobe_ui.{first}" if first in ("composition", "evaluation", "routers", "ui") else "multilobe_ui"
     found = set()
     for node in ast.walk(TREES[room]):
         if isinstance(node, ast.Import):

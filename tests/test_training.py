@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank, Mix
 from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.dataset import Example
-from multilobe_ui.errors import ConfigError, DataError, MultiLobeError
+from multilobe_ui.errors import AdapterError, ConfigError, DataError, MultiLobeError
 from multilobe_ui.generation import Request, generate_text
 from multilobe_ui.training import (
     StepRecord,
@@ -86,12 +86,13 @@ def loss_of(model: Any, backbone: Backbone, rows: Sequence[Example]) -> float:
 
 
 def reference(
-    backbone: Backbone, rows: Sequence[Example], config: TrainingConfig
+    backbone: Backbone, rows: Sequence[Example], config: TrainingConfig, start: Path | None = None
 ) -> tuple[list[float], list[float], dict[str, Tensor]]:
     """Every row in every step, padded, in a loop as anyone would write it: losses, gradient norms, weights at the end."""
     torch.manual_seed(config.seed)
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(copy.deepcopy(backbone.model), lora)
+    plain: Any = copy.deepcopy(backbone.model)
+    model = PeftModel.from_pretrained(plain, str(start), is_trainable=True) if start else get_peft_model(plain, lora)
     encoded = [(backbone.encode_chat(row.context), backbone.encode_answer(row.answer)) for row in rows]
     longest = max(len(prompt + answer) for prompt, answer in encoded)
     ids, mask = torch.full((len(rows), longest), 1), torch.zeros(len(rows), longest, dtype=torch.long)
@@ -155,6 +156,57 @@ def test_the_curve_is_that_of_a_plain_loop(
     assert found.keys() == weights.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(found[name], tensor, atol=2e-3, rtol=0)
+
+
+def test_training_goes_on_from_an_adapter_as_a_plain_loop_does(backbone: Backbone, tmp_path: Path) -> None:
+    config = settings(epochs=6, batch_size=4, warmup_fraction=0.2)
+    finish(train_lobe(backbone, tiny.examples(4), [], config, tmp_path / "first"))
+    rows, held_out, seen = tiny.examples(4, 20), tiny.examples(3, 20), []
+    expected, _, weights = reference(backbone, rows, config, tmp_path / "first")
+    run = train_lobe(
+        backbone, rows, held_out, config, tmp_path / "second", start=tmp_path / "first",
+        watch=lambda model: seen.append(loss_of(model, backbone, held_out)),
+    )  # fmt: skip
+    records, result = finish(run)
+    assert [r.loss for r in records if r.loss is not None] == pytest.approx(expected, abs=1e-4)
+    told = [r.validation_loss for r in records if r.validation_loss is not None]
+    assert told == pytest.approx(seen, abs=1e-4) and len(told) == 7  # what `watch` saw was the model as it stood
+    first = PeftModel.from_pretrained(copy.deepcopy(backbone.model), str(tmp_path / "first")).eval()
+    assert result.base_validation_loss == pytest.approx(loss_of(first, backbone, held_out), abs=1e-4)
+    assert result.best_step == 6
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensors(tmp_path / "second")[name], tensor, atol=2e-3, rtol=0)
+
+
+def test_an_adapter_to_go_on_from_must_fit_the_settings(backbone: Backbone, tmp_path: Path) -> None:
+    finish(train_lobe(backbone, tiny.examples(2), [], settings(epochs=1), tmp_path / "first"))
+    for wrong in ({"lora_r": 2}, {"lora_alpha": 9}, {"use_rslora": True}, {"target_modules": ("q_proj",)}):
+        with pytest.raises(ConfigError, match="first has another rank, scaling or other layers"):
+            next(train_lobe(
+                backbone, tiny.examples(2), [], settings(**wrong), tmp_path / "lobe", start=tmp_path / "first"
+            ))  # fmt: skip
+    with pytest.raises(AdapterError, match="not a PEFT adapter"):
+        next(train_lobe(backbone, tiny.examples(2), [], settings(), tmp_path / "lobe", start=tmp_path))
+
+
+def test_a_run_from_an_adapter_is_resumed_to_the_same_curve(backbone: Backbone, tmp_path: Path) -> None:
+    rows, config = tiny.examples(6), settings(epochs=2, batch_size=2, lora_dropout=0.2)
+    for i, name in enumerate(("one", "other")):
+        finish(train_lobe(backbone, tiny.examples(4, 9 * i + 9), [], config, tmp_path / name))
+    whole, _ = finish(train_lobe(backbone, rows, rows[:2], config, tmp_path / "whole", start=tmp_path / "one"))
+    stop, first = threading.Event(), []
+    where = {"checkpoint": tmp_path / "checkpoint", "start": tmp_path / "one"}
+    for record in train_lobe(backbone, rows, rows[:2], config, tmp_path / "part", stop=stop, **where):
+        first.append(record)
+        if record.step == 3:
+            stop.set()
+    for wrong in ({"start": tmp_path / "other"}, {"start": None}):
+        with pytest.raises(ConfigError, match="belongs to other rows"):
+            next(train_lobe(backbone, rows, rows[:2], config, tmp_path / "rest", **where | wrong))
+    rest, _ = finish(train_lobe(backbone, rows, rows[:2], config, tmp_path / "rest", **where))
+    steps = [r for r in [*first, *rest] if r.loss is not None]
+    assert losses(steps) == losses([r for r in whole if r.loss is not None]) and len(steps) == 6
+    assert equal(tmp_path / "whole", tmp_path / "rest")
 
 
 def test_accumulated_batches_are_one_larger_batch(backbone: Backbone, tmp_path: Path) -> None:

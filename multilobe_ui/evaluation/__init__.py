@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from .forgetting import ForgettingReport, ForgettingSettings, forgetting_check
 from .labelled import LabelledRow, held_out_rows, read_labelled
-from .losses import loss_matrix
-from .report import RoutingReport, routing_report
+from .losses import LossMatrix, LossSettings, lobe_losses, loss_matrix
+from .report import ReportCard, ReportSettings, RoutingReport, report_card, routing_report
+from .tasks import exact_match, token_f1
 
-__all__ = ["LabelledRow", "RoutingReport", "held_out_rows", "loss_matrix", "read_labelled", "routing_report"]
+__all__ = [
+    "ForgettingReport",
+    "ForgettingSettings",
+    "LabelledRow",
+    "LossMatrix",
+    "LossSettings",
+    "ReportCard",
+    "ReportSettings",
+    "RoutingReport",
+    "exact_match",
+    "forgetting_check",
+    "held_out_rows",
+    "lobe_losses",
+    "loss_matrix",
+    "read_labelled",
+    "report_card",
+    "routing_report",
+    "token_f1",
+]

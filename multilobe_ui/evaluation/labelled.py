@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from .. import dataset
 from ..errors import DataError
 from ..lobe import same_name
 from ..model import MultiLobeModel
+from ..records import RowError
 
 LABELS = ("lobe", "label", "domain")
 """Columns in which a file may say whose prompt a row is."""
@@ -43,50 +46,91 @@ def held_out_rows(model: MultiLobeModel) -> list[LabelledRow]:
     """The rows that every lobe kept for routing and did not train on; a lobe without any is not among them."""
     found = []
     for name, rows in model.routing_context().rows.items():
-        answers = rows.validation_answers or [""] * len(rows.validation_prompts)
-        found += [LabelledRow(p, a, name, name) for p, a in zip(rows.validation_prompts, answers, strict=True)]
+        prompts, answers = rows.validation_prompts, rows.validation_answers
+        known = answers if len(answers) == len(prompts) else [""] * len(prompts)
+        found += [LabelledRow(p, a, name, name) for p, a in zip(prompts, known, strict=True)]
     return found
 
 
 def read_labelled(
     files: Sequence[tuple[str, Path]], lobes: Sequence[str], *, need_label: bool = True
 ) -> list[LabelledRow]:
-    """Rows out of files of any kind that training accepts.
+    """Rows out of files of any kind that training accepts; files with prompts alone will do as well.
 
     A row's label is what its column "lobe", "label" or "domain" says (null or "" for none of the lobes); a file without such a
-    column holds rows of the lobe that it is named after ("medical.jsonl", "medical_test.csv").
+    column holds rows of the lobe that it is named after ("medical.jsonl", "medical_test.csv"). Of a conversation the last
+    question is the prompt.
 
     Args:
         files: (what the person calls it, where it is). lobes: names that may be labels.
-        need_label: else rows without one get None.
+        need_label: else rows of files without labels get None.
 
     Raises:
         DataError: a file that cannot be read, a label that is no lobe, or no label to be found.
     """
-    rows: list[LabelledRow] = []
-    for name, path in files:
-        own = _named_after(name, lobes)
-        labels = _labels(path)
-        for prompt, answer in _pairs(path):
-            label = labels.get(prompt, ...)
-            if label is ...:
-                if own is None and need_label:
-                    raise DataError(
-                        f"{name} does not say whose prompts it has. Add a column \"lobe\", or name the file after its lobe: "
-                        f"{', '.join(lobes) or 'there is none yet'}."
-                    )
-                label = own
-            known = None if label in (None, "") else next((lobe for lobe in lobes if same_name(lobe, str(label))), "")
-            if known == "":
-                raise DataError(f"{name} has the label {label!r}, and no lobe is called so. There are: {', '.join(lobes)}.")
-            rows.append(LabelledRow(prompt, answer, known, name))
+    return [row for name, path in files for row in _rows_of(name, path, lobes, need_label)]
+
+
+def named_after(name: str, lobes: Sequence[str]) -> str | None:
+    """The lobe whose name a file has, or begins with ("medical_test.jsonl" of "medical"); the longest if there are several."""
+    stem = _words(Path(name).stem)
+    named = [lobe for lobe in lobes if f"{stem} ".startswith(f"{_words(lobe)} ")]
+    return max(named, key=lambda lobe: (same_name(lobe, Path(name).stem), len(lobe)), default=None)
+
+
+def _words(name: str) -> str:
+    """A name as it may be spelled in a file's: without case, and with spaces for what stands between words there."""
+    return " ".join(re.sub(r"[\s_.-]+", " ", unicodedata.normalize("NFC", name)).split()).casefold()
+
+
+def _rows_of(name: str, path: Path, lobes: Sequence[str], need_label: bool) -> list[LabelledRow]:
+    own, rows, bad = named_after(name, lobes), [], []
+    for row in dataset.read_asked(path, LABELS):
+        if isinstance(row, RowError):
+            bad.append((row.line, row.reason))
+            continue
+        line, example, label = row
+        if label is None and own is None and need_label:
+            raise DataError(
+                f"{name} does not say whose prompts it has. Add a column \"lobe\" (empty where no lobe fits), or name the "
+                f"file after its lobe: {_listed(lobes)}."
+            )
+        lobe = own if label is None else _lobe(label, lobes, f"{name}, line {line}")
+        rows.append(LabelledRow(example.prompt, example.answer, lobe, name))
+    if bad:
+        many = f"{len(bad)} bad row{'s' if len(bad) > 1 else ''}"
+        raise DataError(
+            f"{name} has {many}, the first in line {bad[0][0]}: {bad[0][1]}. Correct or remove them.",
+            bad[: dataset.MAX_ERRORS],
+        )
+    if not rows:
+        raise DataError(f"{name} has no rows. Add at least one.")
     return rows
 
 
+def _lobe(label: str, lobes: Sequence[str], where: str) -> str | None:
+    """The lobe that a label means; None for an empty one."""
+    if not label:
+        return None
+    found = next((lobe for lobe in lobes if same_name(lobe, label)), None)
+    if found is None:
+        raise DataError(
+            f"{where}: the label is {label[:80]!r}, and no lobe is called so. There are: {_listed(lobes)}. "
+            "Leave it empty where no lobe fits."
+        )
+    return found
+
+
+def _listed(lobes: Sequence[str]) -> str:
+    return ", ".join(lobes) or "none yet"
+
+
 def write_rows(path: Path, rows: Sequence[LabelledRow]) -> None:
-    path.write_text("".join(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in rows)
 
 
 def load_rows(path: Path) -> list[LabelledRow]:
     """What `write_rows` wrote."""
-    return [LabelledRow(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8", newline="\n") as file:  # not splitlines, which splits texts at U+2028 too
+        return [LabelledRow(**json.loads(line)) for line in file]

@@ -110,7 +110,8 @@ class Endpoints:
         lobe: "automatic" lets the router choose, "base" asks the base model, "lobe:NAME" one lobe. history: earlier messages
         as {"role", "content"}. router, mixing, k: as of /route, for "automatic". lobe "mix" answers with `weights`, an object of
         lobes' names and weights from 0 to 1, such as {"python": 0.5, "maths": 0.5}. The first event comes before any text and
-        has the router's decision; "trace" has the lobes' weights at each token where a router weighs tokens.
+        has the router's decision; "trace" has the lobes' weights at each token where a router weighs tokens. The last event has the
+        cost: route_ms, prompt_tokens, answer_tokens, seconds, tokens_per_second, and the lobes in memory (resident).
         """
         messages = [*_history(history), {"role": "user", "content": guard.a_text(message, "The message", LONGEST_PROMPT)}]
         sampling = SamplingConfig(
@@ -125,9 +126,10 @@ class Endpoints:
         try:
             for event in self.studio.chat(messages, choice, sampling, stop, **asked):
                 decision = event.decision.to_json() if event.decision else None
-                plain = {key: value for key, value in vars(event).items() if key not in ("decision", "trace")}
+                plain = {key: value for key, value in vars(event).items() if key not in ("decision", "trace", "cost")}
+                cost = event.cost.to_json() if event.cost else None
                 trace = [{"text": token.text, "weights": dict(token.weights)} for token in event.trace]
-                yield {**plain, "decision": decision, "trace": trace}
+                yield {**plain, "decision": decision, "trace": trace, "cost": cost}
         finally:
             stop.set()  # the client has gone, or all is said: nothing may go on computing
 

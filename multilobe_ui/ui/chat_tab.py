@@ -416,6 +416,7 @@ def _reply(event: ChatEvent, lobes: tuple[tuple[str, str], ...], prompt: str) ->
         prompt=prompt,
         answer=event.text,
         trace=tuple(event.trace),
+        cost=event.cost,
     )
 
 

@@ -28,8 +28,8 @@ Outputs = tuple[Any, ...]
 Colours = Mapping[str, str]
 Draw = Callable[[Mapping[str, Any], Colours], str]
 """(result, colour of every lobe) → HTML. Pure."""
-Asked = tuple[Mapping[str, Any], Sequence[tuple[str, Path]]]
-"""Settings of an experiment, and its files as (what the person calls it, where it is)."""
+Asked = tuple[Mapping[str, Any], Sequence[tuple[str, Path]]] | tuple[Mapping[str, Any], Sequence[tuple[str, Path]], str]
+"""Settings of an experiment, its files as (what the person calls it, where it is), and perhaps the run whose rows to take."""
 
 ACTIVE = ("running", "stopping")
 WORKING = (*ACTIVE, "queued")
@@ -94,8 +94,8 @@ class ExperimentPanel:
         @friendly
         def begin(request: gr.Request, token: Any, *values: Any) -> tuple[Any, Any]:
             owner = guard.acting_owner(self.studio, request, token)
-            settings, files = asked(*values)
-            job = self.studio.lab.start(self.name, settings, files, owner)
+            settings, files, *rows_of = asked(*values)
+            job = self.studio.lab.start(self.name, settings, files, owner, rows_of="".join(rows_of))
             if job.place and job.place > 1:
                 gr.Info(f"It waits for its turn: place {job.place} in the queue.", title="Lab", duration=6)
             return gr.update(value=None), {}

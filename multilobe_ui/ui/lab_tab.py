@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gradio as gr
@@ -9,11 +10,15 @@ import gradio as gr
 from . import guard, text
 from .experiment import ExperimentPanel
 from .guard import friendly
+from .lab_compare import CompareSection
+from .lab_forgetting import ForgettingSection
+from .lab_ledger import LedgerSection
+from .lab_losses import LossesSection
+from .lab_merge import MergeSection
+from .lab_report import ReportSection
 from .table import bare
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ..studio import Studio
 
 class Section(Protocol):
@@ -21,7 +26,9 @@ class Section(Protocol):
 
     title: str
     about: str
-    panels: Sequence[ExperimentPanel]
+
+    @property
+    def panels(self) -> Sequence[ExperimentPanel]: ...
 
     def build(self) -> None: ...
 
@@ -30,8 +37,20 @@ class LabTab:
     """Lays out the sections. Each gets the studio and nothing else."""
 
     def __init__(self, studio: Studio) -> None:
-        self.studio = studio
-        self.sections: list[Section] = []
+        self.compare, self.merge = CompareSection(studio), MergeSection(studio)
+        self.sections: Sequence[Section] = (
+            ReportSection(studio),
+            LossesSection(studio),
+            ForgettingSection(studio),
+            self.compare,
+            self.merge,
+            LedgerSection(studio),
+        )
+
+    def follow(self, when: Callable[..., Any]) -> None:
+        """Offer the present lobes whenever the event listener `when` fires (a text's change, a page's load)."""
+        self.compare.follow(when)
+        self.merge.follow(when)
 
     def build(self) -> None:
         """Call it inside gr.Blocks, in the tab or column where it belongs."""
@@ -41,12 +60,9 @@ class LabTab:
                 with gr.Tab(section.title, elem_id=f"lab-{text.slug(section.title)}"):
                     bare(f'<p class="lab-about">{text.escape(section.about)}</p>')
                     section.build()
-        panels = [panel for section in self.sections for panel in section.panels]
-        if not panels:
-            return
-        self.panels = panels
-        told = [part for panel in panels for part in (panel.runs, panel.seen)]
-        filled = [part for panel in panels for part in panel.outputs]
+        self.panels = [panel for section in self.sections for panel in section.panels]
+        told = [part for panel in self.panels for part in (panel.runs, panel.seen)]
+        filled = [part for panel in self.panels for part in panel.outputs]
         quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
         gr.Timer(1.0).tick(self.look, [self.token, *told], filled, **quick)
         root = gr.context.Context.root_block

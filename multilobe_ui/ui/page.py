@@ -38,7 +38,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         pulse = Pulse(studio)
         pulse.build()
-        chat = ChatTab(studio)
+        chat, lab = ChatTab(studio), LabTab(studio)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat"):
                 chat.build()
@@ -47,12 +47,13 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Tab("Routers", id="routers"):
                 RoutersTab(studio).build()
             with gr.Tab("Lab", id="lab"):
-                LabTab(studio).build()
+                lab.build()
             with gr.Tab("Manage", id="manage"):
                 ManageTab(studio).build()
         api.add_endpoints(studio)
-        chat.follow(pulse.lobes.change)
-        chat.follow(page.load)
+        for tab in (chat, lab):
+            tab.follow(pulse.lobes.change)
+            tab.follow(page.load)
     page.queue(max_size=MOST_WAITING)
     return page
 

@@ -24,6 +24,7 @@ STAGES = {
     "arrow": "Arrow",
     "not fitted": "not fitted yet",
     "manual": "chosen by you",
+    "corrected": "your correction",
     "empty prompt": "empty prompt",
     "no lobes": "no lobes yet",
     "only lobe": "only one lobe",

@@ -21,6 +21,7 @@ from . import guard, text
 from .curves import PALETTE, RUN, compare_curves, loss_curves
 from .dataset_card import length_histogram, refusal_card, report_card, unknown_columns
 from .guard import friendly
+from .lab_overlap import OverlapCard
 from .run_card import (
     ACTIVE,
     COLUMNS,
@@ -156,7 +157,7 @@ class TrainTab:
     """Lays out and wires the tab. Handlers take and return plain values and make one call on the studio."""
 
     def __init__(self, studio: Studio) -> None:
-        self.studio = studio
+        self.studio, self.overlap = studio, OverlapCard(studio)
 
     def build(self) -> None:
         """Call it inside gr.Blocks, in the tab or column where it belongs."""
@@ -199,6 +200,7 @@ class TrainTab:
         )
         self._settings_form()
         self.start = gr.Button("Start training", variant="primary", interactive=False, elem_id="train-start")
+        self.overlap.build()
 
     def _settings_form(self) -> None:
         plain = TrainingConfig()
@@ -266,6 +268,7 @@ class TrainTab:
             column.input(self.use_columns, [*columns, *known], report, show_progress="hidden", **private)
         self.source.change(self.suggest_epochs, self.source, self.settings["epochs"], **quick)
         self.skip_bad.input(self.allow_start, [self.skip_bad, self.source], self.start, **quick)
+        self.overlap.wire(self.source, self.settings["validation_fraction"], self.settings["seed"], self.file)
         limit = self.settings["max_length"]
         limit.input(self.show_lengths, [limit, self.source], self.lengths, **quick)
 

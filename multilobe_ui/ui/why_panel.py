@@ -10,6 +10,7 @@ from ..routers.base import RoutingDecision
 from .brain_map import brain_map
 from .evidence import evidence_sections
 from .figures import score_bars, share_bar
+from .ledger_card import cost_note
 from .text import (
     answerer,
     colour,
@@ -27,6 +28,7 @@ from .text import (
 from .token_view import mean_weights
 
 if TYPE_CHECKING:
+    from ..ledger import Cost
     from ..views import TokenTrace
 
 BASE_COLOUR = "var(--ml-base)"
@@ -44,7 +46,7 @@ class Reply:
         done, stopped: it is complete; it was cut short by a person.
         tokens, tokens_per_second, first_token_ms, dropped: of the answer; `dropped` messages no longer fitted the context.
         prompt: the message that was answered. answer: its whole text so far.
-        trace: how each token was weighed, where a router weighs tokens.
+        trace: how each token was weighed, where a router weighs tokens. cost: of a complete answer.
     """
 
     decision: RoutingDecision
@@ -58,6 +60,7 @@ class Reply:
     prompt: str = ""
     answer: str = ""
     trace: Sequence[TokenTrace] = ()
+    cost: Cost | None = None
     colours: Mapping[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -161,7 +164,8 @@ def _verdict(reply: Reply) -> str:
 
 def _facts(reply: Reply) -> str:
     decision = reply.decision
-    facts = [("Decided by", _decider(decision)), ("Routing took", milliseconds(decision.elapsed_ms))]
+    routing = milliseconds(decision.elapsed_ms if decision.router != "manual" else None)
+    facts = [("Decided by", _decider(decision)), ("Routing took", routing)]
     if reply.done:
         facts += [("First token", milliseconds(reply.first_token_ms)), ("Speed", rate(reply.tokens_per_second))]
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
@@ -171,7 +175,8 @@ def _facts(reply: Reply) -> str:
     if reply.dropped:
         notes.append(f"The oldest {count(reply.dropped, 'message')} no longer fitted the context.")
     note = f'<p class="ml-note">{" ".join(notes)}</p>' if notes else ""
-    return f'<section><dl class="ml-facts">{listed}</dl>{note}</section>'
+    cost = cost_note(reply.cost) if reply.cost else ""
+    return f'<section><dl class="ml-facts">{listed}</dl>{cost}{note}</section>'
 
 
 def _decider(decision: RoutingDecision) -> str:

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--without", nargs="*", default=["instructions"], help="folders that are no domain")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, help="default: chosen for the base")
     parser.add_argument("--prompt-weight", type=float, default=0.1)
     parser.add_argument("--home", type=Path, help="keep the lobes here, and take up those that are there")
     parser.add_argument("--out", type=Path)
@@ -57,7 +58,7 @@ def main() -> None:
                 domain,
                 options.data / domain / "train.jsonl",
                 epochs=options.epochs,
-                learning_rate=None,
+                learning_rate=options.learning_rate,
                 prompt_weight=options.prompt_weight,
             )
             before, after = (lobe.card.training[key] for key in ("base_validation_loss", "validation_loss"))

@@ -26,6 +26,7 @@ from multilobe_ui import dataset
 from multilobe_ui.assets import folder
 from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.errors import BusyError, ConfigError, JobError, LobeError, RoutingError
+from multilobe_ui.ledger import Cost
 from multilobe_ui.routers.base import TOP_1, Mixing, RoutingDecision, base_decision, manual_decision
 from multilobe_ui.views import PromptMap, RouterView, TokenTrace
 
@@ -97,6 +98,7 @@ class ChatEvent:
     first_token_ms: float | None = None
     dropped_messages: int = 0
     trace: Sequence[TokenTrace] = ()
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -351,7 +353,7 @@ class FakeStudio:
         trace: list[TokenTrace] = []
         for i, word in enumerate(words):
             if stop.is_set():
-                yield ChatEvent(text, decision, True, True, 14, i, 0.2, 40.0, 21.0)
+                yield ChatEvent(text, decision, True, True, 14, i, 0.2, 40.0, 21.0, cost=_cost(decision, names, i, 0.2, True))
                 return
             time.sleep(self.delay)
             piece = (" " if i else "") + word
@@ -362,7 +364,8 @@ class FakeStudio:
                 text, decision, False, False, 14, i + 1, time.perf_counter() - begun, 41.0, 21.0, trace=tuple(trace)
             )
         seconds = time.perf_counter() - begun
-        yield ChatEvent(text, decision, True, False, 14, len(words), seconds, 41.0, 21.0, trace=tuple(trace))
+        cost = _cost(decision, names, len(words), seconds)
+        yield ChatEvent(text, decision, True, False, 14, len(words), seconds, 41.0, 21.0, trace=tuple(trace), cost=cost)
 
     # routers
 
@@ -670,6 +673,14 @@ class FakeStudio:
             for job in [j for j in self._jobs.values() if j.state == "running"]:
                 begun = self._begun.setdefault(job.id, time.monotonic() - job.step / 10)
                 self.advance(job.id, int((time.monotonic() - begun) * 10) - job.step)
+
+
+def _cost(decision: RoutingDecision, lobes: Sequence[str], tokens: int, seconds: float, stopped: bool = False) -> Cost:
+    cost = Cost.of(
+        decision, [n for n in decision.weights if decision.weights[n]], seconds, first_token_ms=21.0, prompt_tokens=14,
+        answer_tokens=tokens, resident=tuple(lobes[:3]), resident_bytes=1_400_000 * len(lobes[:3]), stopped=stopped,
+    )  # fmt: skip
+    return replace(cost, tokens_per_second=41.0)
 
 
 def _name(index: int) -> str:

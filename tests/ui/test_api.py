@@ -132,6 +132,8 @@ def test_chat_streams(alone):
     events = job.outputs()
     assert events[0]["text"] == "" and events[0]["decision"]["chosen"] == "medical"
     assert last["done"] and last["text"].startswith("A vaccine") and len(events) > 5
+    assert [event["cost"] for event in events[:-1]] == [None] * (len(events) - 1)
+    assert last["cost"]["answer_tokens"] == last["answer_tokens"] and last["cost"]["resident"] == ["medical", "legal", "python"]
 
 
 def test_chat_with_choice_history_and_knobs(alone):

@@ -1,0 +1,327 @@
+"""The merge as an experiment: made, measured beside its parents, and a lobe only once a person has said so.
+
+    made/adapter   the plain PEFT adapter        made/routing   rows of its parents, for routers to know it by
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..adapter import read_header
+from ..config import check
+from ..dataset import Example
+from ..embedding import prototypes_of
+from ..errors import AdapterError, ConfigError, LobeError
+from ..files import new_folder
+from ..lobe import PROMPTS_FILE, ROUTING_FILE, Lobe, same_name, write_routing_rows
+from ..model import ROUTING_TRAIN_ROWS, ROUTING_VALIDATION_ROWS, MultiLobeModel
+from ..progress import Progress, finish
+from ..routers import RoutingRows
+from .combinations import COMBINATIONS, possible
+from .combining import Composition, combine
+from .cost import losses
+
+MOST_LOBES = 32
+EXACT, CLOSE, LOSSY = 1e-4, 0.1, 0.5
+"""Errors of the delta up to which a merge is the weighted sum itself, close to it, and still much of it."""
+
+Pairs = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """What is merged, and how.
+
+    Attributes:
+        lobes: (name, weight) of each; a mapping, or the lists that JSON makes of pairs, will do.
+        combination: a name of `COMBINATIONS`. rank: of those that end in an SVD; None is the largest of the lobes' ranks.
+        density: share of the numbers that pruning keeps. seed: of what is dropped at random.
+        most_rows: of each parent, on which losses are measured.
+    """
+
+    lobes: Pairs = ()
+    combination: str = "cat"
+    rank: int | None = None
+    density: float = 0.5
+    seed: int = 0
+    most_rows: int = 24
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lobes", _pairs(self.lobes))
+        check(1 <= len(self.lobes) <= MOST_LOBES, "lobes", len(self.lobes), f"1 to {MOST_LOBES}; choose at least one")
+        for name, weight in self.lobes:
+            fine = math.isfinite(weight) and weight != 0 and abs(weight) <= 100
+            check(fine, f"weight of {name}", weight, "a number from -100 to 100 other than 0; leave out a lobe without weight")
+        check(self.combination in COMBINATIONS, "combination", self.combination, f"one of {', '.join(COMBINATIONS)}")
+        check(self.rank is None or 1 <= self.rank <= 4096, "rank", self.rank, "from 1 to 4096, or None for the lobes' own")
+        check(0 < self.density <= 1, "density", self.density, "above 0 and at most 1 (which drops nothing)")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        check(1 <= self.most_rows <= 10_000, "most_rows", self.most_rows, "from 1 to 10,000")
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """A merge and what it cost. Losses are mean NLL per answer token, in nats.
+
+    Attributes:
+        says: what the combination does. parents: (name, weight). rank, parameters, nbytes, error, layer_errors: see `Composition`;
+            a layer whose error is infinite has None. seconds: that combining took.
+        losses: for each parent's rows {"dataset", "rows", "held_out", "base", "parents", "mixture", "merged"}.
+        without_rows: parents of which no rows are known, so that nothing could be measured on them.
+        advice: one sentence. base: name and fingerprint of the base that it was made for.
+        kept: name of the lobe that it became, "" before. stopped: whether losses are missing because somebody stopped it.
+    """
+
+    combination: str
+    says: str
+    parents: Pairs
+    rank: int
+    parameters: int
+    nbytes: int
+    error: float
+    layer_errors: Mapping[str, float | None]
+    density: float | None
+    seed: int
+    seconds: float
+    losses: tuple[Mapping[str, Any], ...]
+    without_rows: tuple[str, ...]
+    advice: str
+    base: Mapping[str, str]
+    kept: str = ""
+    stopped: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"parents": [list(pair) for pair in self.parents]}
+
+
+def run_merge(
+    model: MultiLobeModel, settings: MergeSettings, *, data: Path | None = None, made: Path, stop: threading.Event
+) -> Generator[Progress, None, MergeResult]:
+    """The experiment "merge": combine into `made`, then measure losses, one parent's rows at a time.
+
+    Raises:
+        LobeError: no lobe of that name. AdapterError: these lobes cannot be combined so.
+    """
+    lobes = [(lobe, weight) for lobe, (_, weight) in zip(parents_of(model, settings.lobes), settings.lobes, strict=True)]
+    reason = possible([read_header(lobe.path) for lobe, _ in lobes], [lobe.name for lobe, _ in lobes])[settings.combination]
+    if reason:
+        raise AdapterError(f"{settings.combination} cannot combine these lobes: {reason}.")
+    rows = {lobe.name: rows_of(lobe, settings.most_rows) for lobe, _ in lobes}
+    known = {name: own for name, (own, _) in rows.items() if own}
+    steps = 1 + len(known)
+    yield Progress(0, steps, "Combining the lobes", {})
+    folders = [(lobe.path, weight) for lobe, weight in lobes]
+    composition = combine(
+        model.backbone, folders, settings.combination, made / "adapter", rank=settings.rank, density=settings.density,
+        seed=settings.seed,
+    )  # fmt: skip
+    _keep_rows(model, [lobe.name for lobe, _ in lobes], made / "routing")
+    yield Progress(1, steps, "Measuring losses", {"error": composition.error})
+    measured: list[Mapping[str, Any]] = []
+    for row in losses(model.backbone, composition.path, folders, known) if not stop.is_set() else ():
+        more = {"rows": len(known[row.dataset]), "held_out": rows[row.dataset][1]}
+        numbers = {"base": row.base, "mixture": row.mixture, "merged": row.merged}
+        measured.append(
+            {"dataset": row.dataset, **more, "parents": [finite(x) for x in row.parents],
+             **{name: finite(value) for name, value in numbers.items()}}
+        )  # fmt: skip
+        yield Progress(1 + len(measured), steps, "Measuring losses", {"error": composition.error})
+        if stop.is_set():
+            break
+    named = tuple((lobe.name, weight) for lobe, weight in lobes)
+    stopped = len(measured) < len(known)
+    return _result(model, composition, named, measured, tuple(name for name in rows if name not in known), stopped)
+
+
+def merge_lobes(
+    model: MultiLobeModel,
+    lobes: Mapping[str, float],
+    made: Path,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+    **settings: Any,
+) -> MergeResult:
+    """`run_merge` for scripts: {name: weight} into the folder `made`, which `keep_merge` makes a lobe of.
+
+    Args:
+        settings: the other fields of MergeSettings, such as combination="ties".
+    """
+    asked = MergeSettings(_pairs(lobes), **settings)
+    return finish(run_merge(model, asked, made=made, stop=stop or threading.Event()), progress)
+
+
+def keep_merge(
+    model: MultiLobeModel, made: Path, result: Mapping[str, Any], name: str, *, owner: str = "", routed: bool = True
+) -> Lobe:
+    """Make an ordinary lobe of what a merge left in `made`, which then goes; if it is refused, `made` stays as it is.
+
+    Args:
+        result: `MergeResult.to_json`. routed: give it rows of its parents, so that routers may choose it beside them; without
+            rows it is found by hand, and by routers that ask the language model.
+
+    Raises:
+        LobeError: the name is refused or taken, or the files are gone. AdapterError: it was made for another base model.
+    """
+    name = model.store.check_free(name)
+    if not (made / "adapter").is_dir():
+        raise LobeError(f"The files of this merge are no longer there, so {name!r} cannot be made of them. Try the merge again.")
+    base = result.get("base") or {}
+    if base.get("fingerprint") != model.backbone.fingerprint:
+        raise AdapterError(f"This merge was made for the base model {base.get('name')!r}. Load that one, then keep it.")
+    with tempfile.TemporaryDirectory(prefix=".merging-", dir=model.home) as scratch:
+        adapter = Path(shutil.copytree(made / "adapter", Path(scratch) / "adapter"))
+        for file in (made / "routing").glob("*") if routed else ():
+            if file.name in (ROUTING_FILE, PROMPTS_FILE):
+                shutil.copyfile(file, adapter / file.name)
+        lobe = model.add_merged(name, adapter, composition_of(result), owner=owner)
+    shutil.rmtree(made, ignore_errors=True)
+    return lobe
+
+
+def composition_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What a merged lobe's card says of where it came from."""
+    told = ("combination", "parents", "rank", "density", "seed", "error", "parameters", "nbytes")
+    return {key: result.get(key) for key in told}
+
+
+def parents_of(model: MultiLobeModel, names: Sequence[tuple[str, float]] | Sequence[str]) -> list[Lobe]:
+    """The lobes of these names. Raises LobeError: there is none, it belongs to another base, or one is named twice."""
+    found = [model.store.by_name(name if isinstance(name, str) else name[0]) for name in names]
+    for lobe in found:
+        if lobe.id not in model.bank:
+            raise LobeError(f"{lobe.name!r} belongs to another base model or is damaged, so it cannot be used. Choose another.")
+        if found.count(lobe) > 1:
+            raise LobeError(f"{lobe.name!r} is named twice. Name it once, with all its weight.")
+    return found
+
+
+def rows_of(lobe: Lobe, most: int) -> tuple[list[Example], bool]:
+    """(rows on which a lobe can be measured, whether it was not trained on them): evenly spread; none if it came without data."""
+    kept = lobe.routing_rows()
+    if kept is None:
+        return [], False
+    for prompts, answers, held_out in (
+        (kept.validation_prompts, kept.validation_answers, True),
+        (kept.train_prompts, kept.train_answers, False),
+    ):
+        rows = [Example(({"role": "user", "content": p},), a) for p, a in zip(prompts, answers, strict=False) if p and a]
+        if rows:
+            return [rows[i] for i in spread(len(rows), most)], held_out
+    return [], False
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` places, evenly spread."""
+    return [i * count // most for i in range(most)] if count > most else list(range(count))
+
+
+def finite(value: float) -> float | None:
+    """For JSON, which knows no infinity."""
+    return float(value) if math.isfinite(value) else None
+
+
+def mixed_rows(parents: Sequence[RoutingRows]) -> RoutingRows:
+    """Rows for routing out of several lobes' rows, as many of each lobe as of the others where there are enough."""
+    train, learned = _shares([(p.train, p.train_prompts, p.train_answers) for p in parents], ROUTING_TRAIN_ROWS)
+    kept, held_out = _shares(
+        [(p.validation, p.validation_prompts, p.validation_answers) for p in parents], ROUTING_VALIDATION_ROWS
+    )
+    known = np.concatenate([p.train if len(p.train) else p.prototypes for p in parents])
+    prompts, answers = [list(side) for side in zip(*learned, strict=True)] or [[], []]
+    others, replies = [list(side) for side in zip(*held_out, strict=True)] or [[], []]
+    return RoutingRows(prototypes_of(known, 4 * len(parents)), train, kept, prompts, others, answers, replies)
+
+
+def advice(combination: str, rank: int, error: float, measured: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence for a person: what most speaks against a merge, else what speaks for it."""
+    worse = [row["dataset"] for row in measured if None not in (row["merged"], row["base"]) and row["merged"] > row["base"]]
+    if worse:
+        return f"On the data of {worse[0]} it does worse than the base model with no lobe: use cat or svd, or other weights."
+    if error <= EXACT:
+        return f"It is exactly the weighted sum, at rank {rank}: nothing is lost, but a larger rank costs memory and time."
+    if "ties" in combination:
+        return "It averages where lobes agree and does not aim at their sum, so judge it by the losses and not by the error."
+    if error > LOSSY:
+        return "Much of the weighted sum is lost: use cat or svd, a higher rank or density, or fewer lobes."
+    if combination.startswith("dare"):
+        return "What it drops is chance: try other seeds, and compare their losses before you keep one."
+    if error > CLOSE:
+        return "A part of the weighted sum is lost: compare the losses, and raise the rank or density if they matter."
+    return "It is close to the weighted sum, at a small size."
+
+
+# ---- inside ----------------------------------------------------------------------------------------------------------------
+
+
+def _pairs(lobes: Any) -> Pairs:
+    """Raises ConfigError unless it says a name and a weight of each lobe, and each lobe once."""
+    items = list(lobes.items()) if isinstance(lobes, Mapping) else lobes
+    try:
+        pairs = tuple((str(name), float(weight)) for name, weight in items)
+    except (TypeError, ValueError):
+        raise ConfigError(f"lobes is {lobes!r}: it must be names with weights, such as [['medical', 0.5]].") from None
+    for i, (name, _) in enumerate(pairs):
+        check(not any(same_name(name, other) for other, _ in pairs[:i]), "lobes", name, "named once")
+    return pairs
+
+
+def _keep_rows(model: MultiLobeModel, names: Sequence[str], folder: Path) -> None:
+    """Write rows of these lobes for routing, as the parents may be gone by the time that the merge is kept."""
+    known = model.routing_context().rows
+    parents = [known[name] for name in names if name in known]
+    if parents:
+        with new_folder(folder) as temporary:
+            write_routing_rows(temporary, mixed_rows(parents))
+
+
+def _shares(parents: Sequence[tuple[Any, Sequence[str], Sequence[str]]], most: int) -> tuple[Any, list[tuple[str, str]]]:
+    """(vectors, (prompt, answer) of each) of at most `most` rows, every lobe with as large a share; a prompt comes once."""
+    vectors, rows, seen = [], [], set()
+    for own, prompts, answers in parents:
+        answers = list(answers) or [""] * len(prompts)
+        for i in spread(len(prompts), max(1, most // len(parents))):
+            if prompts[i] not in seen:
+                seen.add(prompts[i])
+                vectors.append(own[i])
+                rows.append((prompts[i], answers[i]))
+    return (np.stack(vectors) if vectors else parents[0][0][:0]), rows
+
+
+def _result(
+    model: MultiLobeModel,
+    made: Composition,
+    parents: Pairs,
+    measured: Sequence[Mapping[str, Any]],
+    without_rows: tuple[str, ...],
+    stopped: bool,
+) -> MergeResult:
+    added = {name for name, weight in parents if weight > 0}  # what is subtracted is meant to become worse
+    telling = [row for row in measured if row["dataset"] in added]
+    return MergeResult(
+        combination=made.combination,
+        says=COMBINATIONS[made.combination].says,
+        parents=parents,
+        rank=made.rank,
+        parameters=made.parameters,
+        nbytes=made.nbytes,
+        error=made.error,
+        layer_errors={module: finite(error) for module, error in made.layer_errors.items()},
+        density=made.density,
+        seed=made.seed,
+        seconds=made.seconds,
+        losses=tuple(measured),
+        without_rows=without_rows,
+        advice=advice(made.combination, made.rank, made.error, telling),
+        base={"name": model.backbone.name, "fingerprint": model.backbone.fingerprint},
+        stopped=stopped,
+    )

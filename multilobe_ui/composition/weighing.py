@@ -1,0 +1,146 @@
+"""The search for weights as an experiment: a few examples in, weights for some lobes out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import check
+from ..dataset import Example
+from ..errors import DataError
+from ..evaluation.labelled import LabelledRow, load_rows, write_rows
+from ..lobe import Lobe, same_name
+from ..model import MultiLobeModel
+from ..progress import Progress, finish
+from .merging import MOST_LOBES, parents_of, rows_of, spread
+from .search import Trial, search_weights
+
+MOST_EXAMPLES = 64
+"""Of a person's own file: every trial runs all of them."""
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What is searched.
+
+    Attributes:
+        lobes: their names. budget: trials. penalty: nats that a mean |weight| of 1 costs. seed: the same gives the same trials.
+        rows: of each lobe, if no examples are given.
+    """
+
+    lobes: tuple[str, ...] = ()
+    budget: int = 40
+    penalty: float = 0.05
+    seed: int = 0
+    rows: int = 8
+
+    def __post_init__(self) -> None:
+        fine = isinstance(self.lobes, (list, tuple)) and all(isinstance(name, str) for name in self.lobes)
+        check(fine, "lobes", self.lobes, "a list of names")
+        object.__setattr__(self, "lobes", tuple(self.lobes))
+        check(1 <= len(self.lobes) <= MOST_LOBES, "lobes", len(self.lobes), f"1 to {MOST_LOBES}; choose at least one")
+        for i, name in enumerate(self.lobes):
+            check(not any(same_name(name, other) for other in self.lobes[:i]), "lobes", name, "named once")
+        check(2 <= self.budget <= 1000, "budget", self.budget, "from 2 to 1000 trials")
+        check(0 <= self.penalty <= 100, "penalty", self.penalty, "from 0 to 100")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        check(1 <= self.rows <= MOST_EXAMPLES, "rows", self.rows, f"from 1 to {MOST_EXAMPLES}")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What was found. Losses are mean NLL per answer token, in nats, on the rows of the search.
+
+    Attributes:
+        weights: lobe → the best weights. trials: in their order. base: loss of the plain base. loss: with the best weights.
+        rows: examples used. given: whether a person gave them; else they are the lobes' own. stopped: ended before its budget.
+    """
+
+    weights: Mapping[str, float]
+    trials: tuple[Trial, ...]
+    base: float
+    loss: float
+    rows: int
+    given: bool
+    stopped: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_search(
+    model: MultiLobeModel, settings: SearchSettings, *, data: Path | None = None, made: Path | None = None, stop: threading.Event
+) -> Generator[Progress, None, SearchResult]:
+    """The experiment "search": on the rows of `data`, else on some of each lobe's own.
+
+    Raises:
+        LobeError: no lobe of that name. DataError: there is no row with an answer.
+    """
+    lobes = parents_of(model, settings.lobes)
+    names = {lobe.id: lobe.name for lobe in lobes}
+    rows = given_rows(load_rows(data)) if data else _own_rows(lobes, settings.rows)
+    yield Progress(0, settings.budget, "Trying weights", {})
+    search = search_weights(
+        model.bank, list(names), rows, budget=settings.budget, penalty=settings.penalty, seed=settings.seed, stop=stop
+    )
+    trials: list[Trial] = []
+    best = 0
+    for trial in search:
+        named = {names[id]: weight for id, weight in trial.weights.items()}
+        trials.append(Trial(trial.number, named, trial.loss, trial.penalty, trial.best))
+        best = len(trials) - 1 if trial.best else best
+        yield Progress(trial.number, settings.budget, "Trying weights", {"loss": trial.loss, "best": trials[best].loss})
+    return SearchResult(
+        weights=trials[best].weights,
+        trials=tuple(trials),
+        base=trials[0].loss,  # the search begins with the base
+        loss=trials[best].loss,
+        rows=len(rows),
+        given=data is not None,
+        stopped=len(trials) < settings.budget,
+    )
+
+
+def search_lobes(
+    model: MultiLobeModel,
+    lobes: Sequence[str],
+    rows: Sequence[tuple[str, str]] | None = None,
+    *,
+    scratch: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    stop: threading.Event | None = None,
+    **settings: Any,
+) -> SearchResult:
+    """`run_search` for scripts.
+
+    Args:
+        rows: (prompt, answer) of each example; None takes rows of the lobes. scratch: folder for them; None is the model's home.
+        settings: the other fields of SearchSettings, such as budget=20.
+    """
+    asked, data = SearchSettings(tuple(lobes), **settings), None
+    if rows is not None:
+        data = (scratch or model.home) / ".search-rows.jsonl"
+        write_rows(data, [LabelledRow(prompt, answer, None) for prompt, answer in rows])
+    try:
+        return finish(run_search(model, asked, data=data, stop=stop or threading.Event()), progress)
+    finally:
+        if data is not None:
+            data.unlink(missing_ok=True)
+
+
+def given_rows(rows: Sequence[LabelledRow]) -> list[Example]:
+    """Examples out of a person's file. Raises DataError if no row has an answer."""
+    found = [row.example for row in rows if row.answer]
+    if not found:
+        raise DataError("The examples have no answers, so no loss can be measured on them. Give prompts with their answers.")
+    return [found[i] for i in spread(len(found), MOST_EXAMPLES)]
+
+
+def _own_rows(lobes: Sequence[Lobe], most: int) -> list[Example]:
+    found = [row for lobe in lobes for row in rows_of(lobe, most)[0]]
+    if not found:
+        raise DataError("None of these lobes kept rows of its data. Upload a few examples of the task that you want.")
+    return found
