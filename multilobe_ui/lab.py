@@ -106,8 +106,9 @@ class Lab:
     """See the module's text.
 
     Args:
-        jobs: where experiments run. model: the model once it is loaded, within the seconds given. view: a job as a page shows it, for a visitor.
-        base: name of the present base model. feedback: where votes go. ledger: what answers cost.
+        jobs: where experiments run. model: the model once it is loaded, within the seconds given.
+        view: a job as a page shows it, for a visitor. base: name of the present base model.
+        feedback: where votes go. ledger: what answers cost.
     """
 
     def __init__(

@@ -19,7 +19,8 @@ def words_of(text: str) -> frozenset[str]:
 
 
 def jaccard(a: Words, b: Words) -> float:
-    return len(a & b) / len(a | b)
+    shared = len(a & b)
+    return shared / (len(a) + len(b) - shared)
 
 
 class WordIndex:
@@ -39,8 +40,9 @@ class WordIndex:
 
     def near(self, words: Words) -> Iterator[tuple[int, float]]:
         """(place, Jaccard index) of every set that is near, in order of place."""
+        shortest, longest = self._least * len(words) - 1e-9, len(words) / self._least + 1e-9
         for i in sorted({i for word in self._rarest(words) for i in self._listed.get(word, ())}):
-            if (value := jaccard(words, self._sets[i])) >= self._least:
+            if shortest <= len(self._sets[i]) <= longest and (value := jaccard(words, self._sets[i])) >= self._least:
                 yield i, value
 
     def _rarest(self, words: Words) -> list[str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import plotly.graph_objects as go
+
+from .text import is_number
 
 MOST_POINTS = 500
 TRAIN = "#7f8b96"
@@ -136,11 +138,8 @@ def decimate(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
 def _points(records: Records, key: str) -> list[Point]:
     """(step, value), without what is missing or not finite: a lost value must not tear down the page."""
     pairs = ((record.get("step"), record.get(key)) for record in records)
-    return [(float(x), float(y)) for x, y in pairs if _is_number(x) and _is_number(y)]
+    return [(float(x), float(y)) for x, y in pairs if is_number(x) and is_number(y)]
 
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _base_of(validation: Sequence[Point]) -> float | None:

@@ -104,8 +104,8 @@ class ReportSection:
         for block in (self.panel.result, self.details, self.prompts):
             block.pick(self.pick, [self.panel.seen, self.picked], drill, **quick).success(None, js=SHOW, **quick)
         # a result that came, went or changed redraws its block, and with it what is below
-        self.panel.result.change(self.follow, [self.panel.seen, self.picked], drill, **quick)
-        self.refit.result.change(self.follow_refit, self.refit.seen, self.keep, **quick)
+        self.panel.result.change(self.redraw, [self.panel.seen, self.picked], drill, **quick)
+        self.refit.result.change(self.redraw_refit, self.refit.seen, self.keep, **quick)
         correcting = [self.panel.seen, self.picked, self.who, self.token]
         self.correct.click(self.do_correct, correcting, [*drill, *told], **private)
         self.told.pick(self.do_forget, [self.token], told, **private)
@@ -121,13 +121,11 @@ class ReportSection:
     # ---- handlers: asking ----------------------------------------------------------------------------------------
 
     def asked(self, files: Any, routers: Any) -> Asked:
-        """Settings and files of a run. Raises ConfigError."""
+        """Settings and files of a run; no router ticked is all that can be used. Raises ConfigError."""
         names = guard.some_names(routers or [], "The routers")
         known = usable(routers_of(self.studio))
         for name in names:
             guard.a_choice(name, "A router", known)
-        if not names:
-            raise ConfigError("No router is chosen. Tick at least one.")
         return {"routers": names}, uploads(files)
 
     def asked_refit(self, seen: Any) -> Asked:
@@ -143,13 +141,14 @@ class ReportSection:
         views = routers_of(self.studio)
         names = usable(views)
         ticked = ticked if isinstance(ticked, list) else []
-        value = [name for name in names if name in ticked or name not in (offered or ())]
+        # none ticked is all: the page may have been opened before there were any to tick
+        value = [name for name in names if name in ticked or name not in (offered or ())] or names
         return gr.update(choices=choices_of(views), value=value), names, missing(views), *self._told_updates()
 
     # ---- handlers: looking closer ----------------------------------------------------------------------------------
 
     @friendly(quiet=True)
-    def follow(self, seen: Any, picked: Any) -> Outputs:
+    def redraw(self, seen: Any, picked: Any) -> Outputs:
         """The result on display has changed: begin with its best router, or stay with the one that was picked."""
         job, result = self._result(seen)
         picked = picked if isinstance(picked, Mapping) else {}
@@ -228,7 +227,7 @@ class ReportSection:
         return self._told_updates()
 
     @friendly(quiet=True)
-    def follow_refit(self, seen: Any) -> Any:
+    def redraw_refit(self, seen: Any) -> Any:
         """A refit can be kept once it has ended, and only once."""
         _, result = self._result(seen)
         return gr.update(visible=can_keep(result))

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .report_curves import is_number, share
-from .text import NOTHING, colour, count, duration, escape, listed, loss
+from .report_curves import share
+from .text import NOTHING, colour, count, duration, escape, is_number, listed, loss
 
 Result = Mapping[str, Any]
 Colours = Mapping[str, str]
@@ -200,7 +200,7 @@ def _task(name: str, own: Result, tone: str | None) -> str:
 
 def _judged(result: Result) -> dict[str, bool]:
     """For every lobe with data of its own: whether no other and not the base has less loss on it."""
-    judged = {}
+    judged: dict[str, bool] = {}
     for j, own in enumerate(result.get("own") or ()):
         if own not in result["lobes"]:
             continue

@@ -10,7 +10,7 @@ from typing import Any
 from ..composition.combinations import COMBINATIONS
 from .figures import share_bar
 from .table import dot
-from .text import NOTHING, big, colour, count, duration, escape, loss, score, short, size
+from .text import NOTHING, big, colour, count, duration, escape, is_number, loss, score, short, size
 
 Colours = Mapping[str, str]
 Result = Mapping[str, Any]
@@ -166,23 +166,24 @@ def _gain(row: Result, name: str, parents: Sequence[tuple[str, float]]) -> str:
 
 def _layers(errors: Mapping[str, Any]) -> str:
     """A strip of the error in every layer: a line for each kind of layer, from the first to the last."""
-    known = {module: error for module, error in errors.items() if error is None or is_number(error)}
-    worst = max((module for module, error in known.items() if error is not None), key=lambda m: known[m], default=None)
-    lost = [module for module, error in known.items() if error is None]
-    if worst is None or (known[worst] <= BANDS[0][0] and not lost):
+    known = {module: math.inf if error is None else error for module, error in errors.items() if error is None or is_number(error)}
+    measured = {module: error for module, error in known.items() if math.isfinite(error)}
+    worst = max(measured, key=lambda module: measured[module], default=None)
+    lost = [module for module in known if module not in measured]
+    if worst is None or (measured[worst] <= BANDS[0][0] and not lost):
         return ""
     kinds: dict[str, dict[int, tuple[str, float]]] = {}
     for i, (module, error) in enumerate(known.items()):
         number = re.search(r"\.(\d+)\.", f".{module}")
         line = kinds.setdefault(module.rsplit(".", 1)[-1], {})
-        place, value = (int(number[1]) if number else i), math.inf if error is None else float(error)
-        if place not in line or line[place][1] < value:
-            line[place] = module, value
+        place = int(number[1]) if number else i
+        if place not in line or line[place][1] < error:
+            line[place] = module, error
     cells = {kind: "".join(_cell(*line[place]) for place in sorted(line)) for kind, line in kinds.items()}
     lines = "".join(f"<span>{escape(kind)}</span><div>{own}</div>" for kind, own in cells.items())
     more = f"; {count(len(lost), 'layer')} where the sum is zero and the merge is not" if lost else ""
     return (
-        f'<section><h4>Error by layer <span>first to last; worst {_small(known[worst])} in {escape(worst)}{more}</span></h4>'
+        f'<section><h4>Error by layer <span>first to last; worst {_small(measured[worst])} in {escape(worst)}{more}</span></h4>'
         f'<div class="merge-layers">{lines}</div></section>'
     )
 
@@ -209,7 +210,3 @@ def _small(value: float) -> str:
     """'0', '0.0004', '0.31', '2.4'."""
     return "0" if value < 5e-6 else f"{value:.1g}" if value < 0.001 else f"{value:.3f}" if value < 0.1 else score(value)
 
-
-def is_number(value: Any) -> bool:
-    """A finite number, as results from disk may hold anything."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

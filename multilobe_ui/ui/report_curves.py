@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .text import NOTHING, count, escape
+from .text import NOTHING, count, escape, is_number
 
 Result = Mapping[str, Any]
 Points = Sequence[tuple[float, float]]
@@ -25,10 +25,6 @@ IDEAL = "as sure as right"
 def share(value: Any) -> str:
     """'97.2 %'; '–' for what is not known."""
     return f"{100 * value:.1f} %" if is_number(value) else NOTHING
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def calibration_figure(result: Result, picked: str, live: bool = True) -> str:

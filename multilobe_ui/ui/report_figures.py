@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .report_curves import abstention_figure, calibration_figure, is_number, share
-from .text import colour, count, css_string, duration, escape, listed, milliseconds, percent, short
+from .report_curves import abstention_figure, calibration_figure, share
+from .text import colour, count, css_string, duration, escape, is_number, listed, milliseconds, percent, short
 
 Result = Mapping[str, Any]
 Colours = Mapping[str, str]

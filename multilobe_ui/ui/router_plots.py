@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from .curves import FONT, GRID, INK, decimate, smoothed
-from .text import colour, short
+from .text import colour, is_number, short
 
 if TYPE_CHECKING:
     from ..views import PromptMap
@@ -40,7 +40,7 @@ def fit_curves(records: Records, steps: int | None = None) -> go.Figure:
     for number, (name, points) in enumerate(curves.items()):
         axis = "y" if kind_of(name, points) == kinds[0] else "y2"
         _curve(figure, label(name), points, TONES[number % len(TONES)], axis, "held_out" in name)
-    last = max((float(r["step"]) for r in records if _finite(r.get("step"))), default=0.0)
+    last = max((float(r["step"]) for r in records if is_number(r.get("step"))), default=0.0)
     end = float(steps or last or 1)
     _phases(figure, records, end)
     _frame(figure, kinds, end, 320 if len(kinds) < 2 else 420)
@@ -52,10 +52,10 @@ def series(records: Records) -> dict[str, list[Point]]:
     found: dict[str, list[Point]] = {}
     for record in records:
         step, values = record.get("step"), record.get("values")
-        if not _finite(step) or not isinstance(values, Mapping):
+        if not is_number(step) or not isinstance(values, Mapping):
             continue
         for name, value in values.items():
-            if _finite(value) and name not in LEFT_OUT:
+            if is_number(value) and name not in LEFT_OUT:
                 found.setdefault(str(name), []).append((float(step), float(value)))  # type: ignore[arg-type]
     return found
 
@@ -72,7 +72,7 @@ def label(name: str) -> str:
 
 def phases(records: Records) -> list[tuple[str, float, float]]:
     """(name, first step, last step) of each phase, in order."""
-    named = [(str(r.get("phase", "")), float(r["step"])) for r in records if _finite(r.get("step"))]
+    named = [(str(r.get("phase", "")), float(r["step"])) for r in records if is_number(r.get("step"))]
     runs = [(name, [step for _, step in group]) for name, group in groupby(named, key=lambda pair: pair[0])]
     return [(name, steps[0], steps[-1]) for name, steps in runs]
 
@@ -195,7 +195,3 @@ def _xs(points: Sequence[Point]) -> list[int]:
 
 def _ys(points: Sequence[Point]) -> list[float]:
     return [round(y, 4) for _, y in points]
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .merge_card import is_number
-from .text import colour, count, escape, loss, short
+from .text import colour, count, escape, is_number, loss, short
 
 Colours = Mapping[str, str]
 Result = Mapping[str, Any]

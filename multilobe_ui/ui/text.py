@@ -6,10 +6,12 @@ What goes into HTML passes through `escape`, because lobe names and prompts are 
 from __future__ import annotations
 
 import html
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import TypeGuard
 
 from ..routers.base import RoutingDecision
 
@@ -163,6 +165,11 @@ def when(timestamp: str | None, now: datetime | None = None) -> str:
 def width(value: str) -> int:
     """Columns it takes in a fixed-width font: East Asian characters take two, combining marks none."""
     return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in value)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number: results that were read from disk may hold anything."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def slug(value: str) -> str:

@@ -332,7 +332,7 @@ def seen(section, studio, result):
 
 def walked(section, seen, *ids):
     """What is picked after clicks on these, one after the other, and the last outputs."""
-    outputs = section.follow(seen, {})
+    outputs = section.redraw(seen, {})
     for id in ids:
         outputs = section.pick(event(id), seen, outputs[0])
     names = ("picked", "details", "prompts", "ask", "quote", "who")
@@ -394,11 +394,11 @@ def test_a_result_shows_its_default_router_and_clicks_go_down(section, seen, res
 def test_what_was_picked_stays_with_a_new_run_of_the_same_routers(section, studio, seen):
     picked = walked(section, seen, "router|gate").picked
     later = section.panel.view("", studio.lab.ran("report", report_result(LOBES, seed=2)).id, {})[-1]
-    assert section.follow(later, picked)[0] == {"job": later["job"], "router": "gate"}
+    assert section.redraw(later, picked)[0] == {"job": later["job"], "router": "gate"}
     fewer = section.panel.view("", studio.lab.ran("report", report_result(LOBES, ["keyword"])).id, {})[-1]
-    assert section.follow(fewer, picked)[0]["router"] == "keyword"
+    assert section.redraw(fewer, picked)[0]["router"] == "keyword"
     at_work = section.panel.view("", studio.lab.start("report", {"routers": ["gate"]}).id, {})[-1]
-    waiting = section.follow(at_work, picked)
+    waiting = section.redraw(at_work, picked)
     assert waiting[0]["router"] == "gate" and waiting[1]["visible"] is False
 
 
@@ -407,7 +407,7 @@ def test_what_was_picked_stays_with_a_new_run_of_the_same_routers(section, studi
                                 7, None, ["router|gate"]])  # fmt: skip
 def test_forged_clicks_are_refused(section, seen, id):
     with pytest.raises(gr.Error):
-        section.pick(event(id), seen, section.follow(seen, {})[0])
+        section.pick(event(id), seen, section.redraw(seen, {})[0])
 
 
 def test_forged_prompts_and_missing_reports_are_refused(section, seen, result):
@@ -476,7 +476,7 @@ def test_a_refit_is_shown_before_it_is_kept_and_kept_once(section, studio, resul
     studio.lab.correct("one", "legal", was="python")
     job = studio.lab.ran("refit", refit_result(result, studio.lab.told))
     seen = section.refit.view("", job.id, {})[-1]
-    assert section.follow_refit(seen)["visible"] is True
+    assert section.redraw_refit(seen)["visible"] is True
     assert not studio.lab.kept
     drawn, keep, told, _ = section.do_keep(NOBODY, seen, "")
     assert studio.lab.kept == [job.id] and keep["visible"] is False
@@ -484,7 +484,7 @@ def test_a_refit_is_shown_before_it_is_kept_and_kept_once(section, studio, resul
     with pytest.raises(gr.Error, match="no refit to keep"):
         section.do_keep(NOBODY, seen, "")
     stopped = studio.lab.ran("refit", {**refit_result(result, []), "stopped": True})
-    assert section.follow_refit(section.refit.view("", stopped.id, {})[-1])["visible"] is False
+    assert section.redraw_refit(section.refit.view("", stopped.id, {})[-1])["visible"] is False
     with pytest.raises(gr.Error):
         section.do_keep(NOBODY, {}, "")
 
