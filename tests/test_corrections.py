@@ -189,7 +189,9 @@ def test_only_fits_that_learn_from_labels_grow_stale(model: MultiLobeModel, tmp_
     assert model.routing.is_stale("gate")
     model.fit_router("gate")
     assert not model.routing.is_stale("gate") and model.route(PROMPT, "gate").chosen == NUMBERS
-    assert {name for name, make in ROUTERS.items() if not make(context(), None).learns_labels} == {"complexity", "xlora", "arrow"}
+    assert {name for name, make in ROUTERS.items() if not make(context(), None).learns_labels} == {
+        "complexity", "xlora", "arrow", "logprob", "chain"
+    }  # fmt: skip
 
 
 def test_a_stopped_trial_says_so(model: MultiLobeModel, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class RefitSettings:
     """What may be set. `routers`: names; () takes those that choose among lobes and can be used. `most`: prompts asked at most."""
 
     routers: tuple[str, ...] = ()
-    most: int = 1000
+    most: int = 200
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "routers", tuple(self.routers))

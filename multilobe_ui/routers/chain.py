@@ -31,6 +31,7 @@ class ChainRouter(Router):
     name: ClassVar[str] = "chain"
     title: ClassVar[str] = "Chain"
     sentence: ClassVar[str] = "Asks several routers in turn, until one is sure enough. You choose the order."
+    learns_labels: ClassVar[bool] = False  # its stages do
     needs_model: ClassVar[bool] = True
 
     def __init__(self, context: RoutingContext, build: Builder, known: Sequence[str]) -> None:

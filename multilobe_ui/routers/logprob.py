@@ -39,6 +39,7 @@ class LogprobRouter(Router):
     name: ClassVar[str] = "logprob"
     title: ClassVar[str] = "Log-prob"
     sentence: ClassVar[str] = "The lobe under which the language model finds the prompt least surprising."
+    learns_labels: ClassVar[bool] = False
     needs_model: ClassVar[bool] = True
     temperature = 0.09
 
