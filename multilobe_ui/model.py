@@ -32,6 +32,7 @@ from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRo
 from .routers.base import TOP_1, FitOutcome, Mixing, Vector, manual_decision
 from .routing import Routing
 from .scoring import MeanHidden, PromptScores
+from .serving import RunningBatch
 from .training import StepRecord, TrainingResult
 
 ROUTING_TRAIN_ROWS = 256
@@ -45,7 +46,8 @@ class MultiLobeModel:
     Methods may be called from several threads; training one lobe does not disturb answers from the others.
 
     Attributes:
-        backbone: the base. bank: its lobes, ready to run. embedder: the routers' sentence encoder. routing: the routers.
+        backbone: the base. bank: its lobes, ready to run. serving: answers decoded together.
+        embedder: the routers' sentence encoder. routing: the routers.
         home: folder of the lobes; a temporary one unless it was given.
         version: rises whenever lobes or routing change.
     """
@@ -68,6 +70,7 @@ class MultiLobeModel:
         self.backbone = backbone
         self.embedder = embedder or Embedder()
         self.bank = LobeBank(backbone)
+        self.serving = RunningBatch(self.bank)
         self._scores, self._hidden = PromptScores(self.bank, logprob_max_tokens), MeanHidden(self.bank)
         self.store = LobeStore(self.home / "lobes")
         self.corrections = Corrections(self.home / "corrections.json")
@@ -461,16 +464,18 @@ class MultiLobeModel:
         mixing: Mixing = TOP_1,
         stop: threading.Event | None = None,
         watch: Callable[[Tensor], None] | None = None,
+        ids: Sequence[int] | None = None,
     ) -> Request:
         """What `generation` needs to answer a conversation as it was decided.
 
         Args:
-            stop, watch: see `generation.Request`.
+            stop, watch: see `generation.Request`. ids: what `generation.prepare` gave for these messages, if that is known.
 
         Raises:
             ConfigError: the prompt is empty or too long. LobeError: a lobe has been deleted since.
         """
-        ids, _ = prepare(self.backbone, messages, sampling.max_new_tokens)
+        if ids is None:
+            ids, _ = prepare(self.backbone, messages, sampling.max_new_tokens)
         mixer = self.routing.named(decision.router).mixer(mixing) if decision.per_token else None
         return Request(ids, self.request_weights(decision), sampling, stop or threading.Event(), mixer, watch)
 

@@ -15,13 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from . import dataset
 from .assets import demo_bundle, sample_files
-from .comparison import AUTOMATIC, BASE_ONLY, MIX, Column, decide
+from .comparison import AUTOMATIC, BASE_ONLY, MIX, Column
 from .config import SamplingConfig, TrainingConfig, from_json, settings_of, suggested_learning_rate
 from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from .feedback import Feedback
@@ -29,18 +28,16 @@ from .files import read_json, write_json
 from .fits import Fit
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lab import Lab
-from .ledger import Cost, Ledger
+from .ledger import Ledger
 from .lobe import Lobe, LobeStore
 from .routers.base import TOP_1, Mixing, Router, RoutingDecision
 from .routing import without_lobes
-from .views import ChatEvent, JobView, LobeView, PromptMap, RouterView, StudioStatus, TokenTrace
+from .views import ChatEvent, JobView, LobeView, PromptMap, RouterView, StudioStatus
 
 if TYPE_CHECKING:
     from .model import MultiLobeModel
 
 BUILTIN = "builtin"
-EVENT_SECONDS = 0.04
-"""Least time between two events of one answer: a page cannot draw faster."""
 KEPT_BUNDLES = 20
 LOADING = "The base model is still loading."
 NEW_TERM_WEIGHT = 3.0
@@ -213,77 +210,11 @@ class Studio:
         Raises:
             MultiLobeError: the lobe is gone, the message empty or too long, or the model not to be had.
         """
-        model, sampling = self._ready(), sampling or SamplingConfig()
-        from .generation import TextPieces, generate_tokens, prepare
+        from .answering import Answering
 
-        began = time.perf_counter()
-        _, kept = prepare(model.backbone, messages, sampling.max_new_tokens)
-        decision = decide(model, messages, Column(choice, router, mixing, weights or {}))
-        seen: list[Any] = []
-        request = model.request(kept, decision, sampling, mixing=mixing, stop=stop, watch=seen.append)
-        names = {lobe.id: lobe.name for lobe in model.lobes}
-        mixed = [names.get(lobe, lobe) for lobe in request.mixer.lobes] if request.mixer else []
-        routed = time.perf_counter()
-        pieces, text, count, trace = TextPieces(model.backbone), "", 0, list[TokenTrace]()
-        first_ms: float | None = None
-        shown, latest, noted = 0.0, routed, False
-
-        def event(done: bool = False, cost: Cost | None = None) -> ChatEvent:
-            seconds = (latest if done else time.perf_counter()) - routed
-            return ChatEvent(
-                text=text,
-                decision=decision,
-                done=done,
-                stopped=done and request.stop.is_set(),
-                prompt_tokens=len(request.ids),
-                answer_tokens=count,
-                seconds=seconds,
-                tokens_per_second=count / seconds if count else 0.0,
-                first_token_ms=first_ms,
-                dropped_messages=len(messages) - len(kept),
-                trace=tuple(trace),
-                cost=cost,
-            )
-
-        def note(cut: bool = False) -> Cost:
-            """Enter what has been done so far into the ledger; `cut` where nobody waits for the rest."""
-            nonlocal noted
-            noted = True
-            cost = Cost.of(
-                decision,
-                mixed or sorted(filter(decision.weights.get, decision.weights), key=lambda name: -abs(decision.weights[name])),
-                latest - routed,
-                first_token_ms=first_ms,
-                prompt_tokens=0 if cut and not count else len(request.ids),  # it is read with the first token
-                answer_tokens=count,
-                resident=tuple(names.get(lobe, lobe) for lobe in model.bank.resident),
-                resident_bytes=model.bank.resident_bytes,
-                stopped=cut or request.stop.is_set(),
-            )
-            self.ledger.add(cost)
-            return cost
-
-        try:
-            yield event()
-            for (token,) in generate_tokens(model.bank, [request]):
-                if token is None:
-                    continue
-                count, latest = count + 1, time.perf_counter()
-                first_ms = first_ms or (latest - began) * 1000
-                before, text = len(text), (text + pieces.add(token)).lstrip()
-                if seen:
-                    trace.append(_trace(text[before:], mixed, seen.pop()))
-                if latest - shown >= EVENT_SECONDS:
-                    shown = time.perf_counter()
-                    yield event()
-            latest = time.perf_counter()
-            before, text = len(text), (text + pieces.rest()).strip()
-            if trace and len(text) > before:
-                trace[-1] = replace(trace[-1], text=trace[-1].text + text[before:])
-            yield event(done=True, cost=note())
-        finally:
-            if not noted:  # closed by whoever listened (Stop, a page that has gone), or failed
-                note(cut=True)
+        column = Column(choice, router, mixing, weights or {})
+        answering = Answering(self._ready(), messages, column, sampling or SamplingConfig(), stop, self.ledger.add)
+        yield from answering.events()
 
     def feedback(self, prompt: str, answer: str, decision: RoutingDecision | None, liked: bool) -> None:
         """Keep a thumb up or down, as a line of `feedback.jsonl` in the home: later a training set, or labelled routing data."""
@@ -676,12 +607,6 @@ def _router_view(router: Router, fit: Fit | None, stale: bool, why: str, job_id:
         fitted_at=fit.created if fit and usable else "",
         job_id=job_id,
     )
-
-
-def _trace(text: str, names: Sequence[str], layers: Any) -> TokenTrace:
-    """`layers` is a tensor (layers, lobes)."""
-    means = layers.mean(0).tolist()
-    return TokenTrace(text, dict(zip(names, means, strict=True)), layers.numpy())
 
 
 def _is_shared() -> bool:

@@ -21,7 +21,7 @@ FLOORS = (  # a room imports from its own floor and those below
     "bundle routing",
     "model",
     "evaluation evaluation.* composition composition.* comparison",
-    "views prompt_map jobs feedback ledger lab studio",
+    "views prompt_map jobs feedback ledger answering lab studio",
     "ui ui.* cli cli_tables demo treebank __main__",
     "app",
 )

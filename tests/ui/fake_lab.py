@@ -477,3 +477,7 @@ def forgetting_result(lobes: Sequence[str], contrast: bool = True) -> dict[str, 
         "trained": {"rows": 96, "steps": 96, "loss_before": 3.18, "loss_after": 1.42},
         "contrast": shown, "contrast_why": why, "reasons": [], "stopped": False, "seconds": 61.0,
     }  # fmt: skip
+
+
+class WholeFakeLab(FakeCompareLab, FakeMerges):
+    """Everything, for the whole page."""

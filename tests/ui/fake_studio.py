@@ -199,6 +199,9 @@ class FakeStudio:
         self._state, self._version, self._ready = state, 1, threading.Event()
         if state == "ready":
             self._ready.set()
+        from fake_lab import WholeFakeLab  # it knows this class
+
+        self.lab: Any = WholeFakeLab(self)
 
     # life
 
