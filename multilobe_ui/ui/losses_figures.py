@@ -141,8 +141,11 @@ def _end(result: Result, key: str, title: str, first: bool) -> str:
 
 
 def perplexity(value: Any) -> str:
-    """exp(loss) with three digits that count."""
-    return f"{math.exp(min(float(value), 50.0)):,.3g}" if is_number(value) else NOTHING
+    """exp(loss) with three digits that count, or all before the point."""
+    if not is_number(value):
+        return NOTHING
+    found = math.exp(min(value, 50.0))
+    return f"{found:.3g}" if found < 999.5 else f"{found:,.0f}" if found < 1e6 else f"{found:.1e}"
 
 
 # ---- gains, scores ---------------------------------------------------------------------------------------------------
