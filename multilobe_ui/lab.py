@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from . import dataset
 from .comparison import Column, Comparison, compare
@@ -54,52 +54,42 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One kind of experiment.
+    """One kind of experiment. What it needs of the package is named, and imported when it is asked for: it brings torch.
 
     Attributes:
-        title: what a person calls it. settings: frozen dataclass of what may be set, all with defaults, checked as it is made.
-        run: does it. needs_label: whether rows that are given must say whose they are.
+        title: what a person calls it. module: where it is.
+        settings_name: frozen dataclass of what may be set, all with defaults, checked as it is made. run_name: does it.
+        needs_label: whether rows that are given must say whose they are.
         alone: on a shared server only the owner of the machine may run it: it takes long, or makes lobes.
     """
 
     title: str
-    settings: Callable[[], type[Any]]
-    run: Callable[[], Run]
+    module: str
+    settings_name: str
+    run_name: str
     needs_label: bool = False
     alone: bool = False
 
+    def settings(self) -> type[Any]:
+        return cast(type[Any], self._imported(self.settings_name))
 
-def _later(module: str, name: str) -> Callable[[], Any]:
-    """What a module of this package calls so, imported when it is asked for."""
-    return lambda: getattr(import_module(f".{module}", __package__), name)
+    def run(self) -> Run:
+        return cast(Run, self._imported(self.run_name))
+
+    def _imported(self, name: str) -> Any:
+        return getattr(import_module(f".{self.module}", __package__), name)
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
+    "report": Experiment("Report card", "evaluation.report", "ReportSettings", "reporting", needs_label=True),
     "refit": Experiment(
-        "Refit with corrections", _later("evaluation.refit", "RefitSettings"), _later("evaluation.refit", "refitting"),
-        needs_label=True,
+        "Refit with corrections", "evaluation.refit", "RefitSettings", "refitting", needs_label=True, alone=True
     ),
-    "report": Experiment(
-        "Report card", _later("evaluation.report", "ReportSettings"), _later("evaluation.report", "reporting"), needs_label=True
-    ),
-    "losses": Experiment(
-        "Loss matrix", _later("evaluation.losses", "LossSettings"), _later("evaluation.losses", "measuring")
-    ),
-    "merge": Experiment(
-        "Merge lobes",
-        _later("composition.merging", "MergeSettings"),
-        _later("composition.merging", "run_merge"),
-        alone=True,
-    ),
-    "search": Experiment(
-        "Search weights", _later("composition.weighing", "SearchSettings"), _later("composition.weighing", "run_search")
-    ),
-    "forgetting": Experiment(
-        "Forgetting check", _later("evaluation.forgetting", "ForgettingSettings"), _later("evaluation.forgetting", "checking"),
-        alone=True,
-    ),
+    "losses": Experiment("Loss matrix", "evaluation.losses", "LossSettings", "measuring"),
+    "forgetting": Experiment("Forgetting check", "evaluation.forgetting", "ForgettingSettings", "checking", alone=True),
+    "merge": Experiment("Merge lobes", "composition.merging", "MergeSettings", "run_merge", alone=True),
+    "search": Experiment("Search weights", "composition.weighing", "SearchSettings", "run_search"),
 }
-"""By name. Classes and functions are named through functions, because importing them brings torch."""
 
 
 class Lab:
@@ -158,7 +148,7 @@ class Lab:
             kind=KIND,
         )
         if not files:
-            data = self._jobs.data(rows_of) if rows_of else None
+            data = self._jobs.data(rows_of) if rows_of and self._may_see(self._jobs.get(rows_of), owner) else None
             return self._view(self._jobs.submit(spec, data), owner)
         from .evaluation.labelled import read_labelled, write_rows
 
@@ -168,8 +158,9 @@ class Lab:
             return self._view(self._jobs.submit(spec, Path(scratch) / "rows.jsonl"), owner)
 
     def runs(self, name: str, owner: str = "") -> list[JobView]:
-        """Every run of an experiment, newest first."""
-        return [self._view(job, owner) for job in self._jobs.list() if job.spec.kind == KIND and job.spec.name == name]
+        """Every run of an experiment, newest first; on a shared server not those on rows that somebody else has brought."""
+        jobs = [job for job in self._jobs.list() if job.spec.kind == KIND and job.spec.name == name]
+        return [self._view(job, owner) for job in jobs if self._may_see(job, owner)]
 
     def result(self, job_id: str) -> Mapping[str, Any] | None:
         """What an experiment found, as its result's `to_json`; None if it has not ended. Raises JobError if there is none."""
@@ -370,6 +361,9 @@ class Lab:
         self._ledger.clear()
 
     # ---- inside -----------------------------------------------------------------------------------------------------------
+
+    def _may_see(self, job: Job, owner: str) -> bool:
+        return not self._shared or job.spec.owner == owner or not job.spec.data_name
 
     def _named(self, name: str) -> Experiment:
         if name not in EXPERIMENTS:

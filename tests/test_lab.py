@@ -15,7 +15,7 @@ import test_studio
 from test_model import TOPICS, rows
 from test_studio import CONFIG, finish, train, wait_for
 
-from multilobe_ui.errors import ConfigError, DataError, JobError
+from multilobe_ui.errors import ConfigError, DataError, JobError, LobeError
 from multilobe_ui.lab import EXPERIMENTS
 from multilobe_ui.studio import Studio
 
@@ -142,3 +142,52 @@ def test_a_failed_experiment_says_why(make_studio: Callable[..., Studio]) -> Non
     finish(empty, job.id)
     assert empty.job(job.id).state == "failed" and "There are no labelled prompts" in empty.job(job.id).error
     assert empty.lab.result(job.id) is None
+
+
+def test_a_correction_goes_from_the_report_through_a_trial_into_force_and_back(studio: Studio, tmp_path: Path) -> None:
+    animals, numbers, _ = TOPICS
+    report = studio.lab.start("report", {"routers": ["embedding"]}, [("p.jsonl", labelled(tmp_path))])
+    finish(studio, report.id)
+    prompt = rows(animals)[0]["input"]
+    before = studio.route(prompt).chosen
+    studio.lab.correct(prompt, numbers, was=before or "")
+    told = studio.lab.corrections()
+    assert [(c["prompt"], c["lobe"], c["was"], c["kept"]) for c in told] == [(prompt, numbers, before or "", False)]
+    trial = studio.lab.start("refit", {"routers": ["embedding"]}, rows_of=report.id)
+    finish(studio, trial.id)
+    result = studio.lab.result(trial.id)
+    asked = len(studio.lab.result(report.id)["prompts"])  # type: ignore[index]
+    assert result and result["routers"]["embedding"]["of"] == asked - 1 and not result["kept"]
+    assert studio.route(prompt).chosen == before
+    studio.lab.keep_refit(trial.id)
+    assert studio.route(prompt).chosen == numbers and studio.lab.result(trial.id)["kept"]  # type: ignore[index]
+    studio.lab.forget_corrections([told[0]["id"]])
+    assert studio.route(prompt).chosen == before and studio.lab.corrections() == []
+    with pytest.raises(JobError, match="not refitted anything"):
+        studio.lab.keep_refit(report.id)
+    with pytest.raises(LobeError, match="no lobe called 'Nobody'"):
+        studio.lab.correct(prompt, "Nobody")
+
+
+def test_on_a_shared_server_rows_stay_with_who_brought_them(
+    make_studio: Callable[..., Studio], studio: Studio, tmp_path: Path
+) -> None:
+    studio.close()
+    shared = make_studio(shared=True)
+    mine = shared.lab.start("report", {"routers": ["keyword"]}, [("p.jsonl", labelled(tmp_path))], "token:me")
+    ours = shared.lab.start("report", {"routers": ["keyword"]}, (), "token:me")
+    for job in (mine, ours):
+        finish(shared, job.id)
+    assert [job.id for job in shared.lab.runs("report", "token:me")] == [ours.id, mine.id]
+    assert [job.id for job in shared.lab.runs("report", "token:you")] == [ours.id]
+    for refused in (
+        lambda: shared.lab.correct("cat", None),
+        lambda: shared.lab.forget_corrections(),
+        lambda: shared.lab.keep_refit(mine.id),
+        lambda: shared.lab.start("merge", {}, (), "token:me"),
+        lambda: shared.lab.start("refit", {}, (), "token:me"),
+        lambda: shared.lab.clear_ledger("token:me"),
+        lambda: shared.lab.export_feedback("routing"),
+    ):
+        with pytest.raises(ConfigError, match="server is shared"):
+            refused()  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..errors import JobError
+from ..lab import EXPERIMENTS
 from . import guard, text
 from .guard import friendly
 from .table import SCRIPT, bare, shown
@@ -191,7 +192,8 @@ class ExperimentPanel:
             return gr.update(visible=False), gr.update(visible=False)
         with tempfile.TemporaryDirectory(prefix="multilobe-report-") as scratch:
             page = Path(scratch) / f"multilobe-{self.name}-{job.created[:10]}.html"
-            page.write_text(report_page(f"MultiLobe Lab: {self.name}", job.created, self.draw(found, colours)), "utf-8")
+            title = f"MultiLobe Lab: {EXPERIMENTS[self.name].title}"
+            page.write_text(report_page(title, job.created, self.draw(found, colours)), "utf-8")
             data = page.with_suffix(".json")
             data.write_text(json.dumps(found, ensure_ascii=False, indent=1), "utf-8")
             paths = [guard.downloadable(path) for path in (page, data)]
