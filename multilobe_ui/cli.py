@@ -179,6 +179,11 @@ def evaluate(options: argparse.Namespace) -> None:
     _say(options, result, TABLES[options.what](result))
 
 
+def bench(options: argparse.Namespace) -> None:
+    """Time training, routing and answers on this machine, with this base and the lobes of the home."""
+    evaluate(options)
+
+
 def merge(options: argparse.Namespace) -> None:
     """Make a lobe out of several, after saying what it costs; Ctrl-C ends the search, or the measuring."""
     from .composition import MergeSettings, keep_merge
@@ -337,6 +342,12 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help="a setting of the experiment")
     measure.add_argument("--out", help="write the result here, as JSON")
     measure.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    timed = command("bench", bench)
+    timed.set_defaults(what="speed", data=[])
+    timed.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help="rounds, tokens or chats")
+    timed.add_argument("--out", help="write the result here, as JSON")
+    timed.add_argument("--quiet", action="store_true", help="no progress bar")
 
     join = command("merge", merge)
     join.add_argument("name", help="the new lobe's name")

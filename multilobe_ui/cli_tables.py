@@ -71,4 +71,29 @@ def forgetting(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"report": report, "losses": losses, "forgetting": forgetting}
+def speed(result: Mapping[str, Any]) -> str:
+    """What a machine does with a base."""
+    machine, decoding = result["machine"], result["decoding"]
+    rows = [
+        ["matrix product", number(result["gflops"], ",.0f"), "GFLOP/s"],
+        ["copy in memory", number(result["copy_gib_s"], ",.1f"), "GiB/s"],
+        ["training", number(result["training"], ",.0f"), "tokens/s"],
+        *([f"routing, {name}", number(ms, ",.1f"), "ms"] for name, ms in result["routing"].items()),
+        ["first token", number(result["first_token_ms"], ",.0f"), "ms"],
+        ["answers, base", number(decoding["base"], ",.0f"), "tokens/s"],
+        ["answers, one lobe", number(decoding["lobe"], ",.0f"), "tokens/s"],
+        [f"{result['chats']} chats one after another", number(decoding["one after another"], ",.0f"), "tokens/s"],
+        [f"{result['chats']} chats together", number(decoding["together"], ",.0f"), "tokens/s"],
+        ["memory, base", number(result["base_bytes"] / 2**20, ",.1f"), "MiB"],
+        ["memory, a lobe", number(result["lobe_bytes"] and result["lobe_bytes"] / 2**20, ",.1f"), "MiB"],
+    ]
+    told = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {machine['device']}"
+    return f"{result['base']['name']} on {told}\n{table(rows)}"
+
+
+TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "report": report,
+    "losses": losses,
+    "forgetting": forgetting,
+    "speed": speed,
+}

@@ -88,6 +88,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "losses": Experiment("Loss matrix", "evaluation.losses", "LossSettings", "measuring"),
     "forgetting": Experiment("Forgetting check", "evaluation.forgetting", "ForgettingSettings", "checking", alone=True),
     "merge": Experiment("Merge lobes", "composition.merging", "MergeSettings", "run_merge", alone=True),
+    "speed": Experiment("Speed of this machine", "evaluation.speed", "SpeedSettings", "timing", alone=True),
     "search": Experiment("Search weights", "composition.weighing", "SearchSettings", "run_search"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,12 @@ def test_fit_and_eval(run: Callable, files: dict[str, Path], tmp_path: Path) -> 
     base = next(line for line in text.splitlines() if line.startswith("base"))
     assert base.split()[1:] == [f"{loss:.3f}" for loss in losses["losses"][0]]
     assert "gain over the base" in text
+
+    status, text, _ = run("bench", "--set", "rounds=1", "--set", "tokens=2", "--set", "chats=2", "--quiet", "--out", str(out))
+    speed = json.loads(out.read_text())
+    lines = {re.split(r"\s{2,}", line)[0]: line.split()[-2] for line in text.splitlines()[1:]}
+    assert status == 0 and lines["memory, a lobe"] == f"{speed['lobe_bytes'] / 2**20:,.1f}"
+    assert lines["2 chats together"] == f"{speed['decoding']['together']:,.0f}"
 
     status, text, _ = run("eval", "forgetting", "--set", "epochs=1", "--set", "contrast=false", "--quiet")
     assert status == 0 and text.splitlines()[0] == "passed" and f"{animals}: identical" in text

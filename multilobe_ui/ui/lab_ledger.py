@@ -16,28 +16,34 @@ from .experiment import ExperimentPanel
 from .guard import friendly
 from .ledger_card import ledger_csv, ledger_json, ledger_table, recent_table
 from .routing_row import routers_of
+from .speed_card import speed_card
 from .table import bare, shown
 
 if TYPE_CHECKING:
     from ..studio import Studio
 
+SPEED = (
+    '<div class="train-heading"><h2>What this machine does</h2><p class="ml-faint">Training, routing and answers with the present '
+    "base and lobes, beside what the processor and its memory could do. About a minute.</p></div>"
+)
 LOOK_SECONDS = 3.0
 LATEST = 12
 MOST_SAVED = 100_000
 
 
 class LedgerSection:
-    """See the module. It has no experiment, so it looks for itself."""
+    """See the module. The ledger is no experiment, so it looks for itself."""
 
     title = "Cost"
     about = (
         "Every answer is entered with what it cost: time to route, tokens read and written, speed, and the lobes in memory. No "
         "prompt, no answer and no name of a person is kept."
     )
-    panels: Sequence[ExperimentPanel] = ()
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
+        self.speed = ExperimentPanel(studio, "speed", speed_card, run="Time this machine")
+        self.panels: Sequence[ExperimentPanel] = (self.speed,)
 
     def build(self) -> None:
         """Call it inside gr.Blocks, in the tab or column where it belongs."""
@@ -54,6 +60,10 @@ class LedgerSection:
             self.keep = gr.Button("Keep them", visible=False, elem_id="ledger-keep", **small)
         self.heading = bare(visible=False)
         self.recent = bare(visible=False, elem_id="ledger-recent")
+        with gr.Column(visible=not self.studio.shared, elem_id="ledger-speed"):
+            bare(SPEED)
+            self.speed.build()
+            self.speed.wire(lambda: ({}, []), [])
         self._wire()
 
     def _wire(self) -> None:
