@@ -34,8 +34,8 @@ BASE_ONLY = "base"
 MIX = "mix"
 LOBE_PREFIX = "lobe:"
 MOST_COLUMNS = 4
-EVENT_SECONDS = 0.04
-"""Least time between two events: a page cannot draw faster."""
+EVENT_SECONDS = 0.1
+"""Seconds at least between two events: a browser that is sent more draws later and later, and Stop comes too late."""
 WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|\S")
 """A word, or one other sign; Chinese and Japanese have no spaces, so each of their characters counts as a word."""
 MANY_WORDS = 300
