@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .comparison import EVENT_SECONDS, Column, decide
 from .config import SamplingConfig
-from .generation import TextPieces, prepare
+from .generation import TextPieces, prepare, stream_tokens
 from .ledger import Cost
 from .model import MultiLobeModel
 from .views import ChatEvent, TokenTrace
@@ -23,6 +23,7 @@ class Answering:
 
     Args:
         column: who answers. note: is told the cost once, also when the listener goes away halfway.
+        together: decode it in the model's running batch, with all others.
 
     Raises:
         MultiLobeError: the lobe is gone, or the message empty or too long.
@@ -36,6 +37,7 @@ class Answering:
         sampling: SamplingConfig,
         stop: threading.Event | None,
         note: Callable[[Cost], None],
+        together: bool = False,
     ) -> None:
         self._began = time.perf_counter()
         self._model, self._note = model, note
@@ -52,13 +54,14 @@ class Answering:
         self._text, self._count = "", 0
         self._first_ms: float | None = None
         self._trace: list[TokenTrace] = []
+        self._tokens = model.serving.tokens(self._request) if together else stream_tokens(model.bank, self._request)
 
     def events(self) -> Iterator[ChatEvent]:
         """First one with the decision, then the growing text, last one that is done."""
         noted, shown, pieces = False, 0.0, TextPieces(self._model.backbone)
         try:
             yield self._event()
-            for token in self._model.serving.tokens(self._request):
+            for token in self._tokens:
                 self._take(pieces.add(token))
                 if self._latest - shown >= EVENT_SECONDS:
                     shown = time.perf_counter()
@@ -71,6 +74,7 @@ class Answering:
             self._note(cost)
             yield self._event(cost)
         finally:
+            self._tokens.close()  # whoever is gone leaves the batch now, not when memory is tidied
             if not noted:  # closed by whoever listened (Stop, a page that has gone), or failed
                 self._note(self._cost(cut=True))
 

@@ -7,7 +7,7 @@ the weights. Rows of a batch are independent: each has its own weights, sampling
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,11 +147,16 @@ def _started(requests: Sequence[Request]) -> MixerRun | None:
     return None if mixer is None else mixer.start()
 
 
+def stream_tokens(bank: LobeBank, request: Request) -> Generator[int, None, None]:
+    """One answer's token ids, decoded alone."""
+    yield from (token for (token,) in generate_tokens(bank, [request]) if token is not None)
+
+
 def stream_text(bank: LobeBank, request: Request) -> Iterator[str]:
     """Pieces of one answer's text as they become certain (a piece never ends inside a character)."""
     piece = TextPieces(bank.backbone)
-    for (token,) in generate_tokens(bank, [request]):
-        if token is not None and (text := piece.add(token)):
+    for token in stream_tokens(bank, request):
+        if text := piece.add(token):
             yield text
     if text := piece.rest():
         yield text

@@ -7,8 +7,10 @@ waits for the weights to come from memory and for Python, not for arithmetic.
     lengths     tokens of each row in the cache; rows end together at the right, what is left of a shorter row is padding
     fair turns  at most one prompt, or `CHUNK` tokens of a long one, is read between two steps of those who are being answered
 
-Rows are independent: greedy answers are those of `generation.generate_tokens`. Requests with a mixer weigh lobes anew at every
-token, and some bases keep states that cannot be put under each other; these run alone, in the thread that asks.
+Rows do not see each other, but a product of eight rows is rounded otherwise than one of a single row: where two tokens are all but
+equally likely, a greedy answer may turn with who else is there. So it is for shared servers, where many ask at once. Requests
+with a mixer weigh lobes anew at every token, and some bases keep states that cannot be put under each other; these run
+alone, in the thread that asks.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from .bank import LobeBank, Mix
-from .generation import Request, Sampler, generate_tokens
+from .generation import Request, Sampler, stream_tokens
 
 MOST_ROWS = 16
 CHUNK = 256
@@ -75,14 +77,14 @@ class RunningBatch:
         self._cache: Any = None
         self._lengths: list[int] = []
 
-    def tokens(self, request: Request) -> Iterator[int]:
+    def tokens(self, request: Request) -> Generator[int, None, None]:
         """The answer's token ids, one at a time. Closing the iterator takes the request out of the batch.
 
         Raises:
             whatever the forward pass raised, for everybody who was in the batch then.
         """
         if request.mixer is not None or not self._batches:
-            yield from (token for (token,) in generate_tokens(self._bank, [request]) if token is not None)
+            yield from stream_tokens(self._bank, request)
             return
         row = _Row(request, self._bank)
         with self._lock:

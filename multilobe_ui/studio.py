@@ -213,7 +213,8 @@ class Studio:
         from .answering import Answering
 
         column = Column(choice, router, mixing, weights or {})
-        answering = Answering(self._ready(), messages, column, sampling or SamplingConfig(), stop, self.ledger.add)
+        model, how = self._ready(), sampling or SamplingConfig()
+        answering = Answering(model, messages, column, how, stop, self.ledger.add, together=self.shared)
         yield from answering.events()
 
     def feedback(self, prompt: str, answer: str, decision: RoutingDecision | None, liked: bool) -> None:

@@ -114,7 +114,7 @@ def test_whoever_goes_away_or_stops_leaves_the_batch(bank: LobeBank) -> None:
     batch = RunningBatch(bank)
     streams = [batch.tokens(stopped), batch.tokens(gone)]
     assert all(isinstance(next(stream), int) for stream in streams)
-    streams[1].close()  # type: ignore[attr-defined]
+    streams[1].close()
     stop.set()
     assert list(batch.tokens(stays)) == alone(bank, stays)
     assert len(list(streams[0])) < 200

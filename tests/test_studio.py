@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -419,3 +420,36 @@ def test_a_shared_server_keeps_what_all_use(make_studio: Callable, tmp_path: Pat
     ):
         with pytest.raises(ConfigError, match="shared"):
             attempt()
+
+
+def test_on_a_shared_server_chats_are_decoded_together(make_studio: Callable[..., Studio], tmp_path: Path) -> None:
+    single = make_studio()
+    for topic in list(TOPICS)[:2]:
+        finish(single, train(single, tmp_path, topic))
+    asked = [("cat dog", "lobe:Animals"), ("one two", "lobe:Numbers v1.0"), ("red", "base"), ("cat", "lobe:Animals")]
+    alone = [chat(single, *one) for one in asked]
+    single.close()
+    shared = make_studio(shared=True)
+    serving = shared._ready().serving
+    sizes: list[int] = []
+    step, take_in = serving._step, serving._take_in
+
+    def watched() -> None:
+        sizes.append(len(serving._rows))
+        step()
+
+    def all_at_once() -> bool:
+        if not sizes:
+            wait_for(lambda: len(serving._waiting) == len(asked))
+        return take_in()
+
+    serving._step, serving._take_in = watched, all_at_once  # type: ignore[method-assign]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda one: chat(shared, *one), asked)) == alone
+    assert max(sizes) > 1, "they were in one batch"
+    long = SamplingConfig(max_new_tokens=60, do_sample=False)
+    events = shared.chat([{"role": "user", "content": "cat dog"}], "lobe:Animals", long)
+    next(events), next(events)
+    events.close()  # type: ignore[attr-defined]
+    wait_for(lambda: not serving._rows)
+    assert shared.ledger.recent(1)[0].stopped
