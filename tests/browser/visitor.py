@@ -158,10 +158,20 @@ class Visitor:
         inside = self.on("#advanced .label-wrap.open")
         if not inside.count():
             self.on("#advanced .label-wrap").click()
-        for label, value in knobs.items():
-            box = self.page.get_by_label(f"number input for {label.replace('_', ' ')}", exact=True)
-            box.fill(str(value))
-            box.press("Tab")
+        names = {label.replace("_", " "): str(value) for label, value in knobs.items()}
+
+        def taken() -> bool:
+            """Whether the page knows: the slider beside the number follows it. (One that is still loading may not listen yet.)"""
+            for name, value in names.items():
+                slider = self.page.get_by_label(f"range slider for {name}", exact=True)
+                if float(slider.input_value()) != float(value):
+                    box = self.page.get_by_label(f"number input for {name}", exact=True)
+                    box.fill(value)
+                    box.press("Tab")
+                    return False
+            return True
+
+        until("the page knows of the knobs", taken)
 
     # ---- files -------------------------------------------------------------------------------------------------------
 
