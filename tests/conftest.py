@@ -20,6 +20,7 @@ from multilobe_ui.backbone import Backbone
 torch.set_num_threads(1)  # tiny matrices: threads only wait for each other
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `pytest -n`: a file stays in one process, for its fixtures, and two browsers never run at once."""
     for item in items:
