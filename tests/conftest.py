@@ -20,14 +20,6 @@ from multilobe_ui.backbone import Backbone
 torch.set_num_threads(1)  # tiny matrices: threads only wait for each other
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n`: a file stays in one process, for its fixtures, and two browsers never run at once."""
-    for item in items:
-        together = "browser" if item.get_closest_marker("browser") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(together))
-
-
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """base_folder(architecture, template) -> folder of a tiny random base model, made once."""
