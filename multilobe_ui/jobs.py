@@ -18,16 +18,17 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from .config import from_json
 from .errors import JobError, MultiLobeError
 from .files import new_folder, read_json, write_json
+from .progress import Progress
 
 try:
     import fcntl
@@ -57,6 +58,7 @@ _SAVE_EVERY = 0.5  # seconds between two job.json of plain steps
 _CURVES_KEPT = 8  # in memory: a long one takes tens of megabytes
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Record = dict[str, Any]
 Records = list[Record]
 
@@ -152,6 +154,20 @@ class JobHandle:
         due = record.get("validation_loss") is not None or time.monotonic() - self._saved >= _SAVE_EVERY
         self._jobs._change(self._id, lambda job: job.after([record]), save=due)
         self._saved = time.monotonic() if due else self._saved
+
+    def follow(self, work: Generator[Progress, None, T]) -> T | None:
+        """Write down all that it yields; returns what it returns, or None where the app closes first."""
+        try:
+            while not self.closing:
+                record = next(work)
+                if record.phase != self.job.phase:
+                    self.phase(record.phase)
+                self.record(record.to_json())
+        except StopIteration as end:
+            value: T = end.value
+            return value
+        work.close()
+        return None
 
     def result(self, value: Any) -> None:
         """Keep what came out, as JSON, beside the job.

@@ -177,16 +177,9 @@ class Lab:
         work = experiment.run()(
             model, settings, data=handle.data if handle.data.is_file() else None, made=made, stop=handle.stop
         )
-        try:
-            while not handle.closing:
-                record = next(work)
-                if record.phase != handle.job.phase:
-                    handle.phase(record.phase)
-                handle.record(record.to_json())
-        except StopIteration as end:
-            handle.result(end.value.to_json())
-            return
-        work.close()
+        found = handle.follow(work)
+        if found is not None:
+            handle.result(found.to_json())
 
     # ---- compare ----------------------------------------------------------------------------------------------------------
 

@@ -355,16 +355,7 @@ class Studio:
         settings = dict(job.spec.config)
         if handle.data.is_file():
             settings["rows"] = dataset.pairs(handle.data)
-        run = model.fitting_router(job.spec.name, settings, handle.stop, owner=job.spec.owner)
-        try:
-            while not handle.closing:
-                record = next(run)
-                if record.phase != handle.job.phase:
-                    handle.phase(record.phase)
-                handle.record(record.to_json())
-        except StopIteration:
-            return ""
-        run.close()
+        handle.follow(model.fitting_router(job.spec.name, settings, handle.stop, owner=job.spec.owner))
         return ""
 
     def _check_job(self, job_id: str, owner: str) -> None:
