@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # a room imports from its own floor and those below
     "errors config files assets archive progress",
     "records complexity",
-    "dataset backbone adapter routers.base",
+    "dataset backbone adapter lean_lora packed_attention norms kv_cache routers.base",
     "bank lobe embedding fits mixing xlora arrow tiers",
     "routers routers.* corrections serving scoring training generation xlora_training router_mlp experts",
-    "bundle routing",
+    "bundle routing residency",
     "model",
     "evaluation evaluation.* composition composition.* comparison",
     "views prompt_map jobs feedback ledger answering lab studio",

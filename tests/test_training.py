@@ -10,12 +10,16 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import SequentialSampler
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from multilobe_ui.adapter import read_header
 from multilobe_ui.backbone import Backbone
@@ -128,7 +132,7 @@ def reference(
     return answer_losses, norms, weights_at_end
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])  # packed, packed, padded
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "falcon", "bloom"])  # row by row, then masked, padded
 @pytest.mark.parametrize("prompt_weight", [0.0, 0.3, 1.0])
 def test_the_curve_is_that_of_a_plain_loop(
     base_folder: Callable[..., Path], tmp_path: Path, architecture: str, prompt_weight: float
@@ -137,6 +141,8 @@ def test_the_curve_is_that_of_a_plain_loop(
     for module in backbone.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # GPT-2's own dropout would draw its numbers in another layout
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0  # and so would OPT's
     config = settings(
         epochs=8,
         batch_size=5,
@@ -156,6 +162,74 @@ def test_the_curve_is_that_of_a_plain_loop(
     assert found.keys() == weights.keys()
     for name, tensor in weights.items():
         torch.testing.assert_close(found[name], tensor, atol=2e-3, rtol=0)
+
+
+class InOrder(Trainer):
+    """A Trainer that takes rows as they come, and keeps the loss and the gradient norm of every step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+
+    def _get_train_sampler(self, *_: Any) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.losses.append(float(loss))
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any) -> None:
+        self.norms += [logs["grad_norm"]] if "grad_norm" in logs else []
+
+
+@pytest.mark.parametrize("layout", ["row by row", "packed under a mask", "padded"])
+def test_the_curve_is_that_of_transformers_trainer(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    """Three epochs of ten rows in batches of four, which the Trainer pads to the longest: losses, norms, weights at the end."""
+    config = settings(epochs=3, batch_size=4, prompt_weight=0.0, warmup_fraction=0.2, learning_rate=0.003)
+    rows, batches = tiny.examples(10), []
+    if layout != "row by row":
+        monkeypatch.setattr("multilobe_ui.training.attend_by_row", lambda model: 0)
+    if layout == "padded":
+        monkeypatch.setattr("multilobe_ui.training.packs_exactly", lambda backbone: False)
+    monkeypatch.setattr("multilobe_ui.training.make_batch", lambda *a: batches.append(make_batch(*a)) or batches[-1])
+    records, _ = finish(train_lobe(backbone, rows, [], config, tmp_path / "lobe"))
+    assert {(b.packed, b.apart is not None) for b in batches} == {(layout != "padded", layout == "row by row")}
+
+    tokens, seen = TokenRows(backbone, rows, config.max_length), []
+    for epoch in range(3):  # the order that `train_lobe` documents: from seed and epoch alone
+        for i in np.random.default_rng([config.seed, epoch]).permutation(10):
+            ids, prompt = tokens.row(i)
+            seen.append({"input_ids": ids.tolist(), "labels": [-100] * prompt + ids[prompt:].tolist()})
+    lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    torch.manual_seed(config.seed)
+    model = get_peft_model(copy.deepcopy(backbone.model), lora)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=config.weight_decay, foreach=False)
+    told = TrainingArguments(
+        str(tmp_path / "trainer"), max_steps=3, per_device_train_batch_size=4, logging_steps=1, use_cpu=True, report_to=[],
+        save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    found: list[float] = []
+    norms: list[float] = []
+    scheduler = LambdaLR(optimizer, lambda step: schedule(step, 9, config.warmup_fraction))
+    for epoch in range(3):  # one call an epoch, because an epoch ends with a smaller batch
+        trainer = InOrder(
+            model, told, DataCollatorForSeq2Seq(backbone.tokenizer), seen[10 * epoch : 10 * epoch + 10],
+            optimizers=(optimizer, scheduler),
+        )  # fmt: skip
+        trainer.train()
+        found += trainer.losses
+        norms += trainer.norms
+    steps = [r for r in records if r.loss is not None]
+    assert [r.loss for r in steps] == pytest.approx(found, abs=1e-4) and found[0] - found[-1] > 0.3
+    assert [r.grad_norm for r in steps] == pytest.approx(norms, rel=1e-3) and len(steps) == 9
+    trained = {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    assert tensors(tmp_path / "lobe").keys() == trained.keys()
+    for name, tensor in trained.items():
+        torch.testing.assert_close(tensors(tmp_path / "lobe")[name], tensor, atol=1e-3, rtol=0)
 
 
 def test_training_goes_on_from_an_adapter_as_a_plain_loop_does(backbone: Backbone, tmp_path: Path) -> None:

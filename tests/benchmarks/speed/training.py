@@ -1,0 +1,128 @@
+"""A lobe trained: from rows in memory to an adapter on disk, beside transformers' Trainer on a PEFT model, and beside the peer.
+
+All three run the same rows in batches of four under the same peak learning rate, LoRA of rank 16 on every linear layer, losses on
+answers alone. Loading the base is nobody's time. The Trainer pads every batch to its longest row and gets its rows in our chat
+format; the peer has a format of its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from contest import Result, race
+from peer import Peer
+from peft import LoraConfig, PeftModel, get_peft_model
+from settings import Settings
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from world import BUILTIN, LARGE, World, read_rows
+
+from multilobe_ui.assets import packaged_minilm
+from multilobe_ui.backbone import Backbone
+from multilobe_ui.config import TrainingConfig, suggested_learning_rate
+from multilobe_ui.dataset import Example
+from multilobe_ui.training import TokenRows, mean_answer_loss, train_lobe
+
+ROWS, EPOCHS = 300, 3
+FEW_ROWS = 56
+"""In the fast subset: 42 steps in three epochs."""
+PEER_ROWS = 8
+"""Of the peer's in the fast subset and on the large base: its steps all cost the same, because it pads every row to 512 tokens."""
+
+
+def results(world: World, settings: Settings) -> Iterator[Result]:
+    yield from trained(world, settings, BUILTIN, ROWS if settings.full else FEW_ROWS, EPOCHS, whole_peer=settings.full)
+    if settings.full:
+        yield from trained(world, settings, LARGE, 32, 1, whole_peer=False)
+
+
+def trained(
+    world: World, settings: Settings, base: str, rows: int, epochs: int, *, whole_peer: bool
+) -> Iterator[Result]:
+    """whole_peer: the peer trains on all rows as well, once; else on a few, and its time is scaled to as many steps."""
+    backbone, file = world.backbone(base), world.data(rows)
+    examples = [Example(({"role": "user", "content": row["input"]},), row["output"]) for row in read_rows(file)]
+    rate = suggested_learning_rate(backbone.hidden_size)
+    config = TrainingConfig(epochs=epochs, learning_rate=rate, prompt_weight=0.0)
+    steps = -(-rows // config.batch_size) * epochs
+    work = f"training, {rows} rows × {epochs}" if epochs > 1 else f"training, {rows} rows once"
+    folders = {name: world.scratch / f"trained-{name}" for name in ("ours", "trainer")}
+    curve: list[float] = []  # of our last run
+    losses: list[float] = []  # of the peer's
+
+    def ours() -> None:
+        shutil.rmtree(folders["ours"], ignore_errors=True)
+        records = train_lobe(backbone, examples, [], config, folders["ours"])
+        curve[:] = [record.loss for record in records if record.loss is not None]
+
+    def trainer() -> None:
+        shutil.rmtree(folders["trainer"], ignore_errors=True)
+        train_with_trainer(backbone, examples, config, folders["trainer"])
+
+    runs: dict[str, Callable[[], float | None]] = {"ours": ours, "trainer": trainer}
+    peer = settings.peer
+    if peer is not None and not whole_peer:
+        runs["peer"] = partial(train_peer, peer, world, base, settings.threads, world.data(PEER_ROWS), 1, rate)
+    times = race(max(3, settings.rounds), runs)
+    reached = [loss_with(backbone, folder, examples, config) for folder in folders.values()]
+    note = f"{steps} steps on {base}; mean loss on the rows at the end {reached[0]:.3f}, Trainer {reached[1]:.3f} nats."
+    goals = (1.6, 14) if base == BUILTIN else (None, None)
+    yield Result(work, base, "transformers.Trainer + PEFT", times["ours"], times["trainer"], "s", goals[0], note=note)
+    if peer is None:
+        return
+    if whole_peer:  # minutes, so once, between two of ours
+        train_all = partial(train_peer, peer, world, base, settings.threads, file, epochs, rate, losses)
+        both = race(1, {"before": ours, "peer": train_all, "after": ours}, warm_up=0)
+        last = curve[-(steps // epochs) :]
+        note = f"mean loss over the last epoch {sum(last) / len(last):.3f}, the peer {losses[-1]:.3f} nats, each in its own format."
+        yield Result(work, base, "multilobe 0.1.0", both["before"] + both["after"], both["peer"], "s", goals[1], note=note)
+    else:
+        theirs = [seconds * steps / (PEER_ROWS // config.batch_size) for seconds in times["peer"]]
+        note = f"the peer's time on {base} is that of {PEER_ROWS} rows, scaled to {steps} steps."
+        yield Result(work, base, "multilobe 0.1.0", times["ours"], theirs, "s", goals[1], note=note)
+
+
+def train_peer(
+    peer: Peer, world: World, base: str, threads: int, file: Path, epochs: int, rate: float, losses: list[float] | None = None
+) -> float:
+    """Seconds of the peer's `add_lobe`; `losses` is given its mean loss of the last epoch."""
+    peer.ask("prepare", base=str(world.base_folder(base)), encoder=str(packaged_minilm()), threads=threads)
+    done = peer.ask("train", data=str(file), epochs=epochs, name="lobe", learning_rate=rate)
+    if losses is not None:
+        losses.append(done["loss"])
+    return float(done["seconds"])
+
+
+def train_with_trainer(backbone: Backbone, examples: Sequence[Example], config: TrainingConfig, folder: Path) -> None:
+    """As transformers' and PEFT's documentation train a LoRA, with the settings of `config`."""
+    rows = TokenRows(backbone, examples, config.max_length)
+    data = []
+    for i in range(len(rows)):
+        ids, prompt = rows.row(i)
+        data.append({"input_ids": ids.tolist(), "labels": [-100] * prompt + ids[prompt:].tolist()})
+    lora = LoraConfig(
+        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    torch.manual_seed(config.seed)
+    model = get_peft_model(backbone.twin(), lora)  # type: ignore[arg-type]
+    steps = -(-len(data) // config.batch_size) * config.epochs
+    told = TrainingArguments(
+        str(folder), num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=round(steps * config.warmup_fraction),
+        weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, use_cpu=True, report_to=[],
+        save_strategy="no", logging_strategy="no", disable_tqdm=True, seed=config.seed,
+    )  # fmt: skip
+    Trainer(model, told, DataCollatorForSeq2Seq(backbone.tokenizer), data).train()
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+@torch.no_grad()
+def loss_with(backbone: Backbone, adapter: Path, examples: Sequence[Example], config: TrainingConfig) -> float:
+    """Mean NLL per answer token of the rows under an adapter, by PEFT's own layers, in nats."""
+    model: Any = PeftModel.from_pretrained(backbone.twin(), str(adapter)).eval()  # type: ignore[arg-type]
+    return mean_answer_loss(model, backbone, TokenRows(backbone, examples, config.max_length))
