@@ -139,6 +139,7 @@ class Lab:
         experiment = self._named(name)
         if self._shared and experiment.alone:
             raise ConfigError(f"This server is shared, so it does not run: {experiment.title}. Run your own copy for that.")
+        names = self._model().lobe_names  # loaded, for the settings' module brings torch: see `Studio._ready`
         settings_of(experiment.settings(), settings or {})
         spec = JobSpec(
             name=name,
@@ -153,7 +154,7 @@ class Lab:
             return self._view(self._jobs.submit(spec, data), owner)
         from .evaluation.labelled import read_labelled, write_rows
 
-        rows = read_labelled(files, self._model().lobe_names, need_label=experiment.needs_label)
+        rows = read_labelled(files, names, need_label=experiment.needs_label)
         with tempfile.TemporaryDirectory(prefix="multilobe-lab-") as scratch:
             write_rows(Path(scratch) / "rows.jsonl", rows)
             return self._view(self._jobs.submit(spec, Path(scratch) / "rows.jsonl"), owner)
@@ -253,9 +254,10 @@ class Lab:
             result = self.result(job_id)
             if self._jobs.get(job_id).spec.name != "refit" or result is None:
                 raise JobError("This run has not refitted anything. Refit with the corrections first.")
+            model = self._model()
             from .evaluation.refit import keep_refit
 
-            keep_refit(self._model(), result["ids"], self._jobs.made(job_id))
+            keep_refit(model, result["ids"], self._jobs.made(job_id))
             write_json(self._jobs.folder / job_id / RESULT_FILE, {**result, "kept": True})
 
     def forget_corrections(self, ids: Sequence[str] | None = None) -> None:
@@ -275,10 +277,10 @@ class Lab:
         Raises:
             LobeError, AdapterError: a lobe is gone or cannot be read.
         """
+        store = self._model().store
         from .adapter import read_header
         from .composition import possible
 
-        store = self._model().store
         lobes = [store.by_name(name) for name in names]
         return possible([read_header(lobe.path) for lobe in lobes], [lobe.name for lobe in lobes])
 
@@ -300,9 +302,10 @@ class Lab:
                 raise JobError("This run has made no lobe that could be kept. Try a merge first.")
             if result.get("kept"):
                 raise JobError(f"This merge is kept already, as {result['kept']!r}. Try it again to make another lobe of it.")
+            model = self._model()
             from .composition import keep_merge
 
-            lobe = keep_merge(self._model(), self._jobs.made(job_id), result, name, owner=owner, routed=routed)
+            lobe = keep_merge(model, self._jobs.made(job_id), result, name, owner=owner, routed=routed)
             with suppress(OSError):  # a second time is refused all the same: its files have gone into the lobe
                 write_json(self._jobs.folder / job_id / RESULT_FILE, {**result, "kept": lobe.name})
         return lobe.name
@@ -322,9 +325,9 @@ class Lab:
         Raises:
             DataError: it cannot be read. ConfigError: validation_fraction is out of range.
         """
+        model = self._model()
         from .evaluation.overlap import MOST_ROWS, overlap
 
-        model = self._model()
         examples = dataset.load(path, mapping, skip_bad, MOST_ROWS + 1)
         truncated = len(examples) > MOST_ROWS
         context = model.routing_context(())

@@ -13,10 +13,14 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
+
+import numpy as np
 
 from .text import colour, escape, percent, short, width
 
 Point = tuple[float, float]
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 MOST_REGIONS = 12
 """Beyond so many lobes the heaviest are drawn, and one grey region stands for the others."""
@@ -179,31 +183,32 @@ def _regions(n: int) -> tuple[tuple[str, Point], ...]:
 
 
 @lru_cache(maxsize=1)
-def _inside() -> tuple[Point, ...]:
-    """A grid of points inside the outline."""
-    polygon = _polyline()
-    return tuple((x, y) for x in range(24, 300, 5) for y in range(8, 202, 5) if _contains(polygon, (x, y)))
+def _inside() -> FloatArray:
+    """(points, 2): a grid of points inside the outline, by the even-odd rule."""
+    grid = np.stack(np.meshgrid(np.arange(24, 300, 5), np.arange(8, 202, 5), indexing="ij"), axis=-1).reshape(-1, 2)
+    x, y = grid[:, :1], grid[:, 1:]
+    corners = np.array(_polyline()).T
+    (ax, ay), (bx, by) = corners, np.roll(corners, -1, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of level edges, which no ray crosses
+        crossed = ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
+    inside: FloatArray = grid[crossed.sum(axis=1) % 2 == 1].astype(np.float64)
+    return inside
 
 
 def _spread(n: int) -> list[Point]:
-    """n points, evenly spread over the brain: Lloyd's algorithm from a sunflower, so equal n gives equal points."""
-    points = _inside()
-    seeds = [
-        (
-            158 + 112 * math.sqrt((i + 0.5) / n) * math.cos(2.39996 * i + 2.6),
-            104 + 74 * math.sqrt((i + 0.5) / n) * math.sin(2.39996 * i + 2.6),
-        )
-        for i in range(n)
-    ]
+    """n points, evenly spread over the brain: Lloyd's algorithm from a sunflower, so equal n gives equal points.
+
+    In numpy, because the page is served only when six of them are found: in plain Python that takes ten times as long.
+    """
+    points, i = _inside(), np.arange(n)
+    radius, angle = np.sqrt((i + 0.5) / n), 2.39996 * i + 2.6
+    seeds = np.stack([158 + 112 * radius * np.cos(angle), 104 + 74 * radius * np.sin(angle)], axis=1)
     for _ in range(14):
-        groups: list[list[Point]] = [[] for _ in seeds]
-        for x, y in points:
-            groups[min(range(n), key=lambda k: (seeds[k][0] - x) ** 2 + (seeds[k][1] - y) ** 2)].append((x, y))
-        seeds = [
-            (sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) if g else seed
-            for g, seed in zip(groups, seeds, strict=True)
-        ]
-    return sorted(seeds, key=lambda p: (round(p[0] / 60), p[1]))
+        nearest = ((points[:, None] - seeds) ** 2).sum(axis=-1).argmin(axis=1)
+        sizes = np.bincount(nearest, minlength=n)[:, None]
+        sums = np.stack([np.bincount(nearest, along, minlength=n) for along in points.T], axis=1)
+        seeds = np.where(sizes > 0, sums / np.maximum(sizes, 1), seeds)
+    return sorted(((float(x), float(y)) for x, y in seeds), key=lambda p: (round(p[0] / 60), p[1]))
 
 
 def _cell(i: int, seeds: Sequence[Point]) -> list[Point]:
@@ -266,11 +271,3 @@ def _polyline() -> list[Point]:
                 )
             )
     return line
-
-
-def _contains(polygon: Sequence[Point], p: Point) -> bool:
-    inside = False
-    for (ax, ay), (bx, by) in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
-        if (ay > p[1]) != (by > p[1]) and p[0] < (bx - ax) * (p[1] - ay) / (by - ay) + ax:
-            inside = not inside
-    return inside

@@ -77,7 +77,7 @@ class ChatTab:
                 self._conversation()
                 self._composer()
             with gr.Column(scale=8, min_width=320):
-                self.panel = gr.HTML(idle_panel(self._lobes()), elem_id="why")
+                self.panel = gr.HTML(idle_panel(self._lobes(), is_loading(self.studio)), elem_id="why")
                 self.tokens = gr.HTML("", visible=False, elem_id="tokens", js_on_load=SCRIPT)
         self.labels = gr.HTML(labels([]))
         self.replies = gr.State([])
@@ -87,7 +87,8 @@ class ChatTab:
         examples: list[Any] = [{"text": t, "display_text": said or t} for t, said in STARTERS]
         self.chat = gr.Chatbot(
             elem_id="chat", label="Conversation", show_label=False, layout="bubble", editable="user", buttons=["copy"],
-            placeholder=hero(self._lobes()), examples=examples, container=False, allow_tags=False, latex_delimiters=[],
+            placeholder=hero(self._lobes(), is_loading(self.studio)), examples=examples, container=False,
+            allow_tags=False, latex_delimiters=[],
         )  # fmt: skip
 
     def _composer(self) -> None:
@@ -319,12 +320,13 @@ class ChatTab:
         lobes = self._lobes()
         offered = choices(lobes)
         value = choice if choice in [v for _, v in offered] else AUTOMATIC
-        panel = gr.skip() if replies else idle_panel(lobes)
-        return gr.update(choices=offered, value=value), panel, gr.update(placeholder=hero(lobes))
+        loading = is_loading(self.studio)
+        panel = gr.skip() if replies else idle_panel(lobes, loading)
+        return gr.update(choices=offered, value=value), panel, gr.update(placeholder=hero(lobes, loading))
 
     def _views(self, replies: list[Reply]) -> tuple[str, Any, str]:
         """Panel, token view and labels for the last reply."""
-        panel = why_panel(replies[-1]) if replies else idle_panel(self._lobes())
+        panel = why_panel(replies[-1]) if replies else idle_panel(self._lobes(), is_loading(self.studio))
         return panel, _tokens(replies[-1] if replies else None), labels(replies, len(replies) - 1)
 
     def _lobes(self) -> list[tuple[str, str]]:
@@ -335,14 +337,22 @@ class ChatTab:
 # ---- plain values --------------------------------------------------------------------------------------------------------
 
 
-def hero(lobes: Sequence[tuple[str, str]]) -> str:
+def is_loading(studio: Studio) -> bool:
+    """Whether no base model is there yet, so that lobes may still come: those of a new home are put there by the loading."""
+    status = studio.status()
+    return status.state == "loading" and status.base is None
+
+
+def hero(lobes: Sequence[tuple[str, str]], loading: bool = False) -> str:
     """What an empty conversation says."""
     many = f"{len(lobes)} small experts" if len(lobes) > 1 else "Small experts"
     words = (
         f"{many} share one frozen language model. Send a message, or pick one below, and watch which of them answers, "
         "and why."
     )
-    if not lobes:
+    if not lobes and loading:
+        words = "The model is being loaded. You can ask already: the answer comes as soon as it is ready."
+    elif not lobes:
         words = "There is no lobe yet, so the plain base model answers. Train your first lobe in the Train tab."
     return f'<div class="ml-hero"><h2>Ask, and see which lobe answers</h2><p>{words}</p></div>'
 

@@ -11,7 +11,7 @@ import gradio as gr
 
 from . import api, manage_tab, routers_tab, train_tab
 from .brain_map import brain_mark
-from .chat_tab import ChatTab
+from .chat_tab import ChatTab, is_loading
 from .guard import friendly
 from .lab_tab import LabTab
 from .manage_tab import ManageTab
@@ -36,6 +36,7 @@ Key = tuple[Any, ...]
 def build_page(studio: Studio) -> gr.Blocks:
     page: gr.Blocks
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
+        page.queue(max_size=MOST_WAITING)  # first: it makes an app that describes every component there is
         pulse = Pulse(studio)
         pulse.build()
         chat, lab = ChatTab(studio), LabTab(studio)
@@ -54,7 +55,6 @@ def build_page(studio: Studio) -> gr.Blocks:
         for tab in (chat, lab):
             tab.follow(pulse.lobes.change)
             tab.follow(page.load)
-    page.queue(max_size=MOST_WAITING)
     return page
 
 
@@ -117,7 +117,8 @@ class Pulse:
         """A fingerprint of what the Chat tab shows of lobes and routers."""
         shown = [(lobe.id, lobe.name, lobe.colour, lobe.usable) for lobe in self.studio.lobes()]
         shown_routers = [(view.name, view.fitted, view.stale) for view in routers_of(self.studio)]
-        return blake2b(repr((shown, shown_routers)).encode("utf-8", "replace"), digest_size=8).hexdigest()
+        told = (shown, shown_routers, is_loading(self.studio))
+        return blake2b(repr(told).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
     def _brand(self) -> str:
         return (

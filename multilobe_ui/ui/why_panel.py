@@ -98,9 +98,11 @@ def why_panel(reply: Reply) -> str:
     return _panel("".join(parts), reply.colour)
 
 
-def idle_panel(lobes: Sequence[tuple[str, str]]) -> str:
+def idle_panel(lobes: Sequence[tuple[str, str]], loading: bool = False) -> str:
     """Before the first question."""
-    if not lobes:
+    if not lobes and loading:
+        words = "The lobes are shown here once the model is loaded."
+    elif not lobes:
         words = "There is no lobe yet, so the base model answers everything. Train one in the Train tab."
     else:
         words = "Send a message: the region that lights up is the lobe that answers, and the scores say why."

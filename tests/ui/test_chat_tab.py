@@ -151,6 +151,15 @@ def test_while_loading_it_says_so_and_then_answers(monkeypatch):
     assert texts(chat) == [ASK, "A vaccine trains the immune system to recognize and fight a disease."]
 
 
+def test_a_new_home_is_not_said_to_be_empty_before_its_lobes_are_there():
+    tab = ChatTab(FakeStudio(0, state="loading"))
+    _, panel, chat = tab.refresh("automatic", [])
+    assert "being loaded" in chat["placeholder"] and "once the model is loaded" in panel
+    tab.studio.become_ready()
+    _, panel, chat = tab.refresh("automatic", [])
+    assert "no lobe yet" in chat["placeholder"] and "no lobe yet" in panel
+
+
 def test_a_base_that_cannot_be_loaded_ends_the_wait():
     tab = ChatTab(FakeStudio(6, state="failed"))
     with pytest.warns(UserWarning, match="could not be loaded"):
