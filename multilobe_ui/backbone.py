@@ -126,11 +126,12 @@ class Backbone:
 
     # ---- what it is -------------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
+        """Asked for every token; walking to the first parameter is 20 microseconds each time."""
         return next(self.model.parameters()).device
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
@@ -173,8 +174,13 @@ class Backbone:
         return copy.deepcopy(self.model, memo)
 
     def accepted(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Without the optional forward arguments that this architecture does not have (Falcon's ALiBi needs no positions)."""
-        return {key: value for key, value in inputs.items() if key not in OPTIONAL_ARGUMENTS or key in self._parameters}
+        """Without the optional forward arguments that this architecture does not have (Falcon's ALiBi needs no positions), and
+        with the KV cache under the name that it has: `cache` since transformers 5.24 and `past_key_values` before."""
+        known = self._parameters
+        inputs = {key: value for key, value in inputs.items() if key not in OPTIONAL_ARGUMENTS or key in known}
+        if "past_key_values" in inputs and "past_key_values" not in known and "cache" in known:
+            inputs["cache"] = inputs.pop("past_key_values")
+        return inputs
 
     @cached_property
     def _parameters(self) -> frozenset[str]:

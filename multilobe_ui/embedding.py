@@ -17,6 +17,10 @@ from .routers.base import Vector
 LONGEST_TEXT = 4000
 """Characters of a text that are read; the encoder itself reads its first 256 tokens."""
 
+Words = tuple[np.ndarray[Any, Any], Vector]
+"""(ids (t,), vectors (t, d)) of a text's tokens."""
+WORDS_KEPT = 32
+
 
 class Embedder:
     """A sentence-transformers model, loaded at first use; recent texts are remembered.
@@ -32,6 +36,7 @@ class Embedder:
         self._device = device
         self._remember = remember
         self._known: OrderedDict[str, Vector] = OrderedDict()
+        self._words: OrderedDict[str, Words] = OrderedDict()
         self._model: Any = None
         self._lock = threading.Lock()
 
@@ -44,7 +49,9 @@ class Embedder:
         texts = [text[:LONGEST_TEXT] for text in texts]
         with self._lock:
             new = [text for text in dict.fromkeys(texts) if text not in self._known]
-            if new:
+            if len(new) == 1:
+                self._read(new)  # a prompt that somebody asks: its words will be wanted too, and a second pass would cost as much
+            elif new:
                 vectors = self.model.encode(new, normalize_embeddings=True, show_progress_bar=False, batch_size=32)
                 self._known.update(zip(new, np.asarray(vectors, np.float32), strict=True))
             result = np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
@@ -59,24 +66,40 @@ class Embedder:
         with self._lock:
             for text in texts:
                 self._known.pop(text[:LONGEST_TEXT], None)
+                self._words.pop(text[:LONGEST_TEXT], None)
 
-    def words(self, texts: Sequence[str]) -> list[tuple[np.ndarray[Any, Any], Vector]]:
+    def words(self, texts: Sequence[str]) -> list[Words]:
         """(ids (t,), vectors (t, d)) of each text's tokens in context, without those that open and close a text.
 
         Raises:
             BackboneError: the model is not to be had.
         """
         texts = [text[:LONGEST_TEXT] for text in texts]
-        if not texts:
-            return []
         with self._lock:
-            vectors = self.model.encode(list(texts), output_value="token_embeddings", show_progress_bar=False, batch_size=32)
-            tokenizer, most = self.model.tokenizer, self.model.max_seq_length
-            read = tokenizer(list(texts), truncation=True, max_length=most, return_special_tokens_mask=True)
-        found = []
-        for ids, special, rows in zip(read["input_ids"], read["special_tokens_mask"], vectors, strict=True):
-            own = [i for i, other in enumerate(special) if not other]
-            found.append((np.array([ids[i] for i in own]), rows.cpu().numpy().astype(np.float32)[own]))
+            found = {text: self._words[text] for text in texts if text in self._words}
+            new = [text for text in dict.fromkeys(texts) if text not in found]
+            if new:
+                found |= self._read(new)
+        return [found[text] for text in texts]
+
+    def _read(self, texts: Sequence[str]) -> dict[str, Words]:
+        """The words of texts, whose own vectors come with them; those of the last few texts are remembered."""
+        read = self.model.encode(list(texts), output_value=None, show_progress_bar=False, batch_size=32)
+        tokenizer = getattr(self.model, "tokenizer", None)
+        opens_or_closes = set(getattr(tokenizer, "all_special_ids", ())) - {getattr(tokenizer, "unk_token_id", None)}
+        found = {}
+        for text, parts in zip(texts, read, strict=True):
+            whole = parts["sentence_embedding"].float().cpu().numpy()
+            self._known[text] = np.asarray(whole / max(float(np.linalg.norm(whole)), 1e-12), np.float32)
+            if "token_embeddings" not in parts or "input_ids" not in parts:  # an encoder that is not a transformer
+                found[text] = np.zeros(0, np.int64), np.zeros((0, whole.shape[0]), np.float32)
+                continue
+            ids, real = parts["input_ids"].cpu().numpy(), parts["attention_mask"].cpu().numpy()
+            own = [i for i, token in enumerate(ids.tolist()) if real[i] and token not in opens_or_closes]
+            found[text] = ids[own], parts["token_embeddings"].float().cpu().numpy()[own]
+        self._words.update(list(found.items())[-WORDS_KEPT:])
+        while len(self._words) > WORDS_KEPT:
+            self._words.popitem(last=False)
         return found
 
     @property

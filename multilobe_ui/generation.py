@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -26,6 +25,7 @@ from .backbone import Backbone, Messages, pad_left
 from .bank import LobeBank, Mix
 from .config import SamplingConfig
 from .errors import ConfigError
+from .kv_cache import new_cache
 from .mixing import Mixer, MixerRun
 
 REPLACEMENT = "\ufffd"
@@ -96,10 +96,14 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
     samplers = [Sampler(r.sampling, backbone.device) for r in requests]
     seen = [list(r.ids) for r in requests]
     limits = [min(r.sampling.max_new_tokens, backbone.context_length - len(r.ids)) for r in requests]
-    cache: Any = DynamicCache(config=backbone.config)
+    cache = new_cache(backbone.config)
     padded = bool((mask == 0).any())
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     made, alive = 0, [True] * len(requests)
+
+    def still_going() -> list[bool]:
+        return [a and made < limit and not r.stop.is_set() for a, limit, r in zip(alive, limits, requests, strict=True)]
+
     while True:
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "logits_to_keep": 1}
         if padded:
@@ -109,13 +113,12 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
             inputs |= {"past_key_values": cache, "use_cache": True}
             output = bank.run(mix, **inputs) if run is None else run(bank, **inputs)
             logits = output.logits[:, -1].float()
-        cache = output.past_key_values
         tokens: list[int | None] = [None] * len(requests)
-        for i, request in enumerate(requests):
-            if not alive[i] or request.stop.is_set() or made >= limits[i]:
-                alive[i] = False
+        alive = still_going()
+        drawn = draw(samplers, logits, seen, alive)
+        for i, (request, token) in enumerate(zip(requests, drawn, strict=True)):
+            if token is None:
                 continue
-            token = samplers[i].draw(logits[i : i + 1], seen[i])
             if token in backbone.stop_ids:
                 alive[i] = False
             else:
@@ -127,9 +130,7 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
         if not any(alive):
             return
         yield tokens
-        if not any(
-            a and made < limit and not r.stop.is_set() for a, limit, r in zip(alive, limits, requests, strict=True)
-        ):
+        if not any(still_going()):
             return
         pad = backbone.tokenizer.pad_token_id
         ids = torch.tensor([[pad if token is None else token] for token in tokens], device=backbone.device)
@@ -205,6 +206,8 @@ class Sampler:
 
     def __init__(self, config: SamplingConfig, device: torch.device) -> None:
         self._greedy = config.greedy or config.temperature < 1e-6  # so cold that logits overflow
+        self.is_plain = self._greedy and config.repetition_penalty == 1.0
+        """The likeliest token is drawn, whatever went before."""
         self._processors = LogitsProcessorList()
         if config.repetition_penalty != 1.0:
             self._processors.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
@@ -229,3 +232,15 @@ class Sampler:
             return int(logits.argmax())
         # drawn on the CPU: the same seed gives the same answer on every device
         return int(torch.multinomial(logits.softmax(-1).cpu(), 1, generator=self._generator))
+
+
+def draw(
+    samplers: Sequence[Sampler], logits: Tensor, seen: Sequence[Sequence[int]], wanted: Sequence[bool]
+) -> list[int | None]:
+    """The next token of each row of logits (rows, vocabulary), None where it is not wanted."""
+    # the likeliest tokens of all rows in one go: row by row this took a tenth of a step of eight
+    likeliest = logits.argmax(-1).tolist() if any(s.is_plain for s in samplers) else []
+    return [
+        None if not want else likeliest[i] if sampler.is_plain else sampler.draw(logits[i : i + 1], seen[i])
+        for i, (sampler, want) in enumerate(zip(samplers, wanted, strict=True))
+    ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .bank import LobeBank, Matrices, Mix
 from .errors import MultiLobeError
@@ -22,39 +24,54 @@ def _no_scores(_: Matrices) -> Scores:
 
 
 @torch.inference_mode()
-def prompt_nll(bank: LobeBank, texts: Sequence[str], lobes: Sequence[str], max_tokens: int = 30) -> Vector:
+def prompt_nll(
+    bank: LobeBank, texts: Sequence[str], lobes: Sequence[str], max_tokens: int = 30, *, base: bool = True
+) -> Vector:
     """Mean negative log-likelihood per token of each text's first words, under every lobe and the plain base.
 
     A text is repeated once a lobe and run as one batch in which each row has its own lobe. It stands in the prompt format, and
     only its own words count (the template's are the same for all), so even a text of one token has a score.
 
     Args:
-        lobes: ids in the bank. max_tokens: at most this many tokens of each text are read.
-    Returns: (texts, lobes + 1) in nats, the base last; NaN for a text without tokens.
+        lobes: ids in the bank. max_tokens: at most this many tokens of each text are read. base: whether the base is asked too.
+    Returns: (texts, lobes + 1) in nats, the base last; NaN for a text without tokens, and for a base that was not asked.
     """
     result = np.full((len(texts), len(lobes) + 1), np.nan, np.float32)
-    owners: list[dict[str, float]] = [*({lobe: 1.0} for lobe in lobes), {}]
+    owners: list[dict[str, float]] = [*({lobe: 1.0} for lobe in lobes), *([{}] if base else [])]
     for i, text in enumerate(texts):
-        opening, words = bank.backbone.encode_prompt(text)
-        if (
-            not opening
-        ):  # a format that starts with the user's words: the first of them has nothing to be predicted from
-            opening, words = words[:1], words[1:]
+        opening, words = _opening_and_words(bank, text)
         words = words[:max_tokens]
         if not words:
             continue
         ids = torch.tensor([opening + words], device=bank.backbone.device)
-        targets = ids[0, len(opening) :]
+        places = _places(opening, words, ids.device)
         for start in range(0, len(owners), ROWS_AT_ONCE):
             rows = owners[start : start + ROWS_AT_ONCE]
-            keep = len(words) + 1
-            output = bank.run(Mix.rows(rows), input_ids=ids.expand(len(rows), -1), logits_to_keep=keep, use_cache=False)
-            logits = output.logits[:, -keep:-1].float()
-            nll = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), targets.repeat(len(rows)), reduction="none"
-            ).view(len(rows), -1)
-            result[i, start : start + len(rows)] = nll.mean(1).cpu().numpy()
+            output = bank.run(
+                Mix.rows(rows), input_ids=ids.expand(len(rows), -1), logits_to_keep=places, use_cache=False
+            )
+            result[i, start : start + len(rows)] = _mean_nll(output.logits, ids[0], places)
     return result
+
+
+def _opening_and_words(bank: LobeBank, text: str) -> tuple[list[int], list[int]]:
+    """Token ids of what stands before a text in the prompt format, and of the text; what is predicted from nothing is opening."""
+    opening, words = bank.backbone.encode_prompt(text)
+    return (opening, words) if opening else (words[:1], words[1:])
+
+
+def _places(opening: Sequence[int], words: Sequence[int], device: torch.device) -> Tensor:
+    """Where the words are predicted; elsewhere the output head, a base's dearest layer, need not run."""
+    return torch.arange(len(opening) - 1, len(opening) + len(words) - 1, device=device)
+
+
+def _mean_nll(logits: Tensor, ids: Tensor, places: Tensor) -> Vector:
+    """(rows,) from logits (rows, tokens or places, vocabulary) of one text's ids (tokens,)."""
+    if logits.shape[1] != len(places):  # an architecture that gives them all
+        logits = logits[:, places]
+    rows, targets = len(logits), ids[places + 1]
+    nll = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.repeat(rows), reduction="none")
+    return np.asarray(nll.view(rows, -1).mean(1).cpu().numpy(), np.float32)
 
 
 class PromptScores:
@@ -67,7 +84,8 @@ class PromptScores:
     """
 
     def __init__(self, bank: LobeBank, max_tokens: int = 30, remember: int = 4096) -> None:
-        self._bank, self._max_tokens, self._remember = bank, max_tokens, remember
+        self.max_tokens = max_tokens
+        self._bank, self._remember = bank, remember
         self._base: Scores = {}
         self._lock = threading.Lock()
 
@@ -80,7 +98,7 @@ class PromptScores:
             missing = [lobe for lobe, scores in columns if text not in scores]
             if missing:
                 unknown = [lobe for lobe in missing if lobe]
-                found = prompt_nll(self._bank, [text], unknown, self._max_tokens)[0]
+                found = prompt_nll(self._bank, [text], unknown, self.max_tokens, base="" in missing)[0]
                 values = dict(zip([*unknown, ""], map(float, found), strict=True))
                 with self._lock:
                     for lobe, scores in columns:
@@ -90,6 +108,11 @@ class PromptScores:
                             del scores[next(iter(scores))]
             result[i] = [scores.get(text, np.nan) for _, scores in columns]
         return result
+
+    def note_base(self, text: str, nll: float) -> None:
+        """What the base's score of a text is, from somebody who has read it with the base for another reason."""
+        with self._lock:
+            self._base[text] = nll
 
     def forget(self, texts: Sequence[str]) -> None:
         """Score these anew when they come next."""
@@ -104,10 +127,14 @@ class PromptScores:
 
 
 class MeanHidden:
-    """Mean hidden state of the plain base's last layer over a text's own tokens, unit length; texts are remembered."""
+    """Mean hidden state of the plain base's last layer over a text's own tokens, unit length; texts are remembered.
 
-    def __init__(self, bank: LobeBank, remember: int = 8192) -> None:
-        self._bank, self._remember = bank, remember
+    Args:
+        scores: told the base's score of each text, which the same pass gives: log-prob then need not run the base again.
+    """
+
+    def __init__(self, bank: LobeBank, scores: PromptScores, remember: int = 8192) -> None:
+        self._bank, self._scores, self._remember = bank, scores, remember
         self._known: dict[str, Vector] = {}
         self._lock = threading.Lock()
 
@@ -137,6 +164,11 @@ class MeanHidden:
         if not words:
             return np.zeros(backbone.hidden_size, np.float32)
         ids = torch.tensor([opening + words], device=backbone.device)
-        output = self._bank.run(None, input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1)
+        before, scored = _opening_and_words(self._bank, text)
+        places = _places(before, scored[: self._scores.max_tokens], ids.device)
+        keep: Any = places if len(places) else 1
+        output = self._bank.run(None, input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
+        if len(places):
+            self._scores.note_base(text, float(_mean_nll(output.logits, ids[0], places)[0]))
         mean = output.hidden_states[-1][0, len(opening) :].float().mean(0)
         return np.asarray(torch.nn.functional.normalize(mean, dim=0).cpu().numpy(), np.float32)

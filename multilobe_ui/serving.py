@@ -5,7 +5,7 @@ batching: Yu et al. 2022, Orca, OSDI). A token for eight chats costs little more
 waits for the weights to come from memory and for Python, not for arithmetic.
 
     lengths     tokens of each row in the cache; rows end together at the right, what is left of a shorter row is padding
-    fair turns  at most one prompt, or `CHUNK` tokens of a long one, is read between two steps of those who are being answered
+    fair turns  at most `CHUNK` tokens of prompts are read between two steps of those who are being answered
 
 Rows do not see each other, but a product of eight rows is rounded otherwise than one of a single row: where two tokens are all but
 equally likely, a greedy answer may turn with who else is there. So it is for shared servers, where many ask at once. Requests
@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
+from .backbone import pad_left
 from .bank import LobeBank, Mix
-from .generation import Request, Sampler, stream_tokens
+from .generation import Request, Sampler, draw, stream_tokens
+from .kv_cache import is_plain, new_cache
 
 MOST_ROWS = 16
 CHUNK = 256
-"""Tokens of a prompt that are read at once while others are being answered."""
+"""Tokens of prompts that are read at once while others are being answered."""
 END = None
 IDLE_SECONDS = 5.0
 """After so long without a request the thread ends; the next request starts another."""
@@ -46,10 +46,9 @@ class _Row:
         self.sampler = Sampler(request.sampling, backbone.device)
         self.seen = list(request.ids)
         self.limit = min(request.sampling.max_new_tokens, backbone.context_length - len(request.ids))
-        self.read = 0
-        self.cache: Any = None
-        """Its own until it joins the batch."""
         self.made = 0
+        self.ended = False
+        """The base has said that its answer ends."""
         self.left = threading.Event()
         """Whoever asked has gone."""
         self.out: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
@@ -57,7 +56,7 @@ class _Row:
 
     @property
     def over(self) -> bool:
-        return self.made >= self.limit or self.request.stop.is_set() or self.left.is_set()
+        return self.ended or self.made >= self.limit or self.request.stop.is_set() or self.left.is_set()
 
 
 class RunningBatch:
@@ -72,10 +71,14 @@ class RunningBatch:
         self._lock = threading.Condition()
         self._waiting: deque[_Row] = deque()
         self._thread: threading.Thread | None = None
-        self._reading: _Row | None = None
+        self._reading: list[_Row] = []
+        self._reading_cache: Any = None
+        """Of those who are being read, once it has begun; and how many tokens of it are read."""
+        self._tokens_read = 0
         self._rows: list[_Row] = []
         self._cache: Any = None
         self._lengths: list[int] = []
+        self._mix = Mix.of({})
 
     def tokens(self, request: Request) -> Generator[int, None, None]:
         """The answer's token ids, one at a time. Closing the iterator takes the request out of the batch.
@@ -119,35 +122,45 @@ class RunningBatch:
                 if not self._lock.wait(IDLE_SECONDS) and not self._waiting:
                     self._thread = None
                     return False
-            if self._reading is None and self._waiting and len(self._rows) < self._most:
-                self._reading = self._waiting.popleft()
+            while not self._reading_is_full():
+                self._reading.append(self._waiting.popleft())
             return True
 
+    def _reading_is_full(self) -> bool:
+        """Short prompts are read together, as if each were as long as the longest of them; a long one is read alone."""
+        if not self._waiting or len(self._rows) + len(self._reading) >= self._most:
+            return True
+        together = [*self._reading, self._waiting[0]]
+        longest = max(len(row.request.ids) for row in together)
+        return bool(self._reading) and (longest * len(together) > CHUNK or self._reading_cache is not None)
+
     def _read(self) -> None:
-        """Read the newcomer's prompt, a chunk of it while others wait for their next token; then it joins."""
-        row = self._reading
-        if row is None:
-            return
-        if row.over:
-            self._reading = None
+        """Read the newcomers' prompts, of a long one a chunk while others wait for their next token; then they join."""
+        for row in [row for row in self._reading if row.over]:
+            self._reading.remove(row)
             row.out.put(END)
+        rows, device = self._reading, self._bank.backbone.device
+        if not rows:
+            self._reading_cache = None
             return
-        row.cache = row.cache if row.cache is not None else DynamicCache(config=self._bank.backbone.config)
-        end = min(row.read + CHUNK, len(row.request.ids)) if self._rows else len(row.request.ids)
-        piece = torch.tensor([list(row.request.ids[row.read : end])], device=self._bank.backbone.device)
-        places = torch.arange(row.read, end, device=piece.device)[None]
+        if self._reading_cache is None:
+            self._reading_cache, self._tokens_read = new_cache(self._bank.backbone.config), 0
+        ids, mask = pad_left([row.request.ids for row in rows], self._bank.backbone.tokenizer.pad_token_id, device)
+        first, length = self._tokens_read, ids.shape[1]
+        end = min(first + CHUNK, length) if self._rows else length
+        inputs: dict[str, Any] = {} if bool(mask.all()) else {"attention_mask": mask[:, :end]}
         output = self._bank.run(
-            Mix.of(row.request.weights), input_ids=piece, position_ids=places, past_key_values=row.cache, use_cache=True,
-            logits_to_keep=1,
+            _mix_of(rows), input_ids=ids[:, first:end], position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, first:end],
+            past_key_values=self._reading_cache, use_cache=True, logits_to_keep=1, **inputs,
         )  # fmt: skip
-        row.cache, row.read = output.past_key_values, end
-        if end < len(row.request.ids):
+        self._tokens_read = end
+        if end < length:
             return
-        self._reading = None
-        if self._draw(row, output.logits[:, -1].float()):
-            self._join(row)
-        else:
-            row.out.put(END)
+        self._join(rows, self._reading_cache)
+        self._reading, self._reading_cache = [], None
+        first_tokens = self._draw(rows, output.logits[:, -1].float())
+        earlier = len(self._rows) - len(rows)
+        self._leave([*[False] * earlier, *(not goes_on for goes_on in first_tokens)])
 
     def _step(self) -> None:
         """One token for everybody."""
@@ -167,44 +180,43 @@ class RunningBatch:
         if min(self._lengths) < longest:
             places = torch.arange(longest + 1, device=device)
             inputs["attention_mask"] = (places >= longest - torch.tensor(self._lengths, device=device)[:, None]).long()
-        weights = [row.request.weights for row in self._rows]
-        same = all(weight == weights[0] for weight in weights)
-        output = self._bank.run(Mix.of(weights[0]) if same else Mix.rows(weights), **inputs)
-        self._cache = output.past_key_values
+        output = self._bank.run(self._mix, **inputs)
         self._lengths = [length + 1 for length in self._lengths]
         logits = output.logits[:, -1].float()
-        self._leave([not self._draw(row, logits[i : i + 1]) for i, row in enumerate(self._rows)])
+        self._leave([not goes_on for goes_on in self._draw(self._rows, logits)])
 
-    def _draw(self, row: _Row, logits: Tensor) -> bool:
-        """Give out a row's next token; False if its answer is over."""
-        token = None if row.over else row.sampler.draw(logits, row.seen)
-        if token is None or token in self._bank.backbone.stop_ids:
-            return False
-        row.seen.append(token)
-        row.made += 1
-        row.out.put(token)
-        return not row.over
+    def _draw(self, rows: Sequence[_Row], logits: Tensor) -> list[bool]:
+        """Give out the rows' next tokens; False for those whose answers are over."""
+        drawn = draw([row.sampler for row in rows], logits, [row.seen for row in rows], [not row.over for row in rows])
+        for row, token in zip(rows, drawn, strict=True):
+            if token is None or token in self._bank.backbone.stop_ids:
+                row.ended = True
+                continue
+            row.seen.append(token)
+            row.made += 1
+            row.out.put(token)
+        return [not row.over for row in rows]
 
     def _fail(self, error: BaseException) -> None:
-        for row in [*self._rows, *([self._reading] if self._reading else [])]:
+        for row in {*self._rows, *self._reading}:
             row.out.put(error)
-        self._rows, self._lengths, self._cache, self._reading = [], [], None, None
+        self._rows, self._lengths, self._cache, self._reading, self._reading_cache = [], [], None, [], None
 
     # ---- the cache --------------------------------------------------------------------------------------------------------
 
-    def _join(self, row: _Row) -> None:
-        """Put a row's cache under those of the batch, padded on the left to one length."""
-        length = len(row.request.ids)
+    def _join(self, rows: Sequence[_Row], cache: Any) -> None:
+        """Put the newcomers' cache under that of the batch, padded on the left to one length."""
+        lengths = [len(row.request.ids) for row in rows]
         if not self._rows:
-            self._cache = row.cache
+            self._cache = cache
         else:
-            longest = max(length, *self._lengths)
-            for ours, new in zip(self._cache.layers, row.cache.layers, strict=True):
+            longest = max(*lengths, *self._lengths)
+            for ours, new in zip(self._cache.layers, cache.layers, strict=True):
                 ours.keys = torch.cat([_padded(ours.keys, longest), _padded(new.keys, longest)])
                 ours.values = torch.cat([_padded(ours.values, longest), _padded(new.values, longest)])
-        row.cache = None
-        self._rows.append(row)
-        self._lengths.append(length)
+        self._rows = [*self._rows, *rows]
+        self._lengths = [*self._lengths, *lengths]
+        self._mix = _mix_of(self._rows)
 
     def _leave(self, gone: Sequence[bool]) -> None:
         """Take rows out, and with them the padding that only they made necessary."""
@@ -219,10 +231,17 @@ class RunningBatch:
         if not stay:
             self._cache = None
             return
+        self._mix = _mix_of(self._rows)
         cut = before - max(self._lengths)
         places = torch.tensor(stay, device=self._bank.backbone.device)
         for layer in self._cache.layers:
             layer.keys, layer.values = layer.keys[places, :, cut:], layer.values[places, :, cut:]
+
+
+def _mix_of(rows: Sequence[_Row]) -> Mix:
+    """Each row's own weights; all rows under the same ones are cheaper to run."""
+    weights = [row.request.weights for row in rows]
+    return Mix.of(weights[0]) if all(weight == weights[0] for weight in weights) else Mix.rows(weights)
 
 
 def _padded(states: Tensor, length: int) -> Tensor:
@@ -232,4 +251,4 @@ def _padded(states: Tensor, length: int) -> Tensor:
 
 def can_batch(bank: LobeBank) -> bool:
     """Whether caches of this base can be put under each other: plain keys and values of all tokens, no windows, no states."""
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=bank.backbone.config).layers)
+    return all(map(is_plain, new_cache(bank.backbone.config).layers))

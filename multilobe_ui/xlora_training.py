@@ -143,7 +143,7 @@ class _Rows:
         order = sorted(range(len(self)), key=lambda i: self.lengths[i])
         for group in (order[start : start + 16] for start in range(0, len(order), 16)):
             batch = make_batch([self.ids[i] for i in group], 1.0, packs, backbone)
-            hidden, _ = last_hidden(backbone, None, **batch.inputs)
+            hidden = last_hidden(backbone, None, **batch.inputs)
             lengths = [self.lengths[i] for i in group]
             parts = torch.split(hidden[0], lengths) if batch.packed else [hidden[j, :n] for j, n in enumerate(lengths)]
             # a copy, or every row would keep its whole batch in memory

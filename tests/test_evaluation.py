@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import sklearn.calibration
 import sklearn.metrics as sk
 from test_model import TOPICS, WordEmbedder, trained
@@ -389,9 +390,14 @@ class CountingEncoder:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def encode(self, texts: Sequence[str], **_: Any) -> np.ndarray:
-        self.read += texts
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
         return np.ones((len(texts), 2), np.float32)
+
+    def encode(self, texts: Sequence[str], output_value: str | None = "sentence_embedding", **_: Any) -> Any:
+        """As sentence-transformers' own: vectors, or with output_value None all that there is of each text."""
+        self.read += texts
+        vectors = self.vectors(texts)
+        return vectors if output_value else [{"sentence_embedding": torch.from_numpy(vector)} for vector in vectors]
 
 
 def test_forgotten_texts_are_read_again(backbone: Backbone, model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,14 +408,14 @@ def test_forgotten_texts_are_read_again(backbone: Backbone, model: MultiLobeMode
 
     counts: list[str] = []
     plain: Callable[..., Any] = scoring.prompt_nll
-    monkeypatch.setattr(scoring, "prompt_nll", lambda bank, texts, *rest: counts.extend(texts) or plain(bank, texts, *rest))
+    monkeypatch.setattr(scoring, "prompt_nll", lambda bank, texts, *rest, **how: counts.extend(texts) or plain(bank, texts, *rest, **how))
     scores, lobes = PromptScores(model.bank), [lobe.id for lobe in model.lobes]
     before = scores(["red cat x", "one y"], lobes)
     scores.forget(["red cat x"])
     np.testing.assert_array_equal(scores(["red cat x", "one y"], lobes), before)
     assert counts == ["red cat x", "one y", "red cat x"]
 
-    hidden = MeanHidden(model.bank)
+    hidden = MeanHidden(model.bank, scores)
     first = hidden(["red cat"])
     hidden.forget(["red cat"])
     assert not hidden._known
@@ -423,8 +429,7 @@ def test_no_router_profits_from_what_another_has_read(backbone: Backbone) -> Non
         words = None
 
     class Words(CountingEncoder):
-        def encode(self, texts: Sequence[str], **_: Any) -> np.ndarray:
-            self.read += texts
+        def vectors(self, texts: Sequence[str]) -> np.ndarray:
             return WordEmbedder()(texts)
 
     embedder = Encoder()

@@ -192,7 +192,8 @@ def test_mean_hidden_states_are_those_of_the_plain_base(make: Callable) -> None:
     import torch
 
     model = make(topics=1)
-    hidden = MeanHidden(model.bank)
+    scores = PromptScores(model.bank, 30)
+    hidden = MeanHidden(model.bank, scores)
     for text in ("cat dog", "one"):
         opening, words = model.backbone.encode_prompt(text)
         with torch.inference_mode():
@@ -201,3 +202,16 @@ def test_mean_hidden_states_are_those_of_the_plain_base(make: Callable) -> None:
         for _ in range(2):
             np.testing.assert_allclose(hidden([text])[0], (mean / mean.norm()).numpy(), atol=1e-5)
     assert not hidden([""]).any()
+
+
+def test_reading_a_prompt_with_the_base_gives_its_score_as_well(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(topics=2)
+    scores, ids = PromptScores(model.bank, 5), [lobe.id for lobe in model.lobes]
+    hidden, texts = MeanHidden(model.bank, scores), ["cat dog bird fish cow hen", "one", ""]
+    hidden(texts)
+    expected = prompt_nll(model.bank, texts, ids, 5)
+    rows: list[int] = []
+    run = model.bank.run
+    monkeypatch.setattr(model.bank, "run", lambda mix, **how: rows.append(len(how["input_ids"])) or run(mix, **how))
+    np.testing.assert_allclose(scores(texts, ids), expected, atol=1e-5)
+    assert rows == [2, 2]  # the lobes' rows of two texts that have words, and no row of the base

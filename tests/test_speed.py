@@ -44,7 +44,7 @@ def test_the_median_counts_and_the_first_round_does_not(monkeypatch: pytest.Monk
 
 def test_rates_are_what_was_done_over_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_timed", lambda work, rounds, device: 0.5)
-    gflops, copied = speed._machine_rates(torch.device("cpu"), 1)
+    gflops, copied = speed.machine_rates(torch.device("cpu"), 1)
     assert gflops == pytest.approx(2 * 64**3 / 0.5 / 1e9) and copied == pytest.approx((1 << 16) / 2**30 / 0.5)
 
 

@@ -96,7 +96,7 @@ def timing(
     """Time everything; nothing that serves is changed. `data` counts for nothing."""
     began, steps = time.perf_counter(), 5
     yield Progress(0, steps, "Timing the machine", {})
-    gflops, copied = _machine_rates(model.backbone.device, settings.rounds)
+    gflops, copied = machine_rates(model.backbone.device, settings.rounds)
     yield Progress(1, steps, "Timing the training of a lobe", {})
     trained = _training_rate(model, made) if not stop.is_set() else None
     yield Progress(2, steps, "Timing the routers", {})
@@ -160,7 +160,7 @@ def _timed(work: Callable[[], Any], rounds: int, device: torch.device) -> float:
     return median(taken[1:])
 
 
-def _machine_rates(device: torch.device, rounds: int) -> tuple[float, float]:
+def machine_rates(device: torch.device, rounds: int) -> tuple[float, float]:
     """(GFLOP/s of a float32 product, GiB/s of a copy)."""
     a, b = torch.randn(2, SQUARE, SQUARE, device=device)
     block = torch.empty(COPIED, dtype=torch.uint8, device=device)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..errors import RoutingError
+from ..errors import RoutingError, some_of
 from ..progress import Progress
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -332,7 +332,7 @@ def manual_decision(weights: Mapping[str, float], known: Sequence[str]) -> Routi
     """
     for name, weight in weights.items():
         if name not in known:
-            raise RoutingError(f"There is no lobe called {name!r}. There are: {', '.join(known) or 'none yet'}.")
+            raise RoutingError(f"There is no lobe called {name!r}. There are: {some_of(known)}.")
         if not np.isfinite(weight):
             raise RoutingError(f"The weight of {name} is {weight}; it must be a finite number.")
     used = {name: float(weight) for name, weight in weights.items() if weight}

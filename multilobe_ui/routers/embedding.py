@@ -22,6 +22,8 @@ PRECISION = 0.985
 """How often stage 1 must be right on held-out rows for its margin to count as certain."""
 FALSE_ABSTENTION = 0.02
 """Share of held-out rows that may be sent to the base model although a lobe fits, where there are no generic prompts."""
+CALIBRATION_ROWS = 1024
+"""Rows that calibrate at most, but for one of every lobe: each is compared with all rows of all lobes."""
 ABSTENTION_COST = 3.0
 """A prompt that a lobe could have answered but went to the base counts as much as three that a lobe answered for nothing."""
 
@@ -132,11 +134,13 @@ class EmbeddingRouter(Router):
         self.fit()  # no language model, so nothing to spare
 
     def held_out(self) -> tuple[Vector, np.ndarray[Any, Any]]:
-        """(scores (n, lobes), owner (n,)) of the rows that calibrate."""
+        """(scores (n, lobes), owner (n,)) of the rows that calibrate, evenly from every lobe."""
         parts, owner = [], []
+        most = max(1, CALIBRATION_ROWS // max(1, len(self.names)))
         for i, name in enumerate(self.names):
             rows = self.context.rows[name]
             own = rows.validation if len(rows.validation) >= 5 else rows.train
+            own = own[:: -(-len(own) // most) or 1]
             if len(own):
                 parts.append(self.scores(own, leave_out_self=len(rows.validation) < 5))
                 owner += [i] * len(own)

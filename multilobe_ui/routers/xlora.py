@@ -160,7 +160,7 @@ class XLoraRouter(Router):
         if own.start >= own.stop:  # a format that leaves nothing of the prompt
             own = slice(0, len(ids))
         with torch.inference_mode():
-            hidden, _ = last_hidden(backbone, None, input_ids=torch.tensor([ids], device=backbone.device))
+            hidden = last_hidden(backbone, None, input_ids=torch.tensor([ids], device=backbone.device))
             given = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
             weights = fitted.head(Reading(fitted.head.shape.reads)(hidden, given=given))[0, own].float().mean(1)
             state = hidden[0, own].float().mean(0)
