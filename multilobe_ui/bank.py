@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from .adapter import AdapterHeader, check_fits, linear_features, read_header, read_matrices
+from .adapter import WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, read_header, read_matrices
 from .backbone import Backbone
 from .errors import AdapterError, LobeError
+from .files import sha256_of
+from .norms import fuse_norms
 
 Matrices = Mapping[str, tuple[Tensor, Tensor]]
 T = TypeVar("T")
@@ -31,6 +35,10 @@ PLANS_KEPT = 16
 STRETCHED_AT_ONCE = 64
 """Most tokens whose weights per layer are stretched over the ranks of all layers at once: quick while decoding, but of a long
 prompt it would take more memory than the layers' own activations."""
+
+
+MANY_TOKENS = 8
+"""Tokens a row from which it pays to gather each row's own matrices."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,11 @@ class Mix:
 
     def active(self) -> Mix:
         """Without the lobes that have no weight anywhere: their delta is not computed at all."""
+        return self._active
+
+    @cached_property
+    def _active(self) -> Mix:
+        """Found once: a chat runs under the same mix for all its tokens."""
         if self.weights.requires_grad or not self.lobes:
             return self
         used = (self.weights != 0).reshape(-1, len(self.lobes)).any(0).tolist()
@@ -94,17 +107,26 @@ class LobeBank:
 
     Args:
         backbone: the frozen base; the bank serves a twin of it.
-        budget_bytes: adapters beyond this leave memory, least recently used first (they are read again when needed);
-            None keeps all.
+        budget_bytes: adapters beyond this leave memory, least recently used first (they are read again when needed), but for
+            pinned ones and those that a call is running with; None keeps all. It may be changed at any time.
+
+    Attributes:
+        damaged: why lobes had to leave, by their ids: their weights turned out to be no good when they were first read.
     """
 
     def __init__(self, backbone: Backbone, budget_bytes: int | None = None) -> None:
         self.backbone = backbone
         self.model = backbone.twin()
+        fuse_norms(self.model)
         self.features = linear_features(self.model)
-        self.budget_bytes = budget_bytes
+        self.damaged: dict[str, str] = {}
+        self._budget = budget_bytes
         self._headers: dict[str, AdapterHeader] = {}
+        self._promised: dict[str, str] = {}  # sha256 of weights that nobody has read yet
         self._resident: OrderedDict[str, Matrices] = OrderedDict()
+        self._sizes: dict[str, int] = {}  # bytes of those in memory
+        self._pinned: set[str] = set()
+        self._held: Counter[str] = Counter()  # calls that run with a lobe
         self._plans: OrderedDict[tuple[str, ...], _Plan] = OrderedDict()
         self._derived: dict[str, dict[str, Any]] = {}
         self._lock = threading.RLock()
@@ -114,8 +136,11 @@ class LobeBank:
 
     # ---- registry ---------------------------------------------------------------------------------------------------------
 
-    def register(self, lobe: str, path: Path) -> AdapterHeader:
-        """Make an adapter folder available under an id. Its matrices are read at first use.
+    def register(self, lobe: str, path: Path, sha256: str = "") -> AdapterHeader:
+        """Make an adapter folder available under an id. Its matrices are read at first use, and judged then.
+
+        Args:
+            sha256: what its weights file must have; "" takes the file as it is.
 
         Raises:
             AdapterError: it cannot be run exactly on this base (see `adapter.read_header`, `adapter.check_fits`).
@@ -125,13 +150,16 @@ class LobeBank:
         with self._lock:
             self.unregister(lobe)
             self._headers[lobe] = header
+            if sha256:
+                self._promised[lobe] = sha256
         return header
 
     def unregister(self, lobe: str) -> None:
         """Forget an adapter and give its memory back; calls that already run with it finish undisturbed."""
         with self._lock:
-            self._headers.pop(lobe, None)
-            self._derived.pop(lobe, None)
+            for known in (self._headers, self._promised, self._derived, self.damaged):
+                known.pop(lobe, None)
+            self._pinned.discard(lobe)
             self._drop(lobe)
 
     def run_live(self, lobes: Sequence[Matrices], weights: Tensor, **inputs: Any) -> Any:
@@ -167,8 +195,51 @@ class LobeBank:
     def resident_bytes(self) -> int:
         """Memory of all adapter matrices: the lobes' own and the stacks that recent mixtures made of them."""
         with self._lock:
-            own = sum(_nbytes(matrices) for matrices in self._resident.values())
-            return own + sum(plan.extra_bytes for plan in self._plans.values())
+            return sum(self._sizes.values()) + sum(plan.extra_bytes for plan in self._plans.values())
+
+    @property
+    def budget_bytes(self) -> int | None:
+        return self._budget
+
+    @budget_bytes.setter
+    def budget_bytes(self, most: int | None) -> None:
+        with self._lock:
+            self._budget = most
+            self._keep_within_budget(())
+
+    @property
+    def pinned(self) -> frozenset[str]:
+        """Ids of the lobes that stay in memory whatever the budget."""
+        return frozenset(self._pinned)
+
+    def pin(self, lobe: str) -> None:
+        """Read a lobe in now, and keep it in memory until it is unpinned or unregistered.
+
+        Raises:
+            LobeError: no such lobe. AdapterError: its files have gone or are damaged.
+        """
+        with self._lock:
+            self._in_memory(lobe, (lobe,))
+            self._pinned.add(lobe)
+
+    def unpin(self, lobe: str) -> None:
+        with self._lock:
+            self._pinned.discard(lobe)
+            self._keep_within_budget(())
+
+    @contextmanager
+    def hold(self, lobes: Sequence[str]) -> Iterator[None]:
+        """Keep these lobes in memory, once they are, till the block ends, whatever the budget. Every call holds its own."""
+        with self._lock:
+            self._held.update(lobes)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.subtract(lobes)
+                for lobe in lobes:
+                    if not self._held[lobe]:
+                        del self._held[lobe]
 
     def matrices(self, lobe: str) -> Matrices:
         """Per module (A, B) on the base's device, B with the scaling folded in; read from disk if not resident.
@@ -190,7 +261,8 @@ class LobeBank:
         return tuple(module for module in self.features if module in touched)
 
     def derived(self, lobe: str, kind: str, make: Callable[[Matrices], T]) -> T:
-        """What `make` works out of a lobe's matrices, under the name `kind`; kept until the lobe leaves or is replaced.
+        """What `make` works out of a lobe's matrices, under the name `kind`; kept until the lobe is unregistered or replaced. They
+        are read if `make` looks into them.
 
         Raises:
             LobeError: no such lobe. AdapterError: its files have gone or are damaged.
@@ -200,7 +272,7 @@ class LobeBank:
             kept = self._derived.setdefault(lobe, {})
             if kind not in kept:
                 with torch.inference_mode(False):
-                    kept[kind] = make(self.matrices(lobe))
+                    kept[kind] = make(_WhenLookedInto(lambda: self.matrices(lobe)))
             return cast(T, kept[kind])
 
     # ---- running ----------------------------------------------------------------------------------------------------------
@@ -218,11 +290,12 @@ class LobeBank:
             inputs[key].shape[:2] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None
         )
         how = active.weigh if isinstance(active, LayerMix) else active.weights.to(self.backbone.device)
-        token = self._call.set(_Call(self._plan(active.lobes), how, rows_tokens, inputs.get("logits_to_keep", 0)))
-        try:
-            return self.model(**inputs)
-        finally:
-            self._call.reset(token)
+        with self.hold(active.lobes):
+            token = self._call.set(_Call(self._plan(active.lobes), how, rows_tokens, inputs.get("logits_to_keep", 0)))
+            try:
+                return self.model(**inputs)
+            finally:
+                self._call.reset(token)
 
     def _listen(self, module: nn.Module, name: str) -> None:
         """Let one linear layer add the delta of the call that is running; without one it is the layer it was.
@@ -230,13 +303,24 @@ class LobeBank:
         Every linear layer gets this once, at the start: hooks that came and went with the lobes would change under the
         feet of calls in other threads.
         """
-        base_forward: Callable[[Tensor], Tensor] = module.forward
-        current = self._call
+        base_forward: Callable[..., Tensor] = module.forward
+        weight: Any = getattr(module, "weight", None)
+        turned = bias = None
+        if type(module) is nn.Linear:  # the same kernel, without a Python frame and two look-ups for every layer and token
+            turned, bias = weight.t(), module.bias
+            base_forward = partial(nn.functional.linear, weight=weight, bias=bias)
+        current, mm = self._call, torch.mm
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            output = base_forward(x, *args, **kwargs)
             call = current.get()
-            return output if call is None else call.add_delta(name, x, output)
+            stack = None if call is None else call.stacks.get(name)
+            if call is None or stack is None:
+                return base_forward(x, *args, **kwargs)
+            if turned is not None and bias is None and call.is_one and x.dtype is weight.dtype is stack.a.dtype:
+                # nearly every token of every chat: three products, of which the last adds in place, and nothing else
+                rows = x.reshape(-1, stack.n_in)
+                return mm(rows, turned).addmm_(mm(rows, stack.a), stack.b).view(*x.shape[:-1], stack.n_out)
+            return call.add_delta(name, stack, x, base_forward(x, *args, **kwargs))
 
         module.forward = forward  # type: ignore[method-assign]
 
@@ -253,6 +337,8 @@ class LobeBank:
             return plan
 
     def _header(self, lobe: str) -> AdapterHeader:
+        if lobe in self.damaged:
+            raise AdapterError(self.damaged[lobe])
         if lobe not in self._headers:
             raise LobeError(f"The bank has no lobe {lobe!r}; it has been deleted or was never loaded.")
         return self._headers[lobe]
@@ -262,35 +348,78 @@ class LobeBank:
             header = self._header(lobe)
             device = self.backbone.device
             with torch.inference_mode(False):  # what chat reads first must serve training through the bank as well
-                matrices = {m: (a.to(device), b.to(device)) for m, (a, b) in read_matrices(header).items()}
+                read = self._read(lobe, header)
+                matrices = {m: (_turned(a.to(device)), _turned(b.to(device))) for m, (a, b) in read.items()}
             self._resident[lobe] = matrices
+            self._sizes[lobe] = _nbytes(matrices)
             self._keep_within_budget(in_use)
         self._resident.move_to_end(lobe)
         return self._resident[lobe]
+
+    def _read(self, lobe: str, header: AdapterHeader) -> Matrices:
+        """A lobe's matrices from its file. One that is no good is a lobe no more: the others go on without it."""
+        try:
+            promised = self._promised.get(lobe)
+            if promised and sha256_of(header.path / WEIGHTS_FILE) != promised:
+                raise AdapterError(
+                    f"{header.path.name}: {WEIGHTS_FILE} is not what was saved (its sha256 differs). Load its bundle again."
+                )
+            matrices = read_matrices(header)
+        except (AdapterError, OSError) as error:
+            message = f"{header.path.name}: the adapter's weights cannot be read any more ({error})."
+            message = str(error) if isinstance(error, AdapterError) else message
+            self.unregister(lobe)
+            self.damaged[lobe] = message
+            raise AdapterError(message) from error
+        self._promised.pop(lobe, None)  # it need not be proved again whenever the lobe comes back into memory
+        return matrices
 
     def _keep_within_budget(self, in_use: tuple[str, ...]) -> None:
         """Lobes in use stay, whatever they take: else every token of a large mixture would read them again."""
         while len(self._plans) > PLANS_KEPT:
             self._plans.popitem(last=False)
-        while self.budget_bytes is not None and self.resident_bytes > self.budget_bytes:
-            idle = next((lobe for lobe in self._resident if lobe not in in_use), None)
-            if len(self._plans) > 1:
-                self._plans.popitem(last=False)
-            elif idle is not None:
-                self._drop(idle)
-            else:
+        if self._budget is None:
+            return
+        excess = self.resident_bytes - self._budget
+        # stacks leave first: they are made of what is in memory, lobes must be read from the disk
+        for lobes in [lobes for lobes, plan in self._plans.items() if plan.extra_bytes]:
+            if excess > 0 and lobes != in_use and not all(lobe in self._held for lobe in lobes):
+                excess -= self._plans.pop(lobes).extra_bytes
+        for lobe in list(self._resident):
+            if excess <= 0:
                 return
+            if lobe not in in_use and lobe not in self._held and lobe not in self._pinned:
+                excess -= self._drop(lobe)
 
-    def _drop(self, lobe: str) -> None:
+    def _drop(self, lobe: str) -> int:
+        """Let a lobe's matrices and all stacks with it go; the bytes that were theirs."""
+        freed = self._sizes.pop(lobe, 0)
         self._resident.pop(lobe, None)
         for lobes in [key for key in self._plans if lobe in key]:
-            del self._plans[lobes]
+            freed += self._plans.pop(lobes).extra_bytes
+        return freed
+
+
+class _WhenLookedInto(Mapping[str, tuple[Tensor, Tensor]]):
+    """Matrices that are not read before somebody wants one."""
+
+    def __init__(self, read: Callable[[], Matrices]) -> None:
+        self._read = read
+
+    def __getitem__(self, module: str) -> tuple[Tensor, Tensor]:
+        return self._read()[module]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
 
 
 class _Stack:
     """The active lobes' matrices of one linear layer, in the two layouts that calls need.
 
-    wide:  a (R, in), b (R, out): all ranks side by side, `lobe_of_rank` (R,) says whose each is.
+    wide:  a (in, R), b (R, out): all ranks side by side, `ranks` says whose each is.
     rows:  a (lobes, in, r), b (lobes, r, out): ranks padded to the largest, for batches in which each row has one lobe.
     """
 
@@ -300,8 +429,9 @@ class _Stack:
         self._pairs = pairs
         self.ranks = tuple((i, a.shape[0]) for i, a, _ in present)
         alone = len(present) == 1
-        self.a = present[0][1] if alone else torch.cat([a for _, a, _ in present])
-        self.b = (present[0][2] if alone else torch.cat([b for _, _, b in present], dim=1)).t()
+        self.a = present[0][1].t() if alone else torch.cat([a.t() for _, a, _ in present], dim=1)
+        self.b = present[0][2].t() if alone else torch.cat([b.t() for _, _, b in present])
+        self.n_in, self.n_out = len(self.a), self.b.shape[1]
         self.extra_bytes = self._wide_bytes = 0 if alone else _tensor_bytes(self.a, self.b)
         self._rows: tuple[Tensor, Tensor] | None = None
 
@@ -309,7 +439,7 @@ class _Stack:
     def rows(self) -> tuple[Tensor, Tensor]:
         if self._rows is None:
             r = max(rank for _, rank in self.ranks)
-            a = self.a.new_zeros(len(self._pairs), self.a.shape[1], r)
+            a = self.a.new_zeros(len(self._pairs), self.n_in, r)
             b = self.b.new_zeros(len(self._pairs), r, self.b.shape[1])
             for i, pair in enumerate(self._pairs):
                 if pair is not None:
@@ -356,43 +486,43 @@ class _Call:
         self._row_lobe: Tensor | None = None
         # weights that differ by row or token need to see the rows and tokens apart
         self._by_place = self._weigh is not None or how.ndim > 1  # type: ignore[union-attr]
+        self.is_one = False
+        """One lobe, in full, for all tokens."""
         if isinstance(how, Tensor):
             self.weights = how
             self._look_for_rows(how)
+            self.is_one = how.shape == (1,) and not how.requires_grad and float(how) == 1
 
     def _look_for_rows(self, weights: Tensor) -> None:
-        by_row = weights.ndim == 2 and weights.shape[1] > 1 and not weights.requires_grad
-        if by_row and bool(((weights != 0).sum(1) <= 1).all()):  # a row has one lobe: r columns a row, not lobes * r
+        """Where each row has one lobe, its r columns are enough, not all lobes' lobes * r. But then each row's matrices must be
+        gathered, and for a token or two that takes five times what it saves."""
+        if weights.ndim != 2 or weights.shape[1] < 2 or weights.requires_grad:
+            return
+        if self._rows_tokens[1] >= MANY_TOKENS and bool(((weights != 0).sum(1) <= 1).all()):
             self._row_lobe = weights.abs().argmax(1)
             self._row_weight = weights.gather(1, self._row_lobe[:, None])[:, :, None]
             self._row_is_place = torch.equal(self._row_lobe.cpu(), torch.arange(weights.shape[1]))
 
-    def add_delta(self, name: str, x: Tensor, output: Tensor) -> Tensor:
-        stack = self.stacks.get(name)
-        if stack is None:
-            return output
+    def add_delta(self, name: str, stack: _Stack, x: Tensor, output: Tensor) -> Tensor:
+        """The layer's output (..., out) with its delta of x (..., in): changed in place where that is possible."""
         if x.ndim == 2 and self._by_place:  # some layers see the tokens of all rows in one long row
             if len(x) != math.prod(self._rows_tokens):
                 raise AdapterError(
                     f"{name} sees only some tokens (an expert?), so its LoRA cannot be weighted by row or token."
                 )
             x, wide = (t.view(*self._rows_tokens, -1) for t in (x, output))
-            return self.add_delta(name, x, wide).view(output.shape)
+            return self.add_delta(name, stack, x, wide).view(output.shape)
         if self._row_lobe is not None:
             return self._add_by_row(stack, x, output)
-        hidden = nn.functional.linear(x.to(stack.a.dtype), stack.a)
-        if self._weigh is not None:  # from this layer's own input, so it has the tokens that this layer has
-            weights = self._weigh(name, x)
-            scale: Tensor | None = weights.index_select(-1, self._columns_of(stack, weights)).to(stack.a.dtype)
-        else:
-            scale = self._scale(stack)
-            if scale is not None and scale.ndim == 3 and scale.shape[1] not in (1, hidden.shape[1]):
-                scale = scale[:, self._kept]  # an output head that runs on some tokens only
+        dtype = stack.a.dtype
+        hidden = torch.mm(x.reshape(-1, stack.n_in).to(dtype), stack.a)
+        scale = self._scale(name, stack, x)
         if scale is not None:
-            hidden = hidden * scale
-        # addmm adds and multiplies in one kernel, without a temporary of the output's size
-        base = output.flatten(0, -2).to(stack.b.dtype)
-        return torch.addmm(base, hidden.flatten(0, -2), stack.b).view(output.shape).to(output.dtype)
+            hidden = hidden * scale if scale.ndim < 3 else (hidden.view(*x.shape[:-1], -1) * scale).view(hidden.shape)
+        if output.dtype is dtype and output.is_contiguous():  # without a temporary of its size
+            output.view(-1, stack.n_out).addmm_(hidden, stack.b)
+            return output
+        return (output.to(dtype) + torch.mm(hidden, stack.b).view(output.shape)).to(output.dtype)
 
     def _add_by_row(self, stack: _Stack, x: Tensor, output: Tensor) -> Tensor:
         a, b = stack.rows()
@@ -401,29 +531,40 @@ class _Call:
         hidden = torch.bmm(x.to(a.dtype), a) * self._row_weight
         return torch.baddbmm(output.to(b.dtype), hidden, b).to(output.dtype)
 
-    def _scale(self, stack: _Stack) -> Tensor | None:
-        """Weights stretched over the ranks, broadcastable to (batch, tokens, R); None where all are one."""
-        if self.weights.ndim == 4:
-            if self.weights.shape[0] * self.weights.shape[1] > STRETCHED_AT_ONCE:
-                weights = self.weights[:, :, stack.index]
-                return weights.index_select(-1, self._columns_of(stack, weights)).to(stack.a.dtype)
-            return cast(Tensor, self._stretched(stack))[:, :, stack.index]
-        return self._stretched(stack)
+    def _scale(self, name: str, stack: _Stack, x: Tensor) -> Tensor | None:
+        """Weights stretched over the ranks, broadcastable to (batch, tokens, R), or in two dimensions to (batch * tokens, R); None
+        where all are one."""
+        if self._weigh is not None:  # from this layer's own input, so it has the tokens that this layer has
+            return self._over_ranks(stack, self._weigh(name, x))
+        if self.weights.ndim < 4:
+            scale = self._stretched(stack)
+        elif math.prod(self.weights.shape[:2]) > STRETCHED_AT_ONCE:
+            scale = self._over_ranks(stack, self.weights[:, :, stack.index])
+        else:
+            scale = cast(Tensor, self._stretched(stack))[:, :, stack.index]
+        if scale is not None and scale.ndim == 3 and scale.shape[1] not in (1, x.shape[1]):
+            scale = scale[:, self._kept]  # an output head that runs on some tokens only
+        return scale
 
     def _stretched(self, stack: _Stack) -> Tensor | None:
         if stack.ranks not in self._scales:
-            scale = self.weights.index_select(-1, self._columns_of(stack, self.weights)).to(stack.a.dtype)
-            scale = scale[:, None, :] if scale.ndim == 2 else scale
+            scale = self._over_ranks(stack, self.weights)
+            scale = scale[:, None, :] if scale.ndim == 2 and self._rows_tokens[1] > 1 else scale
             is_one = not scale.requires_grad and scale.ndim == 1 and bool((scale == 1).all())
             self._scales[stack.ranks] = None if is_one else scale
         return self._scales[stack.ranks]
 
-    def _columns_of(self, stack: _Stack, weights: Tensor) -> Tensor:
-        """(R,) the place among the lobes of each of the stack's ranks."""
+    def _over_ranks(self, stack: _Stack, weights: Tensor) -> Tensor:
+        """(..., lobes) → (..., R): every rank has the weight of its lobe."""
         if stack.ranks not in self._columns:
             columns = [i for i, rank in stack.ranks for _ in range(rank)]
             self._columns[stack.ranks] = torch.tensor(columns, device=weights.device)
-        return self._columns[stack.ranks]
+        return weights.index_select(-1, self._columns[stack.ranks]).to(stack.a.dtype)
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    """The same matrix, column after column in memory: products for a single token read A and B a fifth faster so."""
+    return matrix.t().contiguous().t()
 
 
 def _nbytes(matrices: Matrices) -> int:

@@ -6,6 +6,9 @@
 
 JSON and safetensors only, so loading runs nobody's code; what the PyPI package `multilobe` 0.1.0 saves is read too. The
 base model is never inside. This module knows no router and no model: fits and the features of the base come as arguments.
+
+Loading reads all of a lobe but its weights, of which the header says what they are: each lobe keeps the sha256 that its weights
+must have, and the bank holds them to it when it first reads them. `verify_bundle` reads everything.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +43,6 @@ from .lobe import (
     LobeStore,
     check_name,
     now,
-    same_name,
     write_card,
     write_routing_rows,
 )
@@ -49,6 +52,8 @@ MANIFEST_FILE = "bundle.json"
 FORMAT_VERSION = 1
 PEER_FILE = "multilobe_config.json"
 PEER_ORIGIN = "multilobe 0.1.0"
+SHA256 = "sha256"
+"""Under this name a card says, among the facts of its adapter, what its weights must hash to."""
 
 OnClash = Literal["refuse", "rename", "replace"]
 Progress = Callable[[int, int, str], None]
@@ -153,8 +158,12 @@ def _write(root: Path, lobes: Sequence[Lobe], fits: Mapping[str, Fit], manifest:
         rows = (ROUTING_FILE, PROMPTS_FILE) if _has_sound_rows(lobe) else ()
         _copy(lobe.path, folder, (*_ADAPTER_FILES, *rows))
         read_matrices(read_header(folder))
-        write_card(folder, replace(lobe.card, owner=""))
-        entries.append(_entry(folder, lobe.name))
+        adapter = {key: value for key, value in lobe.card.adapter.items() if key != SHA256}
+        write_card(folder, replace(lobe.card, owner="", adapter=adapter))
+        entry = _entry(folder, lobe.name)
+        if lobe.card.adapter.get(SHA256, entry.files[WEIGHTS_FILE]) != entry.files[WEIGHTS_FILE]:
+            raise AdapterError(f"The weights of {lobe.name!r} are not those of the bundle that it came in. Load that again.")
+        entries.append(entry)
     for name, fit in fits.items():
         write_fit(root / "routers" / name, fit)
     routers = tuple(_entry(root / "routers" / name, name) for name in fits)
@@ -171,6 +180,13 @@ def _copy(source: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+
+
+def _move(source: Path, target: Path, names: Iterable[str]) -> None:
+    target.mkdir(parents=True)
+    for name in names:
+        if (source / name).is_file():
+            (source / name).rename(target / name)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -199,13 +215,16 @@ def _generator() -> str:
 
 
 @contextmanager
-def open_bundle(path: Path | str) -> Iterator[Bundle]:
+def open_bundle(path: Path | str, scratch_in: Path | None = None) -> Iterator[Bundle]:
     """Open a bundle's folder or zip file, ours or one of `multilobe` 0.1.0. Its files may vanish when the block ends.
+
+    Args:
+        scratch_in: folder for what must be unpacked or converted; None is the system's.
 
     Raises:
         BundleError: not a bundle, unsafe, or with a manifest that cannot be read (`verify_bundle` checks the rest).
     """
-    with tempfile.TemporaryDirectory(prefix="multilobe_") as scratch:
+    with tempfile.TemporaryDirectory(prefix="multilobe_", dir=scratch_in, ignore_cleanup_errors=True) as scratch:
         root = content_root(_folder(Path(path), Path(scratch)), MANIFEST_FILE, PEER_FILE)
         if not (root / MANIFEST_FILE).is_file():
             root = _converted(root, Path(scratch) / "converted")
@@ -219,7 +238,7 @@ def verify_bundle(path: Path | str) -> list[str]:
             listed = {str(place / name) for place, entry in _entries(bundle.manifest) for name in entry.files}
             files = {p.relative_to(bundle.root).as_posix() for p in bundle.root.rglob("*") if not p.is_dir()}
             extra = sorted(name for name in files - listed - {MANIFEST_FILE} if not is_junk(name))
-            return [*_problems(bundle), *(f"{name} is not listed in {MANIFEST_FILE}." for name in extra)]
+            return [*_problems(bundle, weights=True), *(f"{name} is not listed in {MANIFEST_FILE}." for name in extra)]
     except (BundleError, OSError) as error:
         return [str(error)]
 
@@ -270,8 +289,8 @@ def _fault(manifest: Manifest) -> str:
         return "a value has the wrong type"
     if not manifest.lobes:
         return "it lists no lobes"
-    folders = [entry.folder for entry in manifest.lobes]
-    if odd := [folder for folder in folders if not _FOLDER.fullmatch(folder) or folders.count(folder) > 1]:
+    folders = Counter(entry.folder for entry in manifest.lobes)
+    if odd := [folder for folder, count in folders.items() if count > 1 or not _FOLDER.fullmatch(folder)]:
         return f"the folder {odd[0][:80]!r} is misnamed or listed twice"
     for entry in manifest.lobes:
         if not set(_REQUIRED) <= set(entry.files) <= set(_LOBE_FILES):
@@ -284,14 +303,19 @@ def _fault(manifest: Manifest) -> str:
     return ""
 
 
-def _problems(bundle: Bundle) -> Iterator[str]:
-    """All that can be wrong with the lobes and fits of a bundle, whatever base is loaded."""
+def _problems(bundle: Bundle, *, weights: bool) -> Iterator[str]:
+    """All that can be wrong with the lobes and fits of a bundle, whatever base is loaded.
+
+    Args:
+        weights: whether to read the lobes' weights too; else their headers alone.
+    """
     seen: set[str] = set()
     for place, entry in _entries(bundle.manifest):
-        kind = "lobe" if entry in bundle.manifest.lobes else "router"
+        kind = place.parts[0].removesuffix("s")
         folder, show = bundle.root / place, f"The {kind} {entry.name[:80]!r}"
         missing = [name for name in entry.files if not (folder / name).is_file()]
-        changed = [n for n, sha in entry.files.items() if n not in missing and sha256_of(folder / n) != sha]
+        read = {name: sha for name, sha in entry.files.items() if weights or name != WEIGHTS_FILE}
+        changed = [name for name, sha in read.items() if name not in missing and sha256_of(folder / name) != sha]
         yield from (f"{show}: {name} is missing." for name in missing)
         yield from (f"{show}: {name} was changed after the bundle was saved." for name in changed)
         if missing or changed:
@@ -303,8 +327,9 @@ def _problems(bundle: Bundle) -> Iterator[str]:
                 yield f"{show} cannot be read: {error}"
             continue
         try:
-            card = _card(folder)
-            read_matrices(read_header(folder))
+            card, header = _card(folder), read_header(folder)
+            if weights:
+                read_matrices(header)
         except (BundleError, *_ODD) as error:
             yield f"{show} cannot be read: {error}"
             continue
@@ -391,18 +416,23 @@ def load_bundle(
         BundleError: damaged, unsafe, newer, of another base, or with a name that is taken; the store is as before.
     """
     try:
-        with open_bundle(path) as bundle, tempfile.TemporaryDirectory(prefix="multilobe_") as scratch:
+        # beside the lobes, so that files that were copied or unzipped once are moved from then on
+        with (
+            tempfile.TemporaryDirectory(prefix=".bundle-", dir=store.folder, ignore_cleanup_errors=True) as scratch,
+            open_bundle(path, Path(scratch)) as bundle,
+        ):
             theirs = bundle.manifest.base
             if theirs["fingerprint"] not in ("", base_fingerprint):
                 wanted, ours = f"{theirs['name']} ({theirs['fingerprint']})", f"{base_name} ({base_fingerprint})"
                 raise BundleError(f"The bundle is for the base {wanted}, but {ours} is loaded. Load that base first.")
-            mine = Bundle(Path(scratch), bundle.manifest)  # a copy that nobody changes meanwhile
+            mine = Bundle(Path(scratch) / "mine", bundle.manifest)  # that nobody changes meanwhile, and only what is listed
+            take = _move if bundle.root.is_relative_to(scratch) else _copy
             for place, entry in _entries(bundle.manifest):
-                _copy(bundle.root / place, mine.root / place, entry.files)
-            for problem in _problems(mine):
+                take(bundle.root / place, mine.root / place, entry.files)
+            for problem in _problems(mine, weights=False):
                 raise BundleError(f"{problem} Nothing was loaded; ask for a fresh copy of the bundle.")
             lobes = []
-            for folder, card in mine.lobe_folders:
+            for entry, (folder, card) in zip(mine.manifest.lobes, mine.lobe_folders, strict=True):
                 try:
                     check_fits(read_header(folder), features, base_name)
                 except AdapterError as error:
@@ -411,7 +441,8 @@ def load_bundle(
                     store.check_free(card.name)
                 origin = "bundle" if card.origin == "trained here" else card.origin
                 base = {**card.base, "fingerprint": base_fingerprint}
-                lobes.append((folder, replace(card, origin=origin, owner=owner, base=base)))
+                adapter = {**card.adapter, SHA256: entry.files[WEIGHTS_FILE]}
+                lobes.append((folder, replace(card, origin=origin, owner=owner, base=base, adapter=adapter)))
             fits = {entry.name: read_fit(mine.root / "routers" / entry.folder) for entry in bundle.manifest.routers}
             added = _add_all(store, lobes, on_clash, progress)
             names = {card.name: lobe.name for (_, card), lobe in zip(lobes, added, strict=True)}
@@ -431,7 +462,7 @@ def _add_all(
             if on_clash == "rename":
                 card = replace(card, name=store.free_name(card.name))
             elif on_clash == "replace":
-                for old in [l.name for l in store.all() if same_name(l.name, card.name)]:
+                for old in [lobe.name for lobe in store.called(card.name)]:
                     aside.append((store.rename(old, store.free_name(f"{old[:60]} (replaced)")).name, old))
             added.append(store.add(folder, card))
             if progress:

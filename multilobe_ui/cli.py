@@ -16,7 +16,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import SamplingConfig, TrainingConfig, settings_of
+from .config import SamplingConfig, TrainingConfig, budget_from_environment, settings_of
 from .errors import ConfigError, MultiLobeError
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def launch(options: argparse.Namespace) -> None:
     """Serve the app."""
     from .ui.serve import serve
 
-    serve(home=options.home, base=options.base, port=options.port, share=options.share)
+    memory = options.memory_mib
+    serve(home=options.home, base=options.base, port=options.port, share=options.share, memory_budget_mib=memory)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -284,6 +285,12 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--router", default="hybrid", help="who routes; `multilobe-ui routers` lists them (default: hybrid)"
     )
+    shared.add_argument(
+        "--memory-mib",
+        type=float,
+        metavar="MIB",
+        help="memory for lobes; those used longest ago leave (default: $MULTILOBE_MEMORY_MIB, else as set for the home)",
+    )
     shared.add_argument("--json", action="store_true", help="print data as JSON")
     parser = argparse.ArgumentParser(prog="multilobe-ui", description="Train small LoRA lobes and let a router choose.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -506,7 +513,11 @@ def _model(options: argparse.Namespace) -> MultiLobeModel:
     home = _home(options)
     home.mkdir(parents=True, exist_ok=True)
     model = MultiLobeModel.from_pretrained(
-        options.base or "builtin", device=options.device, home=home, router=options.router
+        options.base or "builtin",
+        device=options.device,
+        home=home,
+        router=options.router,
+        memory_budget_mib=options.memory_mib if options.memory_mib is not None else budget_from_environment(),
     )
     model.prepare_routing()
     return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
@@ -183,6 +185,17 @@ class XLoraSettings:
         check(4 <= self.rows_per_lobe <= 100_000, "rows_per_lobe", self.rows_per_lobe, "at least 4")
         check(8 <= self.max_length <= 100_000, "max_length", self.max_length, "at least 8 tokens")
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+
+
+def budget_from_environment() -> float | None:
+    """MULTILOBE_MEMORY_MIB, the MiB that lobes may take in memory; None if it is not set. Raises ConfigError if it is no number."""
+    text = os.environ.get("MULTILOBE_MEMORY_MIB", "").strip()
+    try:
+        mib = float(text) if text else None
+    except ValueError:
+        mib = math.nan
+    check(mib is None or mib > 0, "MULTILOBE_MEMORY_MIB", text, "a number of MiB above 0, or empty for no limit")
+    return mib
 
 
 def suggested_learning_rate(hidden_size: int) -> float:

@@ -45,6 +45,12 @@ class BusyError(MultiLobeError):
     """Something needed is still loading or in use."""
 
 
+def some_of(names: Sequence[str], most: int = 12) -> str:
+    """The names there are, for a message: "a, b and 997 more"; "none yet" if there are none."""
+    shown, more = names[:most], len(names) - most
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "") or "none yet"
+
+
 class DataError(MultiLobeError):
     """Training data cannot be read.
 

@@ -23,11 +23,12 @@ from .bank import LobeBank
 from .config import SamplingConfig, TrainingConfig, check, settings_of
 from .corrections import Correction, Corrections, corrected
 from .embedding import Embedder, generic_prompts, prototypes_of
-from .errors import ConfigError, MultiLobeError
+from .errors import AdapterError, ConfigError, MultiLobeError
 from .fits import Fit, Key
 from .generation import Request, generate_tokens, prepare, stream_text
-from .lobe import Card, Lobe, LobeStore, now, write_routing_rows
+from .lobe import Card, Lobe, LobeStore, RowsOfLobes, now, write_routing_rows
 from .progress import Progress, finish
+from .residency import Residency
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
 from .routers.base import TOP_1, FitOutcome, Mixing, Vector, manual_decision
 from .routing import Routing
@@ -47,8 +48,9 @@ class MultiLobeModel:
 
     Attributes:
         backbone: the base. bank: its lobes, ready to run. serving: answers decoded together.
-        embedder: the routers' sentence encoder. routing: the routers.
+        embedder: the routers' sentence encoder. routing: the routers. residency: which lobes stay in memory.
         home: folder of the lobes; a temporary one unless it was given.
+        broken: why lobes of the home cannot be used, by their ids: damaged files.
         version: rises whenever lobes or routing change.
     """
 
@@ -61,6 +63,7 @@ class MultiLobeModel:
         embedding_threshold: float | str | None = "auto",
         logprob_max_tokens: int = 30,
         router: str = "hybrid",
+        memory_budget_mib: float | None = None,
     ) -> None:
         check(router in ROUTERS, "router", router, f"one of {', '.join(ROUTERS)}")
         check(logprob_max_tokens >= 1, "logprob_max_tokens", logprob_max_tokens, "at least 1")
@@ -71,14 +74,16 @@ class MultiLobeModel:
         self.embedder = embedder or Embedder()
         self.bank = LobeBank(backbone)
         self.serving = RunningBatch(self.bank)
-        self._scores, self._hidden = PromptScores(self.bank, logprob_max_tokens), MeanHidden(self.bank)
+        self._scores = PromptScores(self.bank, logprob_max_tokens)
+        self._hidden = MeanHidden(self.bank, self._scores)
         self.store = LobeStore(self.home / "lobes")
         self.corrections = Corrections(self.home / "corrections.json")
         self.broken: dict[str, str] = dict(self.store.broken)
         self.version = 0
         self._lock = threading.RLock()
-        self._rows: dict[str, RoutingRows | None] = {}
+        self._rows = RowsOfLobes()
         self._generic = generic_prompts(folder("assets") / "generic_prompts.jsonl")
+        self.residency = Residency(self.home / "memory.json", self.bank, memory_budget_mib)
         for lobe in self.store.all():
             self._register(lobe)
         places = self.home / "routing" / backbone.fingerprint
@@ -95,6 +100,7 @@ class MultiLobeModel:
         *,
         home: str | Path | None = None,
         router: str = "hybrid",
+        memory_budget_mib: float | None = None,
         **model_kwargs: Any,
     ) -> MultiLobeModel:
         """Load a base model, without lobes unless `home` has some.
@@ -108,6 +114,8 @@ class MultiLobeModel:
             logprob_max_tokens: tokens of a prompt that stage 2 reads.
             router: which of `routers.ROUTERS` routes where none is named.
             home: where lobes live; None is a temporary folder that goes with the object.
+            memory_budget_mib: memory for lobes beside the base; those used longest ago leave first, to be read again when they
+                are needed. None is what was last set for this home, at first no limit.
             model_kwargs: for `AutoModelForCausalLM.from_pretrained`, such as dtype or quantization_config.
         """
         backbone = Backbone.from_pretrained(model_name, device=device, **model_kwargs)
@@ -118,6 +126,7 @@ class MultiLobeModel:
             embedding_threshold=embedding_threshold,
             logprob_max_tokens=logprob_max_tokens,
             router=router,
+            memory_budget_mib=memory_budget_mib,
         )
 
     # ---- lobes ------------------------------------------------------------------------------------------------------------
@@ -271,17 +280,20 @@ class MultiLobeModel:
         card = self._card(self.store.check_free(name), "merged", owner=owner)
         return self._add(adapter, replace(card, composition=dict(composition)))
 
-    def remove_lobe(self, name: str) -> None:
-        """Delete a lobe and its files.
+    def remove_lobe(self, name: str, *more: str) -> None:
+        """Delete lobes and their files, and give their memory back. Several at once are quicker: routers calibrate once.
 
         Raises:
-            LobeError: there is none of that name.
+            LobeError: there is none of one of those names; then all stay.
         """
         with self._lock:
-            lobe = self.store.delete(name)
-            self.bank.unregister(lobe.id)
-            self._rows.pop(lobe.id, None)
-            self._changed()
+            lobes = {lobe.id: lobe for lobe in map(self.store.by_name, (name, *more))}
+            try:
+                for lobe in lobes.values():
+                    self.store.delete(lobe.name)
+                    self._forget(lobe)
+            finally:
+                self._changed()
 
     def rename_lobe(self, name: str, new_name: str) -> Lobe:
         """Give a lobe another name; its id, its files and what routers have learned of it stay."""
@@ -292,11 +304,45 @@ class MultiLobeModel:
             self._changed()
             return lobe
 
+    @property
+    def memory_budget_mib(self) -> float | None:
+        """Memory for lobes beside the base; None is no limit. What is set counts at once and is remembered in the home."""
+        return self.residency.budget_mib
+
+    @memory_budget_mib.setter
+    def memory_budget_mib(self, mib: float | None) -> None:
+        self.residency.set_budget(mib)
+
+    @property
+    def pinned(self) -> list[str]:
+        """Names of the lobes that stay in memory whatever the budget."""
+        return [lobe.name for lobe in self.lobes if self.residency.is_pinned(lobe.id)]
+
+    def pin(self, name: str) -> None:
+        """Read a lobe into memory, and keep it there, whatever the budget, until it is unpinned: also after a restart.
+
+        Raises:
+            LobeError: there is none of that name on this base. AdapterError: it is damaged.
+        """
+        self.residency.pin(self.store.by_name(name).id)
+
+    def unpin(self, name: str) -> None:
+        self.residency.unpin(self.store.by_name(name).id)
+
     # ---- routing ----------------------------------------------------------------------------------------------------------
 
     def route(self, prompt: str, router: str | None = None, mixing: Mixing = TOP_1) -> RoutingDecision:
-        """Decide which lobes should answer a prompt, by the router of that name."""
-        return self.routing.route(prompt, router, mixing)
+        """Decide which lobes should answer a prompt, by the router of that name. Lobes whose weights turn out to be damaged when
+        they are first read are left out, and the others decided among."""
+        while True:
+            self._leave_damaged()
+            known = len(self.broken)
+            try:
+                return self.routing.route(prompt, router, mixing)
+            except AdapterError:
+                self._leave_damaged()
+                if len(self.broken) == known:
+                    raise
 
     def decide(
         self,
@@ -515,7 +561,7 @@ class MultiLobeModel:
         """
         base = self.backbone
         with self._lock:
-            before = {lobe.id for lobe in self.store.all()}
+            before = {lobe.id: lobe for lobe in self.store.all()}
             lobes, fits = bundle.load_bundle(
                 Path(path),
                 self.store,
@@ -525,9 +571,9 @@ class MultiLobeModel:
                 on_clash=on_clash,
                 owner=owner,
             )
-            for gone in before - {lobe.id for lobe in self.store.all()}:
-                self.bank.unregister(gone)
-                self._rows.pop(gone, None)
+            here = {lobe.id for lobe in self.store.all()}
+            for gone in (lobe for id, lobe in before.items() if id not in here):
+                self._forget(gone)
             for lobe in lobes:
                 self._register(lobe)
             self._changed(fits)
@@ -540,22 +586,45 @@ class MultiLobeModel:
         if lobe.card.base.get("fingerprint") != self.backbone.fingerprint:
             return
         try:
-            self.bank.register(lobe.id, lobe.path)
+            self.bank.register(lobe.id, lobe.path, str(lobe.card.adapter.get(bundle.SHA256, "")))
         except MultiLobeError as error:
             self.broken[lobe.id] = str(error)
             return
-        self._rows[lobe.id] = lobe.routing_rows()
+        self._rows.take(lobe)
+        self.residency.registered(lobe.id)
+
+    def _forget(self, lobe: Lobe) -> None:
+        """A lobe is gone: nothing of it stays in memory."""
+        self.bank.unregister(lobe.id)
+        self.residency.unpin(lobe.id)
+        self._rows.forget(lobe)
+        self.broken.pop(lobe.id, None)
+
+    def fault(self, id: str) -> str:
+        """Why the lobe with this id cannot be used, although it is of this base; "" if it can."""
+        return self.broken.get(id) or self.bank.damaged.get(id, "")
+
+    def _leave_damaged(self) -> None:
+        """Routers are not to choose a lobe that has turned out to be damaged."""
+        if self.bank.damaged.keys() <= self.broken.keys():
+            return
+        with self._lock:
+            self.broken.update(self.bank.damaged)
+            self._changed()
 
     def _add(self, prepared: Path, card: Card, replaces: str = "") -> Lobe:
         """Check a prepared adapter folder against the base, then take it in (in the place of the lobe with id `replaces`)."""
         header = read_header(prepared)
         check_fits(header, self.bank.features, self.backbone.name)
         with self._lock:
+            was_pinned = self.residency.is_pinned(replaces)
             for old in [lobe for lobe in self.store.all() if lobe.id == replaces]:
                 self.store.delete(old.name)
-                self.bank.unregister(old.id)
+                self._forget(old)
             lobe = self.store.add(prepared, replace(card, adapter=_adapter_facts(header)))
             self._register(lobe)
+            if was_pinned:
+                self.residency.pin(lobe.id)
             self._changed()
         return lobe
 
@@ -614,9 +683,10 @@ class MultiLobeModel:
         Args:
             corrections: what people have said; None takes those in force.
         """
-        ids = {lobe.name: lobe.id for lobe in self.lobes}
-        lobes = [lobe for lobe in self.lobes if not lobe.card.tier]
-        rows = {lobe.name: found for lobe in lobes if (found := self._usable_rows(lobe)) is not None}
+        everyone = self.lobes
+        ids = {lobe.name: lobe.id for lobe in everyone}
+        lobes = [lobe for lobe in everyone if not lobe.card.tier]
+        rows = self._rows.among({lobe.name: lobe for lobe in lobes if self._has_our_vectors(lobe)})
 
         def nll(texts: Sequence[str], wanted: Sequence[str]) -> Vector:
             return self._scores(texts, [ids[n] for n in wanted])
@@ -632,16 +702,15 @@ class MultiLobeModel:
             words=getattr(self.embedder, "words", None),
             bank=self.bank,
             ids=ids,
-            experts={lobe.card.tier: lobe.name for lobe in self.lobes if lobe.card.tier},
+            experts={lobe.card.tier: lobe.name for lobe in everyone if lobe.card.tier},
         )
         told = self.corrections.kept() if corrections is None else corrections
         by_id = {lobe.id: lobe.name for lobe in lobes} | {"": None}
         return corrected(context, {c.prompt: by_id[c.lobe] for c in told if c.lobe in by_id})
 
-    def _usable_rows(self, lobe: Lobe) -> RoutingRows | None:
-        """A lobe's rows, unless another sentence encoder made them: its vectors mean nothing to ours."""
-        same = Path(lobe.card.embedding_model).name == Path(self.embedder.name).name
-        return self._rows.get(lobe.id) if same else None
+    def _has_our_vectors(self, lobe: Lobe) -> bool:
+        """Whether a lobe's rows are of our sentence encoder: another's vectors mean nothing to ours."""
+        return Path(lobe.card.embedding_model).name == Path(self.embedder.name).name
 
     def _changed(self, fits: Mapping[str, Fit] | None = None) -> None:
         """The lobes are others now; `fits` came with them."""

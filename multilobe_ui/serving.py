@@ -97,10 +97,11 @@ class RunningBatch:
                 self._thread.start()
             self._lock.notify()
         try:
-            while (token := row.out.get()) is not END:
-                if isinstance(token, BaseException):
-                    raise token
-                yield token
+            with self._bank.hold(tuple(request.weights)):
+                while (token := row.out.get()) is not END:
+                    if isinstance(token, BaseException):
+                        raise token
+                    yield token
         finally:
             row.left.set()
 

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from . import dataset
 from .assets import demo_bundle, sample_files
 from .comparison import AUTOMATIC, BASE_ONLY, MIX, Column
-from .config import SamplingConfig, TrainingConfig, from_json, settings_of, suggested_learning_rate
+from .config import (
+    SamplingConfig,
+    TrainingConfig,
+    budget_from_environment,
+    from_json,
+    settings_of,
+    suggested_learning_rate,
+)
 from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from .feedback import Feedback
 from .files import read_json, write_json
@@ -32,7 +39,7 @@ from .ledger import Ledger
 from .lobe import Lobe, LobeStore
 from .routers.base import TOP_1, Mixing, Router, RoutingDecision
 from .routing import without_lobes
-from .views import ChatEvent, JobView, LobeView, PromptMap, RouterView, StudioStatus
+from .views import ChatEvent, JobView, LobeView, MemoryView, PromptMap, RouterView, StudioStatus
 
 if TYPE_CHECKING:
     from .model import MultiLobeModel
@@ -61,11 +68,22 @@ class Studio:
         base: name of the base model; None takes the one chosen last, else the built-in one.
         shared: people may touch only what is theirs; None is true on Hugging Face Spaces and where MULTILOBE_SHARED=1.
         demo: install the ready-made demo lobes into a new home.
+        memory_budget_mib: MiB that lobes may take in memory; None is MULTILOBE_MEMORY_MIB, else what was last set for the home.
+
+    Raises:
+        ConfigError: a budget that is no number above 0.
     """
 
     def __init__(
-        self, home: str | Path | None = None, base: str | None = None, *, shared: bool | None = None, demo: bool = True
+        self,
+        home: str | Path | None = None,
+        base: str | None = None,
+        *,
+        shared: bool | None = None,
+        demo: bool = True,
+        memory_budget_mib: float | None = None,
     ) -> None:
+        self._budget_mib = memory_budget_mib if memory_budget_mib is not None else budget_from_environment()
         self.home = Path(home or os.environ.get("MULTILOBE_HOME") or Path.home() / ".multilobe").expanduser().resolve()
         self.home.mkdir(parents=True, exist_ok=True)
         self.shared = _is_shared() if shared is None else shared
@@ -137,13 +155,15 @@ class Studio:
         try:
             from .model import MultiLobeModel
 
-            model = MultiLobeModel.from_pretrained(name, home=self.home)
+            model = MultiLobeModel.from_pretrained(name, home=self.home, memory_budget_mib=self._budget_mib)
             self._install_demo(model)
             with self._lock:
                 self._model, self._base_name, self._store = model, name, model.store
                 self._set_state("loading", "Preparing the router…")
             self._loaded.set()
             model.prepare_routing()
+            if model.lobes:
+                model.route("ready")  # what a router makes at its first question, so that nobody waits for it: a second or more
             write_json(self.home / "settings.json", {"base": name})
             self._set_state("ready", f"{_spoken(name).capitalize()} is ready.")
         except MultiLobeError as error:
@@ -175,6 +195,8 @@ class Studio:
             self._changes += 1
 
     def _ready(self, timeout: float | None = 120.0) -> MultiLobeModel:
+        """The model, waited for. What needs torch is imported after this call, never before: two threads that import it at once
+        see each other's half-made modules, and the base would fail to load."""
         if not self._loaded.wait(timeout):
             raise BusyError(f"{self._message} It takes longer than usual; try again in a moment.")
         with self._lock:
@@ -210,10 +232,10 @@ class Studio:
         Raises:
             MultiLobeError: the lobe is gone, the message empty or too long, or the model not to be had.
         """
-        from .answering import Answering
-
         column = Column(choice, router, mixing, weights or {})
         model, how = self._ready(), sampling or SamplingConfig()
+        from .answering import Answering
+
         answering = Answering(model, messages, column, how, stop, self.ledger.add, together=self.shared)
         yield from answering.events()
 
@@ -521,6 +543,35 @@ class Studio:
         self._check_lobe(name, owner)
         self._ready().remove_lobe(name)
 
+    def memory(self) -> MemoryView:
+        """What lobes take in memory; nothing while the base is loading."""
+        model = self._model
+        if model is None:
+            return MemoryView((), 0, frozenset(), self._budget_mib, not self.shared)
+        bank = model.bank
+        return MemoryView(bank.resident, bank.resident_bytes, bank.pinned, model.memory_budget_mib, not self.shared)
+
+    def set_memory_budget(self, mib: float | None) -> None:
+        """MiB that lobes may take in memory; None is no limit. What is over it is given back at once.
+
+        Raises:
+            ConfigError: the server is shared, or it is not above 0.
+        """
+        self._not_shared("what lobes may take in memory")
+        self._ready().memory_budget_mib = mib
+        self._budget_mib = mib  # another base that is loaded later keeps to it
+
+    def pin(self, name: str, pinned: bool = True) -> None:
+        """Keep a lobe in memory, from now on and after a restart, or no longer.
+
+        Raises:
+            ConfigError: the server is shared. LobeError: no such lobe on this base. AdapterError: it is damaged.
+        """
+        self._not_shared("which lobes stay in memory")
+        model = self._ready()
+        model.pin(name) if pinned else model.unpin(name)
+        self._set_changed()
+
     def save_bundle(self, names: Sequence[str] | None = None) -> Path:
         """A zip of all lobes or those named, in a temporary folder from which the page may hand it out."""
         folder = Path(tempfile.gettempdir()) / "multilobe-bundles"
@@ -580,6 +631,8 @@ class Studio:
             origin=card.origin,
             target_modules=tuple(map(str, card.adapter.get("target_modules") or ())),
             protected=self.shared and not (owner and card.owner == owner),
+            fault=model.fault(lobe.id) if model else "",
+            pinned=model is not None and model.residency.is_pinned(lobe.id),
         )
 
 
@@ -637,4 +690,4 @@ def _demo_without(names: set[str]) -> Iterator[Path | None]:
         yield copy if kept else None
 
 
-__all__ = ["AUTOMATIC", "BASE_ONLY", "MIX", "ChatEvent", "JobView", "LobeView", "Studio", "StudioStatus"]
+__all__ = ["AUTOMATIC", "BASE_ONLY", "MIX", "ChatEvent", "JobView", "LobeView", "MemoryView", "Studio", "StudioStatus"]

@@ -31,7 +31,8 @@ class StudioStatus:
 
 @dataclass(frozen=True)
 class LobeView:
-    """A lobe as a page shows it. `name` is a person's words: escape it. Losses are mean NLL per answer token, in nats."""
+    """A lobe as a page shows it. `name` is a person's words: escape it. Losses are mean NLL per answer token, in nats. `fault`
+    says why its files are no good, "" if they are; `pinned`: it stays in memory."""
 
     id: str
     name: str
@@ -48,6 +49,25 @@ class LobeView:
     origin: str
     target_modules: tuple[str, ...]
     protected: bool
+    fault: str = ""
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryView:
+    """What lobes take in memory, beside the base.
+
+    Attributes:
+        lobes: ids of those in memory, least recently used first. nbytes: what they take, with what mixtures made of them.
+        pinned: ids of those that stay whatever the budget. budget_mib: MiB that all may take; None is no limit.
+        changeable: whether people may change the budget and the pins here.
+    """
+
+    lobes: tuple[str, ...]
+    nbytes: int
+    pinned: frozenset[str]
+    budget_mib: float | None
+    changeable: bool
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from multilobe_ui.backbone import Backbone
-from multilobe_ui.bank import PLANS_KEPT, LobeBank, Mix
+from multilobe_ui.bank import MANY_TOKENS, PLANS_KEPT, LobeBank, Mix
 from multilobe_ui.errors import AdapterError, LobeError
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
@@ -101,6 +101,23 @@ def test_many_threads_at_once_each_get_their_own_answer(
         guest.join()
         sys.setswitchinterval(interval)
     assert wrong == []
+
+
+@pytest.mark.parametrize("tokens", [1, MANY_TOKENS - 1, MANY_TOKENS, MANY_TOKENS + 5])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"attention": 0.5}, {"patterns": 1.0}, {}, {"plain": -1.0}, {"patterns": 1.0}],  # one lobe a row, out of their order
+        [{"plain": 1.0}, {"attention": 1.0}, {"patterns": 1.0}],  # in their order, which needs no gathering
+        [{"plain": 1.0, "patterns": 0.5}, {"attention": 2.0}, {}],
+    ],
+)
+def test_rows_have_what_they_have_alone_however_many_tokens(
+    bank: LobeBank, rows: list[dict[str, float]], tokens: int
+) -> None:
+    ids = tiny.numbers(len(rows), tokens)
+    alone = torch.cat([logits(bank, Mix.of(row), ids[i : i + 1]) for i, row in enumerate(rows)])
+    torch.testing.assert_close(logits(bank, Mix.rows(rows), ids), alone, atol=2e-5, rtol=0)
 
 
 def test_a_failed_call_leaves_no_weights_behind(bank: LobeBank) -> None:

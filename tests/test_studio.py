@@ -76,6 +76,36 @@ def test_importing_the_studio_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_nobody_imports_torch_while_the_loading_does(tmp_path: Path) -> None:
+    """Two threads in the midst of torch's imports fail both: whoever comes early waits first, and only then imports."""
+    program = """
+import sys
+from multilobe_ui.errors import BusyError
+from multilobe_ui.studio import Studio
+
+studio, waited = Studio(sys.argv[1]), []
+studio._loaded.wait = lambda seconds=None: waited.append(seconds)  # nobody waits long
+early = {
+    "chat": lambda: list(studio.chat([{"role": "user", "content": "x"}])),
+    "route": lambda: studio.route("x"),
+    "prompt_map": lambda: studio.prompt_map("x"),
+    "stratify": lambda: studio.stratify(),
+    "experiment": lambda: studio.lab.start("losses"),
+    "compare": lambda: list(studio.lab.compare("x", [])),
+    "merge_options": lambda: studio.lab.merge_options(["x", "y"]),
+    "overlap": lambda: studio.lab.overlap(sys.argv[1]),
+}
+for name, call in early.items():
+    waited.clear()
+    try:
+        call()
+    except BusyError:
+        pass
+    assert waited and "torch" not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+
+
 def test_train_then_chat(make_studio: Callable, tmp_path: Path) -> None:
     studio = make_studio()
     assert studio.lobes() == []
@@ -94,6 +124,23 @@ def test_train_then_chat(make_studio: Callable, tmp_path: Path) -> None:
     assert events[0].text == "" and events[0].decision.chosen == "Animals"
     assert events[-1].done and not events[-1].stopped and events[-1].answer_tokens > 0
     assert [e.done for e in events].count(True) == 1
+
+
+def test_once_ready_a_first_question_is_all_that_is_read(
+    make_studio: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = make_studio()
+    for topic in list(TOPICS)[:2]:
+        finish(earlier, train(earlier, tmp_path, topic))
+    earlier.close()
+    read: list[str] = []
+    encode = WordEmbedder.__call__
+    monkeypatch.setattr(WordEmbedder, "__call__", lambda self, texts: read.extend(texts) or encode(self, texts))
+    studio = make_studio()
+    assert len(set(read)) > 1  # the prompts of everyday talk, and more
+    read.clear()
+    studio.route("cat dog")
+    assert set(read) == {"cat dog"}
 
 
 def test_choices(make_studio: Callable, tmp_path: Path) -> None:
@@ -379,7 +426,9 @@ def test_chat_by_router_mixing_and_hand(with_lobes: Studio) -> None:
 
 
 def test_token_routers_give_a_trace_that_adds_up_to_the_answer(with_lobes: Studio) -> None:
-    event = list(with_lobes.chat([{"role": "user", "content": "cat dog"}], "automatic", GREEDY, router="arrow"))[-1]
+    hot = SamplingConfig(max_new_tokens=6, temperature=5.0, seed=0)  # so that the answer does not end at its first token
+    event = list(with_lobes.chat([{"role": "user", "content": "cat dog"}], "automatic", hot, router="arrow"))[-1]
+    assert event.answer_tokens
     if event.decision.per_token:
         assert len(event.trace) == event.answer_tokens
         assert "".join(token.text for token in event.trace).strip() == event.text

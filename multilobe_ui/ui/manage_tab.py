@@ -6,23 +6,27 @@ server is ever taken from the page, but for the folder of a base model, where on
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from ..errors import ConfigError, LobeError
-from . import guard, text
+from . import guard, memory_card, text
 from .curves import change
 from .guard import friendly
 from .table import SCRIPT, Column, Row, bare, dot, shown, table
 
 if TYPE_CHECKING:
-    from ..studio import LobeView, Studio, StudioStatus
+    from ..studio import LobeView, MemoryView, Studio, StudioStatus
 
 Outputs = tuple[Any, ...]
 
 BUILTIN = "builtin"
+MOST_ROWS = 100
+"""Lobes in the table at once: the page gets all of it anew whenever a lobe changes."""
+MOST_MIB = 1_000_000
 COLUMNS = (
     Column("Lobe"), Column("Rows", "num wide"), Column("Rank", "num extra"), Column("Size", "num wide"),
     Column("Loss: base → lobe", "num"), Column("Made", "extra"), Column("Origin", "extra"),
@@ -64,7 +68,7 @@ CSS = """
 @media (max-width: 640px) { .manage-line > .form { flex-basis: 100% !important; } }
 .manage-line { align-items: flex-end; gap: .5rem !important; }
 .manage-line > button { flex: 0 0 auto !important; width: auto !important; min-width: 0 !important; white-space: nowrap; }
-"""
+""" + memory_card.CSS
 
 
 # On a phone what was clicked in the table shows far below it.
@@ -90,6 +94,7 @@ class ManageTab:
         with gr.Row(elem_classes="manage-row"):
             with gr.Column(scale=8, min_width=320):
                 self._lobes_side()
+                self._memory_side()
                 self._base_side()
             with gr.Column(scale=5, min_width=320):
                 self._lobe_side()
@@ -100,6 +105,9 @@ class ManageTab:
 
     def _lobes_side(self) -> None:
         self.heading = bare(_heading("Lobes", ""), elem_id="manage-heading")
+        self.find = gr.Textbox(
+            label="Find a lobe", placeholder="Part of its name", max_length=80, visible=False, elem_id="manage-find"
+        )
         self.table = bare(js_on_load=SCRIPT, elem_id="manage-table")
         with gr.Row(elem_classes="manage-actions"):
             self.save = gr.Button("Save all as a bundle", size="sm", interactive=False, elem_id="manage-save")
@@ -112,6 +120,8 @@ class ManageTab:
             self.new_name = gr.Textbox(label="New name", max_length=80, min_width=140, elem_id="manage-new-name")
             self.rename = gr.Button("Rename", elem_id="manage-rename")
             self.delete = gr.Button("Delete…", variant="stop", elem_id="manage-delete")
+        with gr.Row(visible=False, elem_classes="manage-actions") as self.pin_row:
+            self.pin_it = gr.Button(PIN, size="sm", elem_id="manage-pin")
         with gr.Column(visible=False, min_width=0) as self.confirm:
             self.question = bare(elem_id="manage-question")
             with gr.Row(elem_classes="manage-actions"):
@@ -143,6 +153,18 @@ class ManageTab:
         )
         self.take = gr.Button("Import the adapter", interactive=False, elem_id="manage-import")
 
+    def _memory_side(self) -> None:
+        bare(_heading("Memory", "A lobe is read when it is first asked. Beyond the budget, those asked longest ago leave."))
+        self.memory = bare(elem_id="manage-memory")
+        shared = self.studio.shared
+        about = SHARED_MEMORY if shared else "MiB beside the base model. Empty: no limit."
+        with gr.Row(elem_classes="manage-line"):
+            self.budget = gr.Number(
+                label="Most memory for lobes", info=about, placeholder="no limit", minimum=0, interactive=not shared,
+                min_width=180, elem_id="manage-budget",
+            )  # fmt: skip
+            self.set_budget = gr.Button("Set", interactive=not shared, elem_id="manage-set-budget")
+
     def _base_side(self) -> None:
         bare(_heading("Base model", "Frozen: training never changes it."))
         self.base = bare(elem_id="manage-base")
@@ -162,11 +184,10 @@ class ManageTab:
         quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
         view = [
             self.heading, self.table, self.save, self.restore, self.detail, self.rename_row, self.new_name, self.rename,
-            self.delete, self.base, self.seen,
+            self.delete, self.base, self.find, self.memory, self.budget, self.pin_row, self.pin_it, self.seen,
         ]  # fmt: skip
-        look: dict[str, Any] = {
-            "fn": self.look, "inputs": [self.picked, self.ticked, self.seen, self.token], "outputs": view, **quick
-        }  # fmt: skip
+        asked = [self.picked, self.ticked, self.find]
+        look: dict[str, Any] = {"fn": self.look, "inputs": [*asked, self.seen, self.token], "outputs": view, **quick}
         asking = [self.doomed, self.confirm, self.question, self.really]
         quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
 
@@ -176,6 +197,11 @@ class ManageTab:
         renaming: dict[str, Any] = {"fn": self.do_rename, "inputs": [self.picked, self.new_name, self.token], "outputs": None}
         self.rename.click(**renaming, **quiet).success(**look)
         self.new_name.submit(**renaming, **quiet).success(**look)
+        self.find.change(**look)
+        budget: dict[str, Any] = {"fn": self.do_set_budget, "inputs": self.budget, "outputs": None, **quiet}
+        self.set_budget.click(**budget).success(**look)
+        self.budget.submit(**budget).success(**look)
+        self.pin_it.click(self.do_pin, [self.picked, self.token], None, **quiet).success(**look)
         self.delete.click(self.ask_delete, [self.picked, self.token], asking, **quiet)
         self.keep.click(self.do_keep, None, asking, **quick)
         gone = self.really.click(self.do_delete, [self.picked, self.doomed, self.token], [self.picked, *asking], **quiet)
@@ -195,42 +221,51 @@ class ManageTab:
         gr.Timer(1.0).tick(**look)
         root = gr.context.Context.root_block
         if root is not None:
-            inputs = [self.picked, self.ticked, self.token]
-            root.load(self.look_anew, inputs, view, **quick)  # type: ignore[attr-defined]
+            root.load(self.look_anew, [*asked, self.token], view, **quick)  # type: ignore[attr-defined]
 
     # ---- handlers: looking ---------------------------------------------------------------------------------------
 
     @friendly(quiet=True)
-    def look_anew(self, request: gr.Request, picked: Any, ticked: Any, token: Any) -> Outputs:
+    def look_anew(self, request: gr.Request, picked: Any, ticked: Any, find: Any, token: Any) -> Outputs:
         """For a page that has just been opened."""
-        return self._view(request, picked, ticked, {}, token)
+        return self._view(request, picked, ticked, find, {}, token)
 
     @friendly(quiet=True)
-    def look(self, request: gr.Request, picked: Any, ticked: Any, seen: Any, token: Any) -> Outputs:
+    def look(self, request: gr.Request, picked: Any, ticked: Any, find: Any, seen: Any, token: Any) -> Outputs:
         """What has changed since `seen`; reads only."""
-        return self._view(request, picked, ticked, seen, token)
+        return self._view(request, picked, ticked, find, seen, token)
 
-    def _view(self, request: gr.Request, picked: str, ticked: list[str], seen: dict[str, Any], token: Any) -> Outputs:
-        status, owner = self.studio.status(), guard.owner_of(request, token)
-        probe = (status.version, status.state, picked, ticked, owner)
+    def _view(
+        self, request: gr.Request, picked: str, ticked: list[str], find: Any, seen: dict[str, Any], token: Any
+    ) -> Outputs:
+        status, memory, owner = self.studio.status(), self.studio.memory(), guard.owner_of(request, token)
+        find = guard.a_text(find or "", "What to find", 80, may_be_empty=True)
+        probe = [status.version, status.state, picked, ticked, find, owner, _digest(memory)]
         if probe == seen.get("probe"):
-            return (gr.skip(),) * 11
+            return (gr.skip(),) * 16
         lobes = self.studio.lobes(owner)
         lobe = next((one for one in lobes if one.id == picked), None)
         chosen = [one.id for one in lobes if one.id in ticked]
+        # hashed, so that what is remembered of a visitor's page is short however many lobes there are
         keys = {
             "probe": probe,
-            "table": (repr(lobes), lobe and lobe.id, chosen),
-            "lobe": repr(lobe),
-            "base": (status.state, status.message, repr(status.base)),
+            "table": _digest(lobes, lobe and lobe.id, chosen, find),
+            "lobe": _digest(lobe),
+            "base": _digest(status.state, status.message, status.base),
+            "memory": _digest(memory, [(one.id, one.name) for one in lobes]),
+            "budget": _digest(memory.budget_mib),
         }
         changed = {key for key in keys if keys[key] != seen.get(key, ...)}
-        listed = _listed(lobes, lobe, chosen) if "table" in changed else (gr.skip(),) * 4
+        listed = _listed(lobes, lobe, chosen, find) if "table" in changed else (gr.skip(),) * 4
         detail = _detail(lobe, bool(lobes)) if changed & {"lobe", "table"} else (gr.skip(),) * 5
         if seen.get("lobe") == keys["lobe"]:
             detail = (*detail[:2], gr.skip(), *detail[3:])  # what is being typed stays
         base = base_card(status) if "base" in changed else gr.skip()
-        return (*listed, *detail, base, keys)
+        finding = gr.update(visible=len(lobes) > MOST_ROWS) if "table" in changed else gr.skip()
+        used = memory_card.memory_card(memory, lobes) if "memory" in changed else gr.skip()
+        budget = memory.budget_mib if "budget" in changed else gr.skip()  # else what is being typed stays
+        pins = _pins(lobe, memory) if changed & {"lobe", "memory"} else (gr.skip(),) * 2
+        return (*listed, *detail, base, finding, used, budget, *pins, keys)
 
     @friendly(quiet=True)
     def pick(self, event: gr.EventData) -> str:
@@ -280,6 +315,24 @@ class ManageTab:
                 return lobe
         raise LobeError("No lobe is chosen, or it is gone. Choose one in the table.")
 
+    @friendly
+    def do_pin(self, request: gr.Request, picked: Any, token: Any) -> None:
+        """Keep the lobe in memory, or let it leave again."""
+        lobe = self._named(picked, guard.acting_owner(self.studio, request, token))
+        if self.studio.shared:
+            raise ConfigError(SHARED_MEMORY)
+        self.studio.pin(lobe.name, not lobe.pinned)
+        _tell(f"{lobe.name} {'may leave memory now' if lobe.pinned else 'stays in memory now, also after a restart'}.")
+
+    @friendly
+    def do_set_budget(self, mib: Any) -> None:
+        if self.studio.shared:
+            raise ConfigError(SHARED_MEMORY)
+        most = None if mib is None or mib == "" else guard.a_number(mib, "The memory for lobes", 1, MOST_MIB)
+        self.studio.set_memory_budget(most)
+        said = "without a limit" if most is None else f"up to {memory_card.mib(most)}"
+        _tell(f"Lobes stay in memory {said}.")
+
     # ---- handlers: many lobes ------------------------------------------------------------------------------------
 
     @friendly
@@ -324,6 +377,15 @@ class ManageTab:
 SHARED_BASE = "This server is shared, so its base model stays. Run your own copy to choose another."
 
 
+SHARED_MEMORY = "This server is shared, so whoever runs it says what stays in memory (MULTILOBE_MEMORY_MIB)."
+PIN, UNPIN = "Keep it in memory", "Let it leave memory"
+
+
+def _digest(*values: object) -> str:
+    """The same for the same values, and short."""
+    return hashlib.sha256(repr(values).encode("utf-8", "replace")).hexdigest()[:16]
+
+
 def _has_file(file: Any) -> Any:
     return gr.update(interactive=bool(file))
 
@@ -351,7 +413,7 @@ NOTHING_PICKED = (
 )
 
 
-def _listed(lobes: Sequence[LobeView], lobe: LobeView | None, ticked: Sequence[str]) -> Outputs:
+def _listed(lobes: Sequence[LobeView], lobe: LobeView | None, ticked: Sequence[str], find: str = "") -> Outputs:
     """heading, table, save button, restore button."""
     total = text.size(sum(one.nbytes for one in lobes))
     about = f"{text.count(len(lobes), 'lobe')}, {total}. Tick some to save only those." if lobes else ""
@@ -359,22 +421,42 @@ def _listed(lobes: Sequence[LobeView], lobe: LobeView | None, ticked: Sequence[s
     label = f"Save {chosen} as a bundle" if ticked else "Save all as a bundle"
     save = gr.update(value=label, interactive=bool(lobes))
     restore = gr.update(variant="secondary" if lobes else "primary")
-    return _heading("Lobes", about), lobe_table(lobes, lobe, ticked), save, restore
+    return _heading("Lobes", about), lobe_table(lobes, lobe, ticked, find), save, restore
 
 
-def lobe_table(lobes: Sequence[LobeView], lobe: LobeView | None = None, ticked: Sequence[str] = ()) -> str:
+def lobe_table(
+    lobes: Sequence[LobeView], lobe: LobeView | None = None, ticked: Sequence[str] = (), find: str = ""
+) -> str:
+    """The lobes whose names have `find` in them, at most MOST_ROWS, and a line that says so if there are more."""
     if not lobes:
         return NO_LOBES
-    rows = [Row(one.id, one.name, one.colour, _cells(one)) for one in lobes]
-    return table(COLUMNS, rows, picked=lobe.id if lobe else "", checked=ticked, tick="Put into the bundle:")
+    found = [one for one in lobes if find.casefold() in one.name.casefold()]
+    if not found:
+        return f'<div class="ml-box"><p class="ml-faint">No lobe has {text.escape(find)} in its name.</p></div>'
+    rows = [Row(one.id, one.name, one.colour, _cells(one)) for one in found[:MOST_ROWS]]
+    drawn = table(COLUMNS, rows, picked=lobe.id if lobe else "", checked=ticked, tick="Put into the bundle:")
+    if len(found) > len(rows):
+        more = f"{len(rows):,} of {len(found):,} are shown. Type part of a name above to find the others."
+        drawn += f'<p class="manage-note">{more}</p>'
+    return drawn
+
+
+def _pins(lobe: LobeView | None, memory: MemoryView) -> Outputs:
+    """row of the button, button: for a lobe that could be in memory, where people may say so."""
+    if lobe is None or not memory.changeable or not lobe.usable:
+        return gr.update(visible=False), gr.skip()
+    return gr.update(visible=True), gr.update(value=UNPIN if lobe.pinned else PIN)
 
 
 def _cells(lobe: LobeView) -> Sequence[str]:
-    other = "" if lobe.usable else '<span class="manage-badge">other base</span>'
+    other = ""
+    if lobe.fault or not lobe.usable:
+        other = f'<span class="manage-badge">{"damaged" if lobe.fault else "other base"}</span>'
+    pinned = "<small>pinned</small>" if lobe.pinned else ""
     return (
         text.NOTHING if lobe.rows is None else f"{lobe.rows:,}",
         f"{lobe.r}",
-        text.size(lobe.nbytes),
+        text.size(lobe.nbytes) + pinned,
         _losses(lobe),
         f'<span class="manage-when">{text.escape(text.when(lobe.created))}</span>',
         text.escape(text.short(lobe.origin, 24)) + other,
@@ -411,7 +493,9 @@ def lobe_card(lobe: LobeView) -> str:
     ]
     told = "".join(f"<dt>{title}</dt><dd>{text.escape(value)}</dd>" for title, value in facts)
     notes = ""
-    if not lobe.usable:
+    if lobe.fault:
+        notes += f'<p class="manage-alert bad">It cannot be used: {text.escape(lobe.fault)}</p>'
+    elif not lobe.usable:
         notes += '<p class="manage-alert">It belongs to another base model and cannot answer on this one.</p>'
     if lobe.protected:
         notes += '<p class="manage-note">It is not yours, so you cannot rename or delete it.</p>'

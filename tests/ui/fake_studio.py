@@ -28,7 +28,7 @@ from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.errors import BusyError, ConfigError, JobError, LobeError, RoutingError
 from multilobe_ui.ledger import Cost
 from multilobe_ui.routers.base import TOP_1, Mixing, RoutingDecision, base_decision, manual_decision
-from multilobe_ui.views import PromptMap, RouterView, TokenTrace
+from multilobe_ui.views import MemoryView, PromptMap, RouterView, TokenTrace
 
 AUTOMATIC = "automatic"
 BASE_ONLY = "base"
@@ -74,6 +74,8 @@ class LobeView:
     origin: str = "demo"
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     protected: bool = False
+    fault: str = ""
+    pinned: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,8 @@ class FakeStudio:
         self.fail_next: Exception | None = None
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self._lobes = [LobeView(f"lobe_{i + 1:04d}", name, PALETTE[i % 12]) for i, name in enumerate(names)]
+        self.resident: list[str] = []
+        self.budget_mib: float | None = None
         self._jobs: dict[str, JobView] = {}
         self._metrics: dict[str, list[dict[str, Any]]] = {}
         self._owners: dict[str, str] = {}
@@ -563,6 +567,22 @@ class FakeStudio:
 
     def lobes(self, owner: str = "") -> list[LobeView]:
         return list(self._lobes)
+
+    def memory(self) -> MemoryView:
+        pinned = frozenset(lobe.id for lobe in self._lobes if lobe.pinned)
+        own = [lobe for lobe in self._lobes if lobe.id in self.resident or lobe.pinned]
+        ids = tuple(lobe.id for lobe in own)
+        return MemoryView(ids, sum(lobe.nbytes for lobe in own), pinned, self.budget_mib, not self.shared)
+
+    def set_memory_budget(self, mib: float | None) -> None:
+        self._log("set_memory_budget", mib)
+        self.budget_mib = mib
+
+    def pin(self, name: str, pinned: bool = True) -> None:
+        self._log("pin", name, pinned)
+        self._lobe(name)
+        self._lobes = [replace(lobe, pinned=pinned) if lobe.name == name else lobe for lobe in self._lobes]
+        self._changed()
 
     def rename(self, name: str, new_name: str, owner: str = "") -> None:
         self._log("rename", name, new_name, owner)

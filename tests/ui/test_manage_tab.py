@@ -18,7 +18,10 @@ SKIP = gr.skip()
 NOBODY = SimpleNamespace(username=None)
 TOKEN = "t" * 20
 EVIL = "<img src=x onerror=alert(1)>"
-VIEW = ["heading", "table", "save", "restore", "detail", "row", "new_name", "rename", "delete", "base", "seen"]
+VIEW = [
+    "heading", "table", "save", "restore", "detail", "row", "new_name", "rename", "delete", "base", "find", "memory", "budget",
+    "pin_row", "pin", "seen",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -32,8 +35,8 @@ def studio():
     return FakeStudio(3)
 
 
-def look(tab, picked="", ticked=(), seen=None, token=""):
-    values = tab.look(NOBODY, picked, list(ticked), seen or {}, token)
+def look(tab, picked="", ticked=(), seen=None, token="", find=""):
+    values = tab.look(NOBODY, picked, list(ticked), find, seen or {}, token)
     return SimpleNamespace(**dict(zip(VIEW, values, strict=True)))
 
 
@@ -79,10 +82,10 @@ def test_a_picked_lobe_is_shown_whole(studio):
 def test_nothing_new_is_not_sent_again_and_typing_is_not_disturbed(studio):
     tab = ManageTab(studio)
     first = look(tab, "lobe_0001")
-    assert tab.look(NOBODY, "lobe_0001", [], first.seen, "") == (SKIP,) * len(VIEW)
+    assert tab.look(NOBODY, "lobe_0001", [], "", first.seen, "") == (SKIP,) * len(VIEW)
     studio.delete("legal")
     second = look(tab, "lobe_0001", seen=first.seen)
-    assert second.table != SKIP and second.new_name == SKIP and second.base == SKIP
+    assert second.table != SKIP and second.new_name == SKIP and second.base == SKIP and second.budget == SKIP
 
 
 def test_protected_and_unusable_lobes_say_so(studio):
@@ -98,7 +101,91 @@ def test_a_failing_studio_leaves_the_page_as_it_is(studio, monkeypatch):
         raise BusyError("no")
 
     monkeypatch.setattr(studio, "status", fail)
-    assert ManageTab(studio).look(NOBODY, "", [], {}, "") == SKIP
+    assert ManageTab(studio).look(NOBODY, "", [], "", {}, "") == SKIP
+
+
+def test_a_damaged_lobe_says_why(studio):
+    studio._lobes[0] = replace(studio._lobes[0], fault=f"its weights are {EVIL}", usable=False)
+    seen = look(ManageTab(studio), "lobe_0001")
+    assert "cannot be used: its weights are &lt;img" in seen.detail["value"] and "another base" not in seen.detail["value"]
+    assert "damaged" in seen.table and "other base" not in seen.table and seen.pin_row == gr.update(visible=False)
+
+
+def test_of_many_lobes_some_are_drawn_and_all_are_found():
+    tab = ManageTab(FakeStudio([f"Lobe {i}" for i in range(1000)]))
+    seen = look(tab)
+    assert seen.table.count("data-row=") == manage_tab.MOST_ROWS and "100 of 1,000 are shown" in seen.table
+    assert seen.find == gr.update(visible=True) and "1,000 lobes" in seen.heading
+    found = look(tab, find="LOBE 77", seen=seen.seen)
+    assert found.table.count("data-row=") == 11 and "shown" not in found.table and found.memory == SKIP
+    assert "No lobe has &lt;img" in look(tab, find=EVIL).table
+    assert look(ManageTab(FakeStudio(3))).find == gr.update(visible=False)
+    assert look(tab, picked="lobe_0999").detail["value"].count("Lobe 998") == 1  # also what is not drawn can be picked
+    for wrong in ("x" * 81, 3, ["a"]):
+        assert tab.look(NOBODY, "", [], wrong, {}, "") == SKIP
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_in_memory_is_shown(studio):
+    tab = ManageTab(studio)
+    first = look(tab)
+    assert "No lobe is in memory yet" in first.memory and first.budget is None
+    studio.resident = ["lobe_0001", "lobe_0003"]
+    second = look(tab, seen=first.seen)
+    assert "2 of 3 lobes in memory, <b>2.7 MiB</b>." in second.memory and second.table == SKIP and second.budget == SKIP
+    assert second.memory.index("python") < second.memory.index("medical")  # the most recently used first
+    studio.pin("medical")
+    third = look(tab, "lobe_0001", seen=second.seen)
+    assert third.memory.index("medical") < third.memory.index("python") and third.memory.count("pinned") == 1
+    assert "pinned" in third.table and third.pin == gr.update(value=manage_tab.UNPIN)
+    studio.set_memory_budget(2)
+    over = look(tab, "lobe_0001", seen=third.seen)
+    assert "of 2 MiB" in over.memory and "More than the budget" in over.memory and over.budget == 2 and over.table == SKIP
+    studio.set_memory_budget(1000)
+    assert "More than" not in look(tab).memory and "of 1,000 MiB" in look(tab).memory
+
+
+def test_names_in_memory_are_escaped_and_not_too_many():
+    studio = FakeStudio([EVIL, *(f"lobe {i}" for i in range(60))])
+    studio.resident = [lobe.id for lobe in studio.lobes()]
+    studio.pin(EVIL)
+    card = look(ManageTab(studio)).memory
+    assert EVIL not in card and "&lt;img" in card and "and 37 more" in card and card.count("<li>") == 24
+
+
+def test_set_the_budget(studio):
+    tab = ManageTab(studio)
+    tab.do_set_budget(64)
+    tab.do_set_budget(None)
+    assert calls(studio, "set_memory_budget") == [(64.0,), (None,)]
+    for wrong in (0, -1, 1e12, float("nan"), "64", True):
+        with pytest.raises(gr.Error):
+            tab.do_set_budget(wrong)
+
+
+def test_pin_and_unpin(studio):
+    tab = ManageTab(studio)
+    assert look(tab, "lobe_0002").pin == gr.update(value=manage_tab.PIN)
+    tab.do_pin(NOBODY, "lobe_0002", "")
+    tab.do_pin(NOBODY, "lobe_0002", "")
+    assert calls(studio, "pin") == [("legal", True), ("legal", False)]
+    with pytest.raises(gr.Error):
+        tab.do_pin(NOBODY, "gone", "")
+
+
+def test_on_a_shared_server_visitors_set_neither():
+    studio = FakeStudio(2, shared=True)
+    tab = ManageTab(studio)
+    for act in (lambda: tab.do_set_budget(64), lambda: tab.do_pin(NOBODY, "lobe_0001", TOKEN)):
+        with pytest.raises(gr.Error, match="shared"):
+            act()
+    assert not calls(studio, "set_memory_budget") and not calls(studio, "pin")
+    assert look(tab, "lobe_0001").pin_row == gr.update(visible=False)
+    with gr.Blocks():
+        tab.build()
+    assert tab.budget.interactive is tab.set_budget.interactive is False and "shared" in tab.budget.info
 
 
 # ---- one lobe --------------------------------------------------------------------------------------------------------

@@ -80,10 +80,21 @@ def trained(
         last = curve[-(steps // epochs) :]
         note = f"mean loss over the last epoch {sum(last) / len(last):.3f}, the peer {losses[-1]:.3f} nats, each in its own format."
         yield Result(work, base, "multilobe 0.1.0", both["before"] + both["after"], both["peer"], "s", goals[1], note=note)
+        needed = steps_to(losses[-1], curve, steps // epochs)
+        if needed is not None:
+            sooner = [seconds * needed / steps for seconds in both["before"] + both["after"]]
+            note = f"{needed} of {steps} steps: until the mean over an epoch's worth of them is the peer's last."
+            yield Result(f"{work}, to the peer's loss", base, "multilobe 0.1.0", sooner, both["peer"], "s", goals[1], note=note)
     else:
         theirs = [seconds * steps / (PEER_ROWS // config.batch_size) for seconds in times["peer"]]
         note = f"the peer's time on {base} is that of {PEER_ROWS} rows, scaled to {steps} steps."
         yield Result(work, base, "multilobe 0.1.0", times["ours"], theirs, "s", goals[1], note=note)
+
+
+def steps_to(loss: float, curve: Sequence[float], window: int) -> int | None:
+    """Steps until the mean of the last `window` losses was as low as `loss`; None if it never was."""
+    means = (sum(curve[i - window : i]) / window for i in range(window, len(curve) + 1))
+    return next((window + i for i, mean in enumerate(means) if mean <= loss), None)
 
 
 def train_peer(
