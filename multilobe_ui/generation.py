@@ -89,6 +89,12 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
     Raises:
         ConfigError: requests of one batch have different mixers, or only some have one.
     """
+    lobes = dict.fromkeys(lobe for r in requests for lobe in (r.weights if r.mixer is None else r.mixer.lobes))
+    with bank.hold(tuple(lobes)):  # two chats under a budget for one lobe would read theirs anew for every token
+        yield from _decoded(bank, requests)
+
+
+def _decoded(bank: LobeBank, requests: Sequence[Request]) -> Iterator[list[int | None]]:
     backbone, mix, run = bank.backbone, Mix.rows([r.weights for r in requests]), _started(requests)
     if len(requests) == 1:
         mix = Mix.of(requests[0].weights)

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import sklearn.calibration
 import sklearn.metrics as sk
+import torch
 from test_model import TOPICS, WordEmbedder, trained
 
 from multilobe_ui import MultiLobeModel, scoring
@@ -408,7 +408,9 @@ def test_forgotten_texts_are_read_again(backbone: Backbone, model: MultiLobeMode
 
     counts: list[str] = []
     plain: Callable[..., Any] = scoring.prompt_nll
-    monkeypatch.setattr(scoring, "prompt_nll", lambda bank, texts, *rest, **how: counts.extend(texts) or plain(bank, texts, *rest, **how))
+    monkeypatch.setattr(
+        scoring, "prompt_nll", lambda bank, texts, *rest, **how: counts.extend(texts) or plain(bank, texts, *rest, **how)
+    )
     scores, lobes = PromptScores(model.bank), [lobe.id for lobe in model.lobes]
     before = scores(["red cat x", "one y"], lobes)
     scores.forget(["red cat x"])

@@ -23,12 +23,14 @@ from multilobe_ui.adapter import WEIGHTS_FILE
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LayerMix, LobeBank
 from multilobe_ui.cli import main
-from multilobe_ui.config import budget_from_environment
+from multilobe_ui.config import SamplingConfig, budget_from_environment
 from multilobe_ui.errors import AdapterError, BundleError, ConfigError, LobeError
 from multilobe_ui.files import sha256_of
+from multilobe_ui.generation import Request, stream_tokens
 from multilobe_ui.lobe import Card, LobeStore, RowsOfLobes, now, write_routing_rows
 from multilobe_ui.residency import MIB, Residency
 from multilobe_ui.routers.base import RoutingRows
+from multilobe_ui.serving import RunningBatch
 from multilobe_ui.studio import Studio
 
 IDS = tiny.numbers(2, 8)
@@ -167,6 +169,27 @@ def test_an_answer_may_hold_its_lobes_between_calls(bank: LobeBank, size: int) -
         assert bank.resident == ("0", "1")
     use(bank, "2")
     assert bank.resident == ("2",)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_two_answers_under_a_budget_for_one_lobe_read_each_lobe_once(
+    bank: LobeBank, size: int, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    bank.budget_bytes = size
+    bank.backbone.stop_ids, stop_ids = frozenset(), bank.backbone.stop_ids
+    read: list[str] = []
+    monkeypatch.setattr(bank, "_read", lambda lobe, header, plain=bank._read: read.append(lobe) or plain(lobe, header))
+    sampling = SamplingConfig(max_new_tokens=6, do_sample=False)
+    requests = [Request([7, 8, 9], {lobe: 1.0}, sampling) for lobe in ("1", "2")]
+    serving = RunningBatch(bank)
+    answers = [serving.tokens(r) if together else stream_tokens(bank, r) for r in requests]
+    try:
+        assert len(list(zip(*answers, strict=True))) == 6  # a token of each in turn
+    finally:
+        bank.backbone.stop_ids = stop_ids
+    assert sorted(read) == ["1", "2"]
+    use(bank, "3")
+    assert bank.resident == ("3",)  # what is no longer held leaves at the next occasion
 
 
 def test_what_is_kept_beside_a_lobe_does_not_bring_it_into_memory(bank: LobeBank) -> None:
