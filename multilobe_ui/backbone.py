@@ -21,9 +21,13 @@ from transformers.utils import logging as transformers_logging
 
 from .assets import builtin_base
 from .errors import BackboneError
+from .lean_base import lay_out
 
 BUILTIN = "builtin"
 OPTIONAL_ARGUMENTS = ("position_ids", "logits_to_keep")
+SMALL = 40_000_000
+"""Parameters below which a base is run on one thread."""
+THREADS = torch.get_num_threads()
 Messages = Sequence[Mapping[str, str]]
 
 PLAIN_FORMAT = """{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}
@@ -122,6 +126,7 @@ class Backbone:
             raise BackboneError(
                 f"{name!r} is an encoder, which reads text but cannot write it. Choose a causal language model."
             )
+        lay_out(model)
         return cls(name, model, tokenizer)
 
     # ---- what it is -------------------------------------------------------------------------------------------------------
@@ -262,6 +267,17 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_threads(backbone: Backbone) -> None:
+    """Let torch compute on as many threads as suit this base: one for a small one on a CPU, else torch's own choice.
+
+    Products of a small base are over before a second thread has got its share (training the built-in base on two threads takes
+    a third longer than on one), and people who chat and train at the same time do not take turns. It is for programs, not for
+    libraries: it counts for the whole process. OMP_NUM_THREADS has the last word.
+    """
+    if backbone.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1 if backbone.parameter_count < SMALL else THREADS)
 
 
 def choose_dtype(dtype: torch.dtype | str | None, device: torch.device, config: Any) -> torch.dtype:

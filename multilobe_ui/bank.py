@@ -27,7 +27,7 @@ from .adapter import WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, r
 from .backbone import Backbone
 from .errors import AdapterError, LobeError
 from .files import sha256_of
-from .norms import fuse_norms
+from .lean_base import call_directly, fuse_norms
 
 Matrices = Mapping[str, tuple[Tensor, Tensor]]
 T = TypeVar("T")
@@ -133,6 +133,7 @@ class LobeBank:
         self._call: ContextVar[_Call | None] = ContextVar("lobe_bank_call", default=None)
         for name in self.features:
             self._listen(self.model.get_submodule(name), name)
+        call_directly(self.model)
 
     # ---- registry ---------------------------------------------------------------------------------------------------------
 
@@ -482,6 +483,7 @@ class _Call:
         self._rows_tokens = tuple(rows_tokens)
         self._kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         self._scales: dict[Any, Tensor | None] = {}
+        self._layer_scales: dict[Any, Sequence[Tensor]] = {}
         self._columns: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._row_lobe: Tensor | None = None
         # weights that differ by row or token need to see the rows and tokens apart
@@ -541,7 +543,7 @@ class _Call:
         elif math.prod(self.weights.shape[:2]) > STRETCHED_AT_ONCE:
             scale = self._over_ranks(stack, self.weights[:, :, stack.index])
         else:
-            scale = cast(Tensor, self._stretched(stack))[:, :, stack.index]
+            scale = self._stretched_by_layer(stack)[stack.index]
         if scale is not None and scale.ndim == 3 and scale.shape[1] not in (1, x.shape[1]):
             scale = scale[:, self._kept]  # an output head that runs on some tokens only
         return scale
@@ -553,6 +555,14 @@ class _Call:
             is_one = not scale.requires_grad and scale.ndim == 1 and bool((scale == 1).all())
             self._scales[stack.ranks] = None if is_one else scale
         return self._scales[stack.ranks]
+
+    def _stretched_by_layer(self, stack: _Stack) -> Sequence[Tensor]:
+        """For each layer (batch, tokens, R), or (batch, R) while decoding: all layers in one go, which is a third of a token's cost
+        under weights by layer."""
+        if stack.ranks not in self._layer_scales:
+            scale = self._over_ranks(stack, self.weights)
+            self._layer_scales[stack.ranks] = (scale[:, 0] if scale.shape[1] == 1 else scale).unbind(-2)
+        return self._layer_scales[stack.ranks]
 
     def _over_ranks(self, stack: _Stack, weights: Tensor) -> Tensor:
         """(..., lobes) → (..., R): every rank has the weight of its lobe."""

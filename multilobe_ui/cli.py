@@ -508,6 +508,7 @@ def _home(options: argparse.Namespace) -> Path:
 
 
 def _model(options: argparse.Namespace) -> MultiLobeModel:
+    from .backbone import choose_threads
     from .model import MultiLobeModel
 
     home = _home(options)
@@ -519,6 +520,7 @@ def _model(options: argparse.Namespace) -> MultiLobeModel:
         router=options.router,
         memory_budget_mib=options.memory_mib if options.memory_mib is not None else budget_from_environment(),
     )
+    choose_threads(model.backbone)
     model.prepare_routing()
     return model
 

@@ -153,9 +153,11 @@ class Studio:
 
     def _load(self, name: str) -> None:
         try:
+            from .backbone import choose_threads
             from .model import MultiLobeModel
 
             model = MultiLobeModel.from_pretrained(name, home=self.home, memory_budget_mib=self._budget_mib)
+            choose_threads(model.backbone)
             self._install_demo(model)
             with self._lock:
                 self._model, self._base_name, self._store = model, name, model.store

@@ -14,7 +14,7 @@ import torch
 import transformers as tf
 from torch import nn
 
-from multilobe_ui.backbone import Backbone, choose_device, choose_dtype, describe, pad_left
+from multilobe_ui.backbone import Backbone, choose_device, choose_dtype, choose_threads, describe, pad_left
 from multilobe_ui.bank import LobeBank, Mix
 from multilobe_ui.errors import BackboneError
 
@@ -331,3 +331,22 @@ def test_the_builtin_base_speaks_and_carries_lobes(builtin: Backbone, tmp_path: 
     )
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert (ours - builtin.model(ids).logits).abs().max() > 0.1
+
+
+def test_a_small_base_computes_on_one_thread_unless_somebody_has_said_otherwise(
+    speaking: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr("multilobe_ui.backbone.THREADS", 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        for small, threads in ((10**9, 1), (10, 3)):
+            monkeypatch.setattr("multilobe_ui.backbone.SMALL", small)
+            choose_threads(speaking)
+            assert torch.get_num_threads() == threads
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        monkeypatch.setattr("multilobe_ui.backbone.SMALL", 10**9)
+        choose_threads(speaking)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

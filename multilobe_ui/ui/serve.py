@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 DEFAULTS = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",  # torch's idle threads sleep instead of spinning
 }
 """Environment variables that count only if they are there before Gradio and torch are imported."""
 LONGEST_WITHOUT_COLLECTION = 60.0
