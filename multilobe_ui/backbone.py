@@ -25,8 +25,8 @@ from .lean_base import lay_out
 
 BUILTIN = "builtin"
 OPTIONAL_ARGUMENTS = ("position_ids", "logits_to_keep")
-SMALL = 40_000_000
-"""Parameters below which a base is run on one thread."""
+SMALL, SMALL_IN_A_CROWD = 40_000_000, 300_000_000
+"""Parameters below which a base is run on one thread: in a program that does one thing at a time, and in one of many threads."""
 THREADS = torch.get_num_threads()
 Messages = Sequence[Mapping[str, str]]
 
@@ -269,15 +269,20 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def choose_threads(backbone: Backbone) -> None:
+def choose_threads(backbone: Backbone, *, in_a_crowd: bool = False) -> None:
     """Let torch compute on as many threads as suit this base: one for a small one on a CPU, else torch's own choice.
 
-    Products of a small base are over before a second thread has got its share (training the built-in base on two threads takes
-    a third longer than on one), and people who chat and train at the same time do not take turns. It is for programs, not for
-    libraries: it counts for the whole process. OMP_NUM_THREADS has the last word.
+    Products of a small base are over before a second thread has got its share: training the built-in base on two threads takes
+    a third longer than on one. And where several threads of a program compute, OpenMP's helpers sleep between products, and
+    to wake them made a token of the built-in base five times as long. It counts for the whole process, so it is for programs,
+    not for libraries. OMP_NUM_THREADS has the last word.
+
+    Args:
+        in_a_crowd: the program answers several people from several threads.
     """
     if backbone.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1 if backbone.parameter_count < SMALL else THREADS)
+        small = SMALL_IN_A_CROWD if in_a_crowd else SMALL
+        torch.set_num_threads(1 if backbone.parameter_count < small else THREADS)
 
 
 def choose_dtype(dtype: torch.dtype | str | None, device: torch.device, config: Any) -> torch.dtype:

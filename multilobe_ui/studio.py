@@ -157,7 +157,7 @@ class Studio:
             from .model import MultiLobeModel
 
             model = MultiLobeModel.from_pretrained(name, home=self.home, memory_budget_mib=self._budget_mib)
-            choose_threads(model.backbone)
+            choose_threads(model.backbone, in_a_crowd=True)
             self._install_demo(model)
             with self._lock:
                 self._model, self._base_name, self._store = model, name, model.store

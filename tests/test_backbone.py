@@ -340,9 +340,9 @@ def test_a_small_base_computes_on_one_thread_unless_somebody_has_said_otherwise(
     monkeypatch.setattr("multilobe_ui.backbone.THREADS", 3)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     try:
-        for small, threads in ((10**9, 1), (10, 3)):
+        for small, in_a_crowd, threads in ((10**9, False, 1), (10, True, 1), (10, False, 3)):
             monkeypatch.setattr("multilobe_ui.backbone.SMALL", small)
-            choose_threads(speaking)
+            choose_threads(speaking, in_a_crowd=in_a_crowd)
             assert torch.get_num_threads() == threads
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
         monkeypatch.setattr("multilobe_ui.backbone.SMALL", 10**9)

@@ -59,7 +59,8 @@ def report(sound: MultiLobeModel) -> ForgettingReport:
 
 def flip(tensor: torch.Tensor, place: int, bit: int = 22) -> None:
     """Flip one bit of one float32: the highest of its fraction, or the lowest."""
-    tensor.detach().view(torch.int32).view(-1)[place] ^= 1 << bit
+    bits = tensor.detach().view(torch.int32)
+    bits[np.unravel_index(place % bits.numel(), bits.shape)] ^= 1 << bit
 
 
 def hostile(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:

@@ -250,8 +250,8 @@ def test_private_handlers_are_hidden_and_still_guarded(alone):
                 json={"fn_index": dep["id"], "data": [junk] * len(dep["inputs"]), "session_hash": f"junk{number}"},
             )  # fmt: skip
     alone.studio.become_ready()
-    # nothing given can be wrong: a base, or a message to routers, may be "7"; "Fit all" takes no value
-    harmless = {"restore_demo", "save_bundle", "change_base", "compare_routers", "prompt_map", "fit_router"}
+    # nothing given can be wrong: a base, or a message to routers, may be "7", and so may a budget; "Fit all" takes no value
+    harmless = {"restore_demo", "save_bundle", "change_base", "compare_routers", "prompt_map", "fit_router", "set_memory_budget"}
     made = alone.studio.calls[calls:]
     assert {verb for verb, _ in made} <= {*harmless, "inspect"}
     samples = set(alone.studio.sample_files().values())

@@ -1,8 +1,8 @@
 """How fast is it, beside the peer and beside plain PEFT? One table and a JSON file.
 
-    python tests/benchmarks/speed                        the fast subset
+    python tests/benchmarks/speed                        the fast subset, under three minutes
     python tests/benchmarks/speed --full                 every size
-    python tests/benchmarks/speed --only decoding lobes  some parts
+    python tests/benchmarks/speed --only decoding routing  some parts
 
 `multilobe` 0.1.0 runs in an environment of its own (`--peer`), which is made at the first run; `--no-peer` leaves it out. Every
 number is the median of rounds in which all take turns; the spread is that of the rounds' ratios.
@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 PARTS = ("training", "routing", "decoding", "many_lobes", "startup")
 
@@ -30,8 +29,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="python tests/benchmarks/speed"
     )
     parser.add_argument("--full", action="store_true", help="every size; takes an hour")
+    parser.add_argument("--built-in", action="store_true", help="with --full: the built-in base alone, half an hour")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=" ".join(PARTS))
-    parser.add_argument("--rounds", type=int, help="measurements of each (3; with --full 5)")
+    parser.add_argument("--rounds", type=int, help="measurements of each (2; with --full 5)")
     parser.add_argument("--threads", type=int, default=1, help="of torch, ours and theirs alike")
     parser.add_argument("--peer", type=Path, default=Path(".peer-venv"), help="environment of multilobe 0.1.0")
     parser.add_argument("--no-peer", action="store_true")
@@ -51,7 +51,13 @@ def main() -> None:
     if options.threads > 1:
         contest.use_wall_clock()
     peer = None if options.no_peer else Peer(options.peer.absolute(), options.threads)
-    settings = Settings(options.full, options.rounds or (5 if options.full else 3), options.threads, peer)
+    settings = Settings(
+        options.full,
+        options.full and not options.built_in,
+        options.rounds or (5 if options.full else 2),
+        options.threads,
+        peer,
+    )
     began, found = time.perf_counter(), []
     gflops, copied = machine_rates(torch.device("cpu"), 5)
     about = {**machine(torch.device("cpu")), "gflops": gflops, "copy_gib_s": copied, "torch": torch.__version__}

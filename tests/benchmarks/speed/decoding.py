@@ -25,12 +25,12 @@ CHATS, CHAT_LOBES = 8, 4
 
 
 def results(world: World, settings: Settings) -> Iterator[Result]:
-    bases = ((BUILTIN, 64), (LARGE, 24)) if settings.full else ((BUILTIN, 64),)
+    bases = ((BUILTIN, 64), (LARGE, 24)) if settings.large else ((BUILTIN, 64),)
     for base, tokens in bases:
         for prompt, length in ((SHORT, "short"), (LONG, "long")) if settings.full else ((SHORT, "short"),):
             yield from one_lobe(world, settings, base, prompt, length, tokens)
         yield together(world, settings, base, tokens)
-    yield from xlora(world, settings, BUILTIN, 128)
+    yield from xlora(world, settings, BUILTIN, 128 if settings.full else 48)
 
 
 def endless(bank: LobeBank) -> None:
@@ -141,8 +141,7 @@ def xlora(world: World, settings: Settings, base: str, tokens: int) -> Iterator[
             now = torch.cat([now, logits[:, -1:].argmax(-1)], dim=1)
         return 1000 * (contest.now() - start) / tokens
 
-    rounds = settings.rounds if settings.full else min(settings.rounds, 2)
-    times = race(rounds, {"ours": ours(mixed), "lora": ours(plain), "peft": theirs})
+    times = race(settings.rounds, {"ours": ours(mixed), "lora": ours(plain), "peft": theirs})
     work = f"X-LoRA over 3 lobes, {tokens} new tokens"
     yield Result(work, base, "PEFT X-LoRA", times["ours"], times["peft"], "ms/token", 3.0)
     yield Result(work, base, "our LoRA step", times["ours"], times["lora"], "ms/token", 2.0, "at most")

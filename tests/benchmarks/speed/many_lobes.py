@@ -21,7 +21,7 @@ from multilobe_ui import MultiLobeModel
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank, Mix
 
-IN_A_BUNDLE, IN_MEMORY, MERGED = 100, 50, 4
+IN_A_BUNDLE, FEW, IN_MEMORY, MERGED = 100, 30, 50, 4
 MIB = 1 << 20
 
 
@@ -29,8 +29,9 @@ def results(world: World, settings: Settings) -> Iterator[Result]:
     yield from opening(world, settings)
     yield memory(world, settings, BUILTIN)
     yield eviction(world, settings)
-    if settings.full:
+    if settings.large:
         yield memory(world, settings, LARGE)
+    if settings.full:
         yield from a_thousand(world, settings)
 
 
@@ -39,7 +40,8 @@ def results(world: World, settings: Settings) -> Iterator[Result]:
 
 def opening(world: World, settings: Settings) -> Iterator[Result]:
     """A saved bundle into an empty home, with its router as it was fitted; PEFT gets the same adapters' folders."""
-    backbone, model = world.backbone(BUILTIN), world.model(BUILTIN, IN_A_BUNDLE)
+    count = IN_A_BUNDLE if settings.full else FEW
+    backbone, model = world.backbone(BUILTIN), world.model(BUILTIN, count)
     model.route(SHORT)  # so that the bundle has the router's fit
     bundles = {"folder": world.scratch / "bundle", "zip": world.scratch / "bundle.zip"}
     for path in bundles.values():
@@ -52,14 +54,14 @@ def opening(world: World, settings: Settings) -> Iterator[Result]:
             opened = MultiLobeModel(backbone, home=home, embedder=world.embedder)
             opened.load_bundle(path)
             took = time.perf_counter() - start
-            assert len(opened.lobes) == IN_A_BUNDLE and opened.routing.named("hybrid").is_fitted
+            assert len(opened.lobes) == count and opened.routing.named("hybrid").is_fitted
             shutil.rmtree(home)
             return took
 
         return run
 
     def theirs() -> float:
-        twin, adapters = backbone.twin(), world.adapters(BUILTIN, IN_A_BUNDLE)
+        twin, adapters = backbone.twin(), world.adapters(BUILTIN, count)
         start = time.perf_counter()
         wrapped = PeftModel.from_pretrained(twin, str(adapters[0]), adapter_name="lobe_0")  # type: ignore[arg-type]
         for number, adapter in enumerate(adapters[1:], 1):
@@ -68,13 +70,17 @@ def opening(world: World, settings: Settings) -> Iterator[Result]:
 
     for run in map(ours, bundles.values()):
         run()  # what is imported at first use
-    taken = race(3 if settings.full else 1, {**{kind: ours(path) for kind, path in bundles.items()}, "PEFT": theirs}, warm_up=0)
+    taken = race(
+        3 if settings.full else 1, {**{kind: ours(path) for kind, path in bundles.items()}, "PEFT": theirs}, warm_up=0
+    )
     note = "PEFT's load_adapter takes longer with every adapter there is. Ours copies files, reads headers and routing rows"
     for kind in bundles:
-        work = f"open a bundle of {IN_A_BUNDLE} lobes ({kind}), ready to route"
-        against = f"PEFT load_adapter × {IN_A_BUNDLE}"
-        goal = 20 if kind == "folder" else None
-        yield Result(work, BUILTIN, against, taken[kind], taken["PEFT"], "s", goal, note=f"{note}; weights at first use.")
+        work = f"open a bundle of {count} lobes ({kind}), ready to route"
+        against = f"PEFT load_adapter × {count}"
+        goal = 20 if kind == "folder" and settings.full else None
+        yield Result(
+            work, BUILTIN, against, taken[kind], taken["PEFT"], "s", goal, note=f"{note}; weights at first use."
+        )
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------------
@@ -98,7 +104,17 @@ def memory(world: World, settings: Settings, base: str) -> Result:
         f"{MERGED} copies are merged (PEFT merge_and_unload) and the number scaled, which is exact: a copy is a whole model"
     )
     against = f"{IN_MEMORY} merged copies"
-    return Result(f"{IN_MEMORY} lobes in memory", base, against, taken["ours"], taken["theirs"], "MiB", 0.10, "at most", f"{note}.")
+    return Result(
+        f"{IN_MEMORY} lobes in memory",
+        base,
+        against,
+        taken["ours"],
+        taken["theirs"],
+        "MiB",
+        0.10,
+        "at most",
+        f"{note}.",
+    )
 
 
 def in_own_process(kind: str, base: Path, settings: Settings, *paths: Path) -> float:
@@ -229,7 +245,15 @@ def a_thousand(world: World, settings: Settings, few: int = 100, many: int = 100
         taken = race(settings.rounds, {str(lobes): run(lobes) for lobes in (few, many)})
         note = "ten times as many lobes; no weights are in memory."
         yield Result(
-            f"{many:,} lobes: {work}", BUILTIN, f"{few} lobes", taken[str(many)], taken[str(few)], unit, None, "at most", note
+            f"{many:,} lobes: {work}",
+            BUILTIN,
+            f"{few} lobes",
+            taken[str(many)],
+            taken[str(few)],
+            unit,
+            None,
+            "at most",
+            note,
         )
 
 

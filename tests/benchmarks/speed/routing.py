@@ -25,10 +25,9 @@ MAX_TOKENS = 30
 
 
 def results(world: World, settings: Settings) -> Iterator[Result]:
-    yield from stage_two(world, settings, BUILTIN, (10, 50))
-    yield growing(world, settings, 10, 200)
-    if settings.full:
-        yield growing(world, settings, 3, 1000)
+    yield from stage_two(world, settings, BUILTIN, (3, 10, 50) if settings.full else (10,))
+    yield growing(world, settings, 10, 200 if settings.full else 50)
+    if settings.large:
         yield from stage_two(world, settings, LARGE, (3, 10))
 
 
