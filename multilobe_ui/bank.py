@@ -317,10 +317,14 @@ class LobeBank:
             stack = None if call is None else call.stacks.get(name)
             if call is None or stack is None:
                 return base_forward(x, *args, **kwargs)
-            if turned is not None and bias is None and call.is_one and x.dtype is weight.dtype is stack.a.dtype:
-                # nearly every token of every chat: three products, of which the last adds in place, and nothing else
+            quick = call.is_quick and (x.ndim == 3 or not call.by_place)
+            if quick and turned is not None and bias is None and x.dtype is weight.dtype is stack.a.dtype:
+                # every token of every chat: three products, of which the last adds in place, and next to nothing else
                 rows = x.reshape(-1, stack.n_in)
-                return mm(rows, turned).addmm_(mm(rows, stack.a), stack.b).view(*x.shape[:-1], stack.n_out)
+                hidden, scale = mm(rows, stack.a), call.flat_scale(stack)
+                if scale is not None:
+                    hidden.mul_(scale)
+                return mm(rows, turned).addmm_(hidden, stack.b).view(*x.shape[:-1], stack.n_out)
             return call.add_delta(name, stack, x, base_forward(x, *args, **kwargs))
 
         module.forward = forward  # type: ignore[method-assign]
@@ -487,13 +491,14 @@ class _Call:
         self._columns: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._row_lobe: Tensor | None = None
         # weights that differ by row or token need to see the rows and tokens apart
-        self._by_place = self._weigh is not None or how.ndim > 1  # type: ignore[union-attr]
-        self.is_one = False
-        """One lobe, in full, for all tokens."""
+        self.by_place = self._weigh is not None or how.ndim > 1  # type: ignore[union-attr]
+        self.is_quick = False
+        """Tokens in one long row can be multiplied by `flat_scale`: one token a row, or the same weights for all."""
         if isinstance(how, Tensor):
-            self.weights = how
+            self.weights = how[:, 0] if how.ndim == 3 and self._rows_tokens[1] == 1 else how
             self._look_for_rows(how)
-            self.is_one = how.shape == (1,) and not how.requires_grad and float(how) == 1
+            self.is_quick = not how.requires_grad and (how.ndim == 1 or self._rows_tokens[1] == 1)
+            self._is_one = how.shape == (1,) and self.is_quick and float(how) == 1
 
     def _look_for_rows(self, weights: Tensor) -> None:
         """Where each row has one lobe, its r columns are enough, not all lobes' lobes * r. But then each row's matrices must be
@@ -507,7 +512,7 @@ class _Call:
 
     def add_delta(self, name: str, stack: _Stack, x: Tensor, output: Tensor) -> Tensor:
         """The layer's output (..., out) with its delta of x (..., in): changed in place where that is possible."""
-        if x.ndim == 2 and self._by_place:  # some layers see the tokens of all rows in one long row
+        if x.ndim == 2 and self.by_place:  # some layers see the tokens of all rows in one long row
             if len(x) != math.prod(self._rows_tokens):
                 raise AdapterError(
                     f"{name} sees only some tokens (an expert?), so its LoRA cannot be weighted by row or token."
@@ -547,6 +552,12 @@ class _Call:
         if scale is not None and scale.ndim == 3 and scale.shape[1] not in (1, x.shape[1]):
             scale = scale[:, self._kept]  # an output head that runs on some tokens only
         return scale
+
+    def flat_scale(self, stack: _Stack) -> Tensor | None:
+        """Weights over the ranks, (R,) or (batch, R), of a quick call; None where all are one."""
+        if self._is_one:
+            return None
+        return self._stretched_by_layer(stack)[stack.index] if self.weights.ndim == 4 else self._stretched(stack)
 
     def _stretched(self, stack: _Stack) -> Tensor | None:
         if stack.ranks not in self._scales:

@@ -79,31 +79,29 @@ def test_a_long_prompt_is_read_in_pieces_and_means_the_same(bank: LobeBank, monk
     monkeypatch.setattr(serving, "CHUNK", 7)
     talking = Request(prompt(bank.backbone, 1), {"plain": 1.0}, SamplingConfig(max_new_tokens=60, do_sample=False))
     long = Request(prompt(bank.backbone, 5), {"attention": 1.0}, GREEDY)
+    wanted = alone(bank, long)
     batch = RunningBatch(bank)
     stream = batch.tokens(talking)
-    next(stream)
     reads: list[int] = []
-    run = bank.run
+    run, asked = bank.run, threading.Event()
 
     def watched(mix: Any, **inputs: Any) -> Any:
+        asked.wait(10)  # else the one who talks could have ended by then
         reads.append(inputs["input_ids"].shape[1])
         return run(mix, **inputs)
 
+    next(stream)
     monkeypatch.setattr(bank, "run", watched)
-    wanted = alone_with(run, bank, long)
-    assert list(batch.tokens(long)) == wanted and len(wanted) == 24
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(lambda: list(batch.tokens(long)))
+        while not (batch._waiting or batch._reading):
+            time.sleep(0.001)
+        asked.set()
+        assert found.result() == wanted and len(wanted) == 24
     list(stream)
     pieces = [i for i, size in enumerate(reads) if size > 1]
     assert len(pieces) == -(-len(long.ids) // 7) and max(reads) == 7
     assert all(b - a > 1 for a, b in pairwise(pieces)), "those being answered get a token in between"
-
-
-def alone_with(run: Callable, bank: LobeBank, request: Request) -> list[int]:
-    watched, bank.run = bank.run, run  # type: ignore[method-assign]
-    try:
-        return alone(bank, request)
-    finally:
-        bank.run = watched  # type: ignore[method-assign]
 
 
 def test_whoever_goes_away_or_stops_leaves_the_batch(bank: LobeBank) -> None:
