@@ -35,8 +35,6 @@ PLANS_KEPT = 16
 STRETCHED_AT_ONCE = 64
 """Most tokens whose weights per layer are stretched over the ranks of all layers at once: quick while decoding, but of a long
 prompt it would take more memory than the layers' own activations."""
-
-
 MANY_TOKENS = 8
 """Tokens a row from which it pays to gather each row's own matrices."""
 
