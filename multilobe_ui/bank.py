@@ -500,7 +500,7 @@ class _Call:
 
     def _look_for_rows(self, weights: Tensor) -> None:
         """Where each row has one lobe, its r columns are enough, not all lobes' lobes * r. But then each row's matrices must be
-        gathered, and for a token or two that takes five times what it saves."""
+        gathered, and for a token or two that costs more than it saves."""
         if weights.ndim != 2 or weights.shape[1] < 2 or weights.requires_grad:
             return
         if self._rows_tokens[1] >= MANY_TOKENS and bool(((weights != 0).sum(1) <= 1).all()):
@@ -566,8 +566,7 @@ class _Call:
         return self._scales[stack.ranks]
 
     def _stretched_by_layer(self, stack: _Stack) -> Sequence[Tensor]:
-        """For each layer (batch, tokens, R), or (batch, R) while decoding: all layers in one go, which is a third of a token's cost
-        under weights by layer."""
+        """For each layer (batch, tokens, R), or (batch, R) while decoding: stretched for all layers in one go."""
         if stack.ranks not in self._layer_scales:
             scale = self._over_ranks(stack, self.weights)
             self._layer_scales[stack.ranks] = (scale[:, 0] if scale.shape[1] == 1 else scale).unbind(-2)
@@ -582,7 +581,7 @@ class _Call:
 
 
 def _turned(matrix: Tensor) -> Tensor:
-    """The same matrix, column after column in memory: products for a single token read A and B a fifth faster so."""
+    """The same matrix, column after column in memory: what a lobe adds to a token's time is about a fifth less so."""
     return matrix.t().contiguous().t()
 
 

@@ -244,7 +244,7 @@ def draw(
     samplers: Sequence[Sampler], logits: Tensor, seen: Sequence[Sequence[int]], wanted: Sequence[bool]
 ) -> list[int | None]:
     """The next token of each row of logits (rows, vocabulary), None where it is not wanted."""
-    # the likeliest tokens of all rows in one go: row by row this took a tenth of a step of eight
+    # the likeliest tokens of all rows in one go: one kernel and one copy to Python instead of one for each row
     likeliest = logits.argmax(-1).tolist() if any(s.is_plain for s in samplers) else []
     return [
         None if not want else likeliest[i] if sampler.is_plain else sampler.draw(logits[i : i + 1], seen[i])

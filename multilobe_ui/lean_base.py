@@ -59,8 +59,8 @@ def fuse_norms(model: nn.Module) -> int:
 
 
 def call_directly(model: nn.Module) -> None:
-    """Let modules without hooks go straight to their forward: torch's own way there takes two Python frames and looks for hooks of
-    ten kinds, at a hundred modules a token. A module that is given a hook later is called in torch's way again."""
+    """Let modules without hooks go straight to their forward: torch's own way there takes two Python frames and looks for every
+    kind of hook, at a hundred modules a token. A module that is given a hook later is called in torch's way again."""
     for module in model.modules():
         if type(module).__call__ is nn.Module.__call__:
             module.__class__ = _direct(type(module))  # type: ignore[arg-type]

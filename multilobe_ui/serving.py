@@ -35,8 +35,8 @@ CHUNK = 256
 """Tokens of prompts that are read at once while others are being answered."""
 END = None
 HAND_OUT_SECONDS = 0.03
-"""Least time between two hand-outs to one reader. To wake eight threads for every token costs a tenth of its time; nobody reads
-more than thirty times a second. The first token is handed out at once."""
+"""Least time between two hand-outs to one reader. To wake a reader for every token took a fifteenth of the token's time; nobody
+reads more than thirty times a second. The first token is handed out at once."""
 IDLE_SECONDS = 5.0
 """After so long without a request the thread ends; the next request starts another."""
 
@@ -74,11 +74,11 @@ class _Row:
             self.out.put(self._ready)
             self._ready = []
 
-    def close(self) -> None:
-        """Hand out what is left, and the end."""
+    def close(self, last: BaseException | None = END) -> None:
+        """Hand out what is left, and the end, or an error in its place."""
         if self._ready:
             self.out.put(self._ready)
-        self.out.put(END)
+        self.out.put(last)
 
 
 class RunningBatch:
@@ -221,7 +221,7 @@ class RunningBatch:
 
     def _fail(self, error: BaseException) -> None:
         for row in {*self._rows, *self._reading}:
-            row.out.put(error)
+            row.close(error)
         self._rows, self._lengths, self._cache, self._reading, self._reading_cache = [], [], None, [], None
 
     # ---- the cache --------------------------------------------------------------------------------------------------------
