@@ -48,6 +48,14 @@ def test_rates_are_what_was_done_over_the_time(monkeypatch: pytest.MonkeyPatch) 
     assert gflops == pytest.approx(2 * 64**3 / 0.5 / 1e9) and copied == pytest.approx((1 << 16) / 2**30 / 0.5)
 
 
+def test_memory_is_timed_and_not_its_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(speed, "_timed", lambda work, rounds, device: made.append([work(), work()]) or 1.0)
+    speed.machine_rates(torch.device("cpu"), 1)
+    first, second = made[1]
+    assert first is second and first.all()
+
+
 def test_answers_are_counted_by_their_tokens(monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> None:
     made = MultiLobeModel(backbone, embedder=WordEmbedder())  # type: ignore[arg-type]
     lengths: Iterator[int] = iter([9, 4, 6, 5])
