@@ -36,6 +36,9 @@ TRACE_SECONDS = 0.4
 MOST_TRACES = 8
 """Latest answers whose tokens' weights are remembered."""
 
+WAITING = "…"
+"""What stands for an answer before its first word."""
+
 KNOBS = 6
 """Settings of sampling; what follows them is about routing."""
 
@@ -261,7 +264,7 @@ class ChatTab:
             replies = [*earlier, reply]
             panel = why_panel(reply) if first or event.done else gr.skip()
             tags = labels(replies, len(earlier)) if first or event.done else gr.skip()
-            text = event.text or ("…" if not event.done else "*(no answer)*")
+            text = event.text or (WAITING if not event.done else "*(no answer)*")
             box = _idle() if event.done else gr.skip()
             tokens = gr.skip()
             if event.done or (event.trace and time.monotonic() - drawn >= TRACE_SECONDS):
@@ -273,11 +276,14 @@ class ChatTab:
     @friendly
     def stopped(self, text: str, history: list[Message], replies: list[Reply]) -> Step:
         """Stop was pressed, and the generator is closed. What came so far stays; before the first word, so does nothing."""
-        messages = plain(history)
+        messages, begun = plain(history), gr.skip()
+        if messages and messages[-1]["role"] == "user" and len(replies) == _answers(messages) + 1:
+            # the first words were under way to the page when Stop was pressed there
+            begun = messages = [*messages, {"role": "assistant", "content": replies[-1].answer or WAITING}]
         if _answers(messages) and len(replies) == _answers(messages) and messages[-1]["role"] == "assistant":
             last = replies[-1] if replies[-1].done else replace(replies[-1], done=True, stopped=True)
             replies = [*replies[:-1], last]
-            return gr.skip(), _idle(), *self._views(replies), replies
+            return begun, _idle(), *self._views(replies), replies
         place = _question_at(messages, len(messages) - 1) if messages else 0
         draft = messages[place]["content"] if messages else ""
         replies = replies[: _answers(messages[:place])]

@@ -11,6 +11,7 @@ import gradio as gr
 
 from . import api, manage_tab, routers_tab, train_tab
 from .brain_map import brain_mark
+from .cancelling import mend_cancelling
 from .chat_tab import ChatTab, is_loading
 from .guard import friendly
 from .lab_tab import LabTab
@@ -35,6 +36,7 @@ Key = tuple[Any, ...]
 
 def build_page(studio: Studio) -> gr.Blocks:
     page: gr.Blocks
+    mend_cancelling()
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         page.queue(max_size=MOST_WAITING)  # first: it makes an app that describes every component there is
         pulse = Pulse(studio)

@@ -207,6 +207,19 @@ def test_stop_before_the_first_word_takes_the_message_back(tab, turns):
     assert tab.stopped("", [], [])[0] == []
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_stop_keeps_what_was_still_under_way_to_the_page(tab, count):
+    steps = tab.send(ASK, [], [], "automatic", *KNOBS)
+    for _ in range(count):
+        *_, replies = next(steps)
+    steps.close()
+    chat, box, panel, _, labels, replies = tab.stopped("", normalised(ASK), replies)
+    assert texts(chat) == [ASK, replies[0].answer or "…"]
+    assert replies[0].done and replies[0].stopped
+    assert "Stopped after" in panel and "stopped" in labels
+    assert "value" not in box
+
+
 def replies_of(tab, *questions):
     replies = []
     for question in questions:

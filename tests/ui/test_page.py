@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 import pytest
 from fake_studio import FakeStudio
+from gradio.server_messages import ProcessCompletedMessage
 
 from multilobe_ui.ui.page import Pulse, build_page, launch_options, status_strip
 from multilobe_ui.ui.theme import css, theme
@@ -54,6 +55,22 @@ def test_the_page_builds_and_its_handlers_are_private():
     named = json.dumps(page.get_api_info())
     for private in ("send", "probe", "refresh", "retry", "look_at"):
         assert f'"/{private}"' not in named
+
+
+def test_what_was_cancelled_ends_with_a_list_of_data():
+    """Gradio's page looks into it: without one it takes the end for a failure, and covers the conversation."""
+    build_page(FakeStudio(1))
+    build_page(FakeStudio(1))
+
+    def sent(output, success=True):
+        return ProcessCompletedMessage(output=output, success=success, event_id="a").model_dump()
+
+    cancelled = sent({})
+    assert cancelled["output"] == {"data": []}
+    assert (cancelled["msg"], cancelled["success"], cancelled["event_id"]) == ("process_completed", True, "a")
+    assert sent({"data": ["b"]})["output"] == {"data": ["b"]}
+    assert sent({"error": "c"}, success=False)["output"] == {"error": "c"}
+    assert sent({}, success=False)["output"] == {}
 
 
 def test_launch_options():
