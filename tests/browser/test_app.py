@@ -23,6 +23,7 @@ from visitor import DEMO, ROOT, App, Visitor, until
 pytestmark = [pytest.mark.browser, pytest.mark.builtin]
 
 INSULIN = "Could you tell me what insulin does once it is in the blood?"
+STORY = "Tell me a very long story about the sea."
 BREAD = "How do I bake sourdough bread?"
 ODD_NAME = "🧪 试验.v1.0 <b>x</b>"
 ENDPOINTS = (
@@ -111,12 +112,7 @@ def test_stop_retry_edit_and_undo(visitor: Visitor) -> None:
     page = visitor.page
     visitor.choose("Base model only")
     visitor.set(Longest_answer=1024, Temperature=0, Repetition_penalty=0.8)  # what was said is said again: it never ends
-    visitor.send("Tell me a very long story about the sea.")
-    page.get_by_role("button", name="Stop", exact=True).wait_for()
-    expect(visitor.on("#chat .bot-row")).to_contain_text(re.compile(r"\w+ \w+"))
-    # at once: a mouse that first waits until nothing moves would come too late
-    page.get_by_role("button", name="Stop", exact=True).evaluate("button => button.click()")
-    begun = visitor.answered()
+    begun = visitor.interrupt(STORY)
     assert len(begun) > 3
     assert visitor.chip().endswith("stopped")
     visitor.sees("#why .ml-note", re.compile(r"Stopped after \d+ token"))
@@ -141,6 +137,16 @@ def test_stop_retry_edit_and_undo(visitor: Visitor) -> None:
     expect(visitor.on("#message textarea")).to_have_value(INSULIN)
     page.get_by_role("button", name="Send", exact=True).click()
     assert "blood sugar" in visitor.answered()
+
+    visitor.choose("Base model only")
+    visitor.set(Longest_answer=1024, Repetition_penalty=0.8)
+    begun = visitor.interrupt_with_a_busy_page(STORY)
+    assert visitor.chip().endswith("stopped")
+    visitor.set(Longest_answer=40, Repetition_penalty=1.1)
+    visitor.choose("Always medical")
+    page.get_by_role("button", name="Retry", exact=True).click()
+    visitor.sees("#why .ml-verdict h3", "medical")
+    assert visitor.answered(2) != begun
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------

@@ -6,10 +6,13 @@ Nothing here asserts how long anything takes: what is waited for is always somet
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
+import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,32 @@ ROOT = Path(__file__).resolve().parents[2]
 DEMO = ("legal", "maths", "medical", "python", "sentiment", "summarisation")
 PATIENCE = 120.0  # seconds; a CI machine has two slow cores
 BUG = re.compile(r"Traceback|File \"[^\"]+\", line|Something went wrong")
+
+LOOKOUT = """
+window.covered = 0;  // how often Gradio has laid "Error" over the conversation, if only for a moment
+new MutationObserver(() => {
+    window.covered += document.querySelectorAll('#chat [data-testid="status-tracker"] .error').length;
+}).observe(document, { childList: true, subtree: true });
+"""
+PRESS_STOP = """(count) => { window.pressed = false; const looking = setInterval(() => {
+    const stop = document.querySelector('#message .stop-button');
+    const answer = document.querySelectorAll('#chat .bot-row [data-testid="bot"]')[count - 1]?.innerText ?? '';
+    if (!stop || !/\\w+ \\w+/.test(answer)) return;
+    clearInterval(looking);
+    window.hold?.();
+    stop.click();
+    window.pressed = true;
+}, 5); }"""
+HOLD_STREAM = """() => {
+    const ask = window.fetch;
+    window.hold = () => { window.held = new Promise((free) => { window.release = free; }); };
+    window.fetch = async (...asked) => {
+        const answer = await ask(...asked);
+        if (!String(asked[0].url ?? asked[0]).includes('/queue/data')) return answer;
+        const gate = new TransformStream({ async transform(part, out) { await window.held; out.enqueue(part); } });
+        return new Response(answer.body.pipeThrough(gate), { status: answer.status, headers: answer.headers });
+    };
+}"""
 
 
 def until(what: str, check: Callable[[], Any], seconds: float = PATIENCE) -> Any:
@@ -65,6 +94,25 @@ class App:
         except OSError:
             return False
 
+    @contextmanager
+    def slow(self) -> Iterator[None]:
+        """The server runs a sixth of the time only."""
+        over = threading.Event()
+
+        def hinder() -> None:
+            while not over.wait(0.05):
+                self.process.send_signal(signal.SIGSTOP)
+                over.wait(0.25)
+                self.process.send_signal(signal.SIGCONT)
+
+        hindering = threading.Thread(target=hinder)
+        hindering.start()
+        try:
+            yield
+        finally:
+            over.set()
+            hindering.join()
+
     def stop_training(self) -> None:
         """Stop every job that is still at work. Its ids are the names of their folders."""
         for folder in sorted((self.home / "jobs").glob("*")):
@@ -90,6 +138,7 @@ class Visitor:
         self.script_errors: list[str] = []
         self.context.on("request", lambda request: self.requests.append(request.url))
         self.context.on("weberror", lambda error: self.script_errors.append(str(error.error)))
+        self.context.add_init_script(LOOKOUT)
         self.page = self.context.new_page()
         self.open()
 
@@ -137,6 +186,25 @@ class Visitor:
         expect(self.page.get_by_role("button", name="Send", exact=True)).to_be_visible()
         expect(self.on("#why .ml-eyebrow")).to_have_text("Answered by")
         return self.answer()
+
+    def interrupt(self, text: str) -> str:
+        """Send a message, and press Stop once two words of the answer are there; returns what came.
+
+        The page itself presses, and the server is slow: else a browser that shares two cores may come after the last word.
+        """
+        self.page.evaluate(PRESS_STOP, self.on("#chat .bot-row").count() + 1)
+        with self.app.slow():
+            count = self.send(text)
+            self.page.wait_for_function("window.pressed")
+        return self.answered(count)
+
+    def interrupt_with_a_busy_page(self, text: str) -> str:
+        """The same on a page that has much to draw: it hears that the answer has ended once all that Stop asked for is done."""
+        self.page.evaluate(HOLD_STREAM)
+        with self.page.expect_response(re.compile("/gradio_api/reset$")):
+            begun = self.interrupt(text)
+        self.page.evaluate("window.release()")
+        return begun
 
     def answer(self) -> str:
         return str(self.on('#chat .bot-row [data-testid="bot"]').last.inner_text()).strip()
@@ -195,6 +263,7 @@ class Visitor:
         """What must hold at any time."""
         assert not BUG.search(self.page.locator("body").inner_text())
         assert self.script_errors == []
+        assert self.page.evaluate("window.covered") == 0
         own = (self.app.url, self.app.url.replace("http:", "ws:"), "data:", "blob:", "about:")
         assert [url for url in self.requests if not url.startswith(own)] == []
 
