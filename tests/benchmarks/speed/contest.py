@@ -106,8 +106,17 @@ def table(results: list[Result]) -> str:
             f"| {r.work} | {r.base} | {r.against} | {_short(median(r.ours))} {r.unit} | {_short(median(r.theirs))} {r.unit} "
             f"| {r.ratio:.2f} | {low:.2f}–{high:.2f} | {goal} |"
         )
-    notes = list(dict.fromkeys(f"- {r.work}: {r.note}" for r in results if r.note))
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, "", *_notes(results)])
+
+
+def _notes(results: list[Result]) -> list[str]:
+    """Every note once, after the first work that it is about and how many more there are."""
+    works: dict[str, list[str]] = {}
+    for r in results:
+        if r.note and r.work not in works.setdefault(r.note, []):
+            works[r.note].append(r.work)
+    more = {note: f" (and {len(about) - 1} more)" if len(about) > 1 else "" for note, about in works.items()}
+    return [f"- {about[0]}{more[note]}: {note}" for note, about in works.items()]
 
 
 def _short(value: float) -> str:

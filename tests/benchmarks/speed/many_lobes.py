@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import shutil
 import subprocess
@@ -124,8 +125,10 @@ def in_own_process(kind: str, base: Path, settings: Settings, *paths: Path) -> f
 
 
 def resident_bytes() -> int:
-    """Memory of this process, also what is mapped from files: the matrices A lie in the page cache."""
+    """Memory of this process. What was freed goes back to the system first: else the next who asks for memory takes no more."""
     gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,6 @@ def trained(
     work = f"training, {rows} rows × {epochs}" if epochs > 1 else f"training, {rows} rows once"
     folders = {name: world.scratch / f"trained-{name}" for name in ("ours", "trainer")}
     curve: list[float] = []  # of our last run
-    losses: list[float] = []  # of the peer's
 
     def ours() -> None:
         shutil.rmtree(folders["ours"], ignore_errors=True)
@@ -66,7 +64,8 @@ def trained(
     runs: dict[str, Callable[[], float | None]] = {"ours": ours, "trainer": trainer}
     peer = settings.peer
     if peer is not None and not whole_peer:
-        runs["peer"] = partial(train_peer, peer, world, base, settings.threads, world.data(PEER_ROWS), 1, rate)
+        few = world.data(PEER_ROWS)
+        runs["peer"] = lambda: train_peer(peer, world, base, settings.threads, few, 1, rate)["stepping"]
     times = race(settings.rounds, runs)
     reached = [loss_with(backbone, folder, examples, config) for folder in folders.values()]
     note = f"{steps} steps on {base}; mean loss on the rows at the end {reached[0]:.3f}, Trainer {reached[1]:.3f} nats."
@@ -75,14 +74,20 @@ def trained(
     if peer is None:
         return
     if whole_peer:  # minutes, so once, between two of ours
-        train_all = partial(train_peer, peer, world, base, settings.threads, file, epochs, rate, losses)
+        told: dict[str, float] = {}
+
+        def train_all() -> float:
+            told.update(train_peer(peer, world, base, settings.threads, file, epochs, rate))
+            return told["seconds"]
+
         both = race(1, {"before": ours, "peer": train_all, "after": ours}, warm_up=0)
         last = curve[-(steps // epochs) :]
-        note = f"mean loss over the last epoch {sum(last) / len(last):.3f}, the peer {losses[-1]:.3f} nats, each in its own format."
+        mean = sum(last) / len(last)
+        note = f"mean loss over the last epoch {mean:.3f}, the peer {told['loss']:.3f} nats, each in its own format."
         yield Result(
             work, base, "multilobe 0.1.0", both["before"] + both["after"], both["peer"], "s", goals[1], note=note
         )
-        needed = steps_to(losses[-1], curve, steps // epochs)
+        needed = steps_to(told["loss"], curve, steps // epochs)
         if needed is not None:
             sooner = [seconds * needed / steps for seconds in both["before"] + both["after"]]
             note = f"{needed} of {steps} steps: until the mean over an epoch's worth of them is the peer's last."
@@ -91,7 +96,7 @@ def trained(
             )
     else:
         theirs = [seconds * steps / (PEER_ROWS // config.batch_size) for seconds in times["peer"]]
-        note = f"the peer's time on {base} is that of {PEER_ROWS} rows, scaled to {steps} steps."
+        note = f"the peer's time on {base} is that of its steps on {PEER_ROWS} rows, scaled to {steps} steps."
         yield Result(work, base, "multilobe 0.1.0", times["ours"], theirs, "s", goals[1], note=note)
 
 
@@ -102,21 +107,12 @@ def steps_to(loss: float, curve: Sequence[float], window: int) -> int | None:
 
 
 def train_peer(
-    peer: Peer,
-    world: World,
-    base: str,
-    threads: int,
-    file: Path,
-    epochs: int,
-    rate: float,
-    losses: list[float] | None = None,
-) -> float:
-    """Seconds of the peer's `add_lobe`; `losses` is given its mean loss of the last epoch."""
+    peer: Peer, world: World, base: str, threads: int, file: Path, epochs: int, rate: float
+) -> dict[str, float]:
+    """What the worker says of the peer's `add_lobe`: seconds, those of its steps alone, mean loss of the last epoch."""
     peer.ask("prepare", base=str(world.base_folder(base)), encoder=str(packaged_minilm()), threads=threads)
-    done = peer.ask("train", data=str(file), epochs=epochs, name="lobe", learning_rate=rate)
-    if losses is not None:
-        losses.append(done["loss"])
-    return float(done["seconds"])
+    done: dict[str, float] = peer.ask("train", data=str(file), epochs=epochs, name="lobe", learning_rate=rate)
+    return done
 
 
 def train_with_trainer(backbone: Backbone, examples: Sequence[Example], config: TrainingConfig, folder: Path) -> None:
