@@ -6,6 +6,7 @@ of modules, whatever its architecture, and only where the outcome is the same bi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -32,30 +33,38 @@ def lay_out(model: nn.Module) -> int:
     return turned
 
 
-@torch.inference_mode()
 def fuse_norms(model: nn.Module) -> int:
-    """Let those RMS norms of a model that compute exactly what torch's own does be computed by it; returns how many.
+    """Let the plain RMS norms of a model be computed by torch's own; returns how many.
 
-    Transformers writes the norm out in Python, in six operations, and a base has two or more in every layer. Whether a class is
-    this norm (Gemma's adds 1 to its weight, others cast elsewhere) is tried on the weights at hand.
+    Transformers writes the norm out in Python, in six operations, and a base has two or more in every layer.
     """
-    fused = 0
+    norms = list(plain_rms_norms(model))
+    for module, weight, epsilon in norms:
+        module.forward = partial(  # type: ignore[method-assign]
+            torch.rms_norm, normalized_shape=weight.shape, weight=weight, eps=epsilon
+        )
+    return len(norms)
+
+
+@torch.inference_mode()
+def plain_rms_norms(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor, float]]:
+    """(module, weight, epsilon) of the RMS norms that compute, to the bit, what torch's own does.
+
+    Whether a class is this norm (Gemma's adds 1 to its weight, others cast elsewhere) is tried on the weights at hand.
+    """
     for module in model.modules():
         weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
         if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
             continue
         if not isinstance(weight, Tensor) or weight.ndim != 1:
             continue
-        norm = partial(torch.rms_norm, normalized_shape=weight.shape, weight=weight, eps=epsilon)
         sample = torch.linspace(-3, 3, 8 * len(weight), device=weight.device).view(1, 8, -1).to(weight.dtype)
         try:
-            same = torch.equal(module(sample), norm(sample))
+            same = torch.equal(module(sample), torch.rms_norm(sample, weight.shape, weight, epsilon))
         except (RuntimeError, TypeError):
             same = False
         if same:
-            module.forward = norm  # type: ignore[method-assign]
-            fused += 1
-    return fused
+            yield module, weight, epsilon
 
 
 def call_directly(model: nn.Module) -> None:

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .adapter import WEIGHTS_FILE, linear_features, read_header
 from .backbone import Backbone
@@ -33,7 +33,9 @@ from .config import TrainingConfig, suggested_learning_rate
 from .dataset import Example
 from .errors import ConfigError, DataError, MultiLobeError
 from .files import new_folder, read_json, sha256_of, write_json
-from .lean_lora import make_lean
+from .last_layer import only_at
+from .lean_functions import lean_norms, token_nll
+from .lean_lora import leave_out_unlabelled, make_lean
 from .packed_attention import attend_by_row, packed_rows
 
 PACKED_TOKENS = 1024
@@ -195,6 +197,8 @@ class _Run:
         self.model = lora_twin(backbone, config)
         self.model.eval()  # all of it: `_optimize` looks at the top only
         make_lean(self.model)
+        lean_norms(self.model)
+        leave_out_unlabelled(self.model)
         self.longest_apart = attend_by_row(self.model.get_base_model())
         if start is not None:
             begin_from(self.model, start)
@@ -493,11 +497,11 @@ def token_losses(model: Callable[..., Any], backbone: Backbone, batch: Batch) ->
     if batch.packed:
         inputs["logits_to_keep"] = batch.places  # the output head runs only where there are labels
     inputs = backbone.accepted(inputs)
-    with packed_rows(batch.apart):
+    with packed_rows(batch.apart), only_at(batch.places, batch.inputs["input_ids"].numel()):
         logits = model(**inputs, use_cache=False).logits.flatten(0, 1)
     if "logits_to_keep" not in inputs:
         logits = logits[batch.places]
-    return nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
+    return token_nll(logits.float(), batch.targets)
 
 
 def mean_answer_loss(

@@ -108,7 +108,7 @@ def test_dropout_is_on_the_input_of_a_alone(backbone: Backbone, monkeypatch: pyt
         hook.remove()
     _, kept = keep_mask(torch.zeros(4), 0.3)
     for name, keep in zip(order, masks, strict=True):
-        lora_layers(plain)[name].lora_dropout["default"] = Masked(keep, kept)
+        lora_layers(plain)[name].lora_dropout["default"] = Masked(keep.view(2, 9, -1), kept)
     expected, wanted = run(plain)
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     for name, gradient in wanted.items():
