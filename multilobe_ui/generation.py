@@ -235,7 +235,7 @@ class Sampler:
             ids: Any = torch.tensor([list(seen)], device=logits.device)
             logits = self._processors(ids, logits)
         if self._greedy:
-            return int(logits.argmax())
+            return _likeliest(logits)[0]
         # drawn on the CPU: the same seed gives the same answer on every device
         return int(torch.multinomial(logits.softmax(-1).cpu(), 1, generator=self._generator))
 
@@ -245,8 +245,14 @@ def draw(
 ) -> list[int | None]:
     """The next token of each row of logits (rows, vocabulary), None where it is not wanted."""
     # the likeliest tokens of all rows in one go: one kernel and one copy to Python instead of one for each row
-    likeliest = logits.argmax(-1).tolist() if any(s.is_plain for s in samplers) else []
+    likeliest = _likeliest(logits) if any(s.is_plain for s in samplers) else []
     return [
         None if not want else likeliest[i] if sampler.is_plain else sampler.draw(logits[i : i + 1], seen[i])
         for i, (sampler, want) in enumerate(zip(samplers, wanted, strict=True))
     ]
+
+
+def _likeliest(logits: Tensor) -> list[int]:
+    """Place of the largest logit of each row, the first of equals. On a CPU numpy finds it in a tenth of torch's time."""
+    places: list[int] = (logits.numpy() if logits.device.type == "cpu" else logits).argmax(-1).tolist()
+    return places

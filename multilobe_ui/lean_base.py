@@ -19,14 +19,14 @@ def lay_out(model: nn.Module) -> int:
     """Lay the matrices of a float32 model on a CPU out in memory as products read them, column after column; returns how many.
 
     For batches of four to a hundred tokens, in which chats are decoded together and prompts are scored, MKL is a tenth faster
-    so, and not slower for one token or in training. Nothing is copied for good. Embeddings stay, and what shares their weights.
+    so, and not slower for one token or in training. Nothing is copied for good. An embedding that is the output head too is
+    laid out with it: to gather a prompt's tokens from it takes longer, a few microseconds each, and every token that is
+    written takes a twentieth less.
     """
-    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    matrices = {id(layer.weight): layer.weight for layer in layers}
     turned = 0
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if type(module) is not nn.Linear or id(weight) in shared or not isinstance(weight, Tensor):
-            continue
+    for weight in matrices.values():
         if weight.device.type == "cpu" and weight.dtype is torch.float32:
             weight.data = weight.t().contiguous().t()
             turned += 1
