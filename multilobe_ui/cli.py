@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,11 +85,13 @@ def train(options: argparse.Namespace) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Answer one prompt, or talk until end of input."""
-    model, sampling, mixing = _model(options), _sampling(options), _mixing(options)
+    pairs, prompt = _pairs_and_prompt(options.weights, options.prompt)
+    by_hand, sampling, mixing = _weights(pairs), _sampling(options), _mixing(options)
+    model = _model(options)
     from .generation import stream_text
 
     def answer(messages: list[dict[str, str]]) -> str:
-        weights = {} if options.base_only else _weights(options.weights)
+        weights = {} if options.base_only else by_hand
         lobe = None if weights is not None else options.lobe
         if options.json:
             asked: dict[str, Any] = {"weights": weights, "mixing": mixing, **asdict(sampling)}
@@ -105,8 +108,8 @@ def chat(options: argparse.Namespace) -> None:
         print()
         return "".join(pieces).strip()
 
-    if options.prompt:
-        answer([{"role": "user", "content": " ".join(options.prompt)}])
+    if prompt:
+        answer([{"role": "user", "content": " ".join(prompt)}])
         return
     messages: list[dict[str, str]] = []
     while (line := _read_line("you> ")) is not None:
@@ -413,6 +416,21 @@ def _mixing(options: argparse.Namespace) -> Mixing:
     return Mixing(options.mixing, options.k)
 
 
+def _pairs_and_prompt(pairs: Sequence[str], prompt: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """argparse gives `--weights` all words that follow, so a prompt after its pairs ends up among them."""
+    first = next((i for i, word in enumerate(pairs) if not _is_meant_as_pair(word)), len(pairs))
+    return (pairs, prompt) if prompt or first == 0 else (pairs[:first], pairs[first:])
+
+
+def _is_meant_as_pair(word: str) -> bool:
+    """LOBE=WEIGHT, or a slip of it such as python=much; not a sentence in which something equals something."""
+    _, equals, number = word.rpartition("=")
+    with suppress(ValueError):
+        float(number)
+        return bool(equals)
+    return bool(equals) and " " not in word
+
+
 def _weights(pairs: Sequence[str]) -> dict[str, float] | None:
     """LOBE=WEIGHT pairs; None if there are none."""
     weights = {}
@@ -488,7 +506,7 @@ def _followed(run: Generator[Any, None, Any], quiet: bool, shown: Callable[[Any]
         while True:
             event = next(run)
             if isinstance(event, str):
-                print(event, file=sys.stderr)
+                tqdm.write(event, file=sys.stderr)  # on a line of its own, above a bar that there may be
                 continue
             bar = bar or tqdm(total=event.steps, unit="step", file=sys.stderr, disable=quiet)
             bar.update(event.step - bar.n)

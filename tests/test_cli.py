@@ -113,6 +113,27 @@ def test_fit_and_eval(run: Callable, files: dict[str, Path], tmp_path: Path) -> 
     assert status == 0 and text.splitlines()[0] == "passed" and f"{animals}: identical" in text
 
 
+def test_a_prompt_may_follow_the_weights(run: Callable, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    animals = next(iter(TOPICS))
+    assert run("train", animals, str(files[animals]), *SETTINGS)[0] == 0
+    greedy, pairs = ("--no-do-sample", "--max-new-tokens", "4", "--json"), ("--weights", f"{animals}=0.5")
+    before = json.loads(run("chat", "cat dog", *greedy, *pairs)[1])
+    for words in (("cat dog",), ("cat", "dog")):
+        after = json.loads(run("chat", *greedy, *pairs, *words)[1])
+        assert (after["prompt"], after["answer"]) == ("cat dog", before["answer"])
+    for wrong, told in ((("Nobody=1", "cat"), "Nobody"), ((f"{animals}=much", "cat"), "much"), (("cat",), "LOBE=WEIGHT")):
+        status, _, error = run("chat", "--weights", *wrong)
+        assert status == 1 and told in error
+    monkeypatch.setattr("sys.stdin", io.StringIO("cat dog\n"))
+    assert json.loads(run("chat", *greedy, *pairs)[1])["answer"] == before["answer"]
+
+
+def test_a_phase_is_told_on_a_line_of_its_own(run: Callable, files: dict[str, Path]) -> None:
+    animals = next(iter(TOPICS))
+    told = run("train", animals, str(files[animals]), *SETTINGS[:-1])[2]
+    assert "Learning what to route here" in re.split(r"[\r\n]", told)
+
+
 def test_merge(run: Callable, files: dict[str, Path], tmp_path: Path) -> None:
     animals, numbers, _ = TOPICS
     for topic in (animals, numbers):
