@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, a folder that may not be written, a port that is taken
+        print(f"multilobe-ui: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -60,7 +63,7 @@ def train(options: argparse.Namespace) -> None:
     stop = threading.Event()
     _stop_on_ctrl_c(stop)
     config = TrainingConfig(**{field.name: getattr(options, field.name) for field in fields(TrainingConfig)})
-    mapping = dict(pair.split("=", 1) for pair in options.map) or None
+    mapping = _mapping(options.map)
     run = _model(options).train(
         options.name,
         options.data,
@@ -168,6 +171,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from .evaluation.labelled import read_labelled, write_rows
     from .lab import EXPERIMENTS
 
+    out = _writable(options.out)
     model, experiment, stop = _model(options), EXPERIMENTS[options.what], threading.Event()
     settings = settings_of(experiment.settings(), _settings(options.set))
     files = [(Path(path).name, Path(path)) for path in options.data]
@@ -178,8 +182,8 @@ def evaluate(options: argparse.Namespace) -> None:
         _stop_on_ctrl_c(stop)
         run = experiment.run()(model, settings, data=data, made=Path(scratch) / "made", stop=stop)
         result = _followed(run, options.quiet, lambda record: record.values).to_json()
-    if options.out:
-        Path(options.out).write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if out:
+        out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     _say(options, result, TABLES[options.what](result))
 
 
@@ -416,6 +420,14 @@ def _mixing(options: argparse.Namespace) -> Mixing:
     return Mixing(options.mixing, options.k)
 
 
+def _mapping(pairs: Sequence[str]) -> dict[str, str] | None:
+    """ROLE=COLUMN pairs; None if there are none."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise ConfigError(f"--map is {pair!r}: it must be ROLE=COLUMN, such as prompt=question.")
+    return dict(pair.split("=", 1) for pair in pairs) or None
+
+
 def _pairs_and_prompt(pairs: Sequence[str], prompt: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """argparse gives `--weights` all words that follow, so a prompt after its pairs ends up among them."""
     first = next((i for i, word in enumerate(pairs) if not _is_meant_as_pair(word)), len(pairs))
@@ -521,6 +533,21 @@ def _followed(run: Generator[Any, None, Any], quiet: bool, shown: Callable[[Any]
             bar.close()
 
 
+def _writable(path: str | None) -> Path | None:
+    """Where a result goes, tried before the work that it would be lost with; what stands there stays until then."""
+    if not path:
+        return None
+    place = Path(path)
+    try:
+        was_there = place.exists()
+        place.open("a", encoding="utf-8").close()
+        if not was_there:
+            place.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out is {path!r}: it cannot be written ({error.strerror}). Choose another place.") from None
+    return place
+
+
 def _home(options: argparse.Namespace) -> Path:
     return Path(options.home or os.environ.get("MULTILOBE_HOME") or Path.home() / ".multilobe").expanduser().resolve()
 
@@ -530,7 +557,12 @@ def _model(options: argparse.Namespace) -> MultiLobeModel:
     from .model import MultiLobeModel
 
     home = _home(options)
-    home.mkdir(parents=True, exist_ok=True)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The home {str(home)!r} cannot be made ({error.strerror}). Choose another: --home, or MULTILOBE_HOME."
+        ) from None
     model = MultiLobeModel.from_pretrained(
         options.base or "builtin",
         device=options.device,

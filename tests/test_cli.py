@@ -166,11 +166,16 @@ def test_merge(run: Callable, files: dict[str, Path], tmp_path: Path) -> None:
     [
         (("train", "x", "/nowhere.jsonl"), "nowhere.jsonl"),
         (("train", "x", "{bad}", *SETTINGS), "line 2"),
+        (("train", "x", "{good}", "--checkpoint", "{bad}/folder", *SETTINGS), "File exists"),
         (("train", "", "{bad}", "--skip-bad", *SETTINGS), "no name"),
         (("train", "x", "{bad}", "--epochs", "0"), "epochs is 0"),
+        (("train", "x", "{bad}", "--map", "prompt"), "must be ROLE=COLUMN"),
         (("chat", "hello", "--lobe", "Nobody"), "Nobody"),
+        (("chat", "hello", "--home", "{bad}/home"), "cannot be made"),
         (("eval", "report", "--quiet"), "no"),
         (("eval", "losses", "{bad}"), "bad.jsonl"),
+        (("eval", "report", "/nowhere.jsonl"), "nowhere.jsonl cannot be opened"),
+        (("eval", "losses", "--out", "{folder}/none/result.json"), "cannot be written"),
         (("eval", "report", "--set", "most=0"), "most is 0"),
         (("merge", "x", "Nobody=1"), "Nobody"),
         (("merge", "x", "Nobody"), "must be LOBE=WEIGHT"),
@@ -183,7 +188,9 @@ def test_merge(run: Callable, files: dict[str, Path], tmp_path: Path) -> None:
 def test_mistakes_are_told_in_a_sentence(run: Callable, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"input": "a", "output": "b"}\nnot json\n')
-    status, _, error = run(*(a.format(bad=bad, folder=tmp_path) for a in arguments))
+    good = tmp_path / "good.jsonl"
+    good.write_text("".join(json.dumps(row) + "\n" for row in rows("Animals")), encoding="utf-8")
+    status, _, error = run(*(a.format(bad=bad, good=good, folder=tmp_path) for a in arguments))
     assert status == 1
     assert message in error and "Traceback" not in error
     assert error.splitlines()[-1].strip()

@@ -143,6 +143,11 @@ def test_files_that_cannot_be_used_are_refused_with_a_way_out(tmp_path: Path, na
         read(path)
 
 
+def test_a_labelled_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"asked\.csv cannot be opened \(No such file"):
+        read_labelled([("asked.csv", tmp_path / "asked.csv")], ["law"])
+
+
 def test_labels_may_be_missing_where_nobody_needs_them(tmp_path: Path) -> None:
     path = write(tmp_path / "any.jsonl", [{"input": "a", "output": "b"}])
     assert read(path, need_label=False) == [("a", "b", None)]

@@ -68,6 +68,11 @@ def read_labelled(
     Raises:
         DataError: a file that cannot be read, a label that is no lobe, or no label to be found.
     """
+    for name, path in files:
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise DataError(f"{name} cannot be opened ({error.strerror}). Check the path and its permissions.") from None
     return [row for name, path in files for row in _rows_of(name, path, lobes, need_label)]
 
 
