@@ -18,7 +18,7 @@ import pytest
 from playwright.sync_api import expect
 from safetensors.numpy import load as tensors_of
 from safetensors.numpy import save as tensor_bytes
-from visitor import DEMO, ROOT, App, Visitor, until
+from visitor import DEMO, ROOT, TRAINED, App, Visitor, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.builtin]
 
@@ -114,8 +114,8 @@ def test_stop_retry_edit_and_undo(visitor: Visitor) -> None:
     visitor.set(Longest_answer=1024, Temperature=0, Repetition_penalty=0.8)  # what was said is said again: it never ends
     begun = visitor.interrupt(STORY)
     assert len(begun) > 3
-    assert visitor.chip().endswith("stopped")
     visitor.sees("#why .ml-note", re.compile(r"Stopped after \d+ token"))
+    until("the label says so too", lambda: visitor.chip().endswith("stopped"))
 
     visitor.set(Longest_answer=40, Repetition_penalty=1.1)
     visitor.choose("Always medical")
@@ -141,7 +141,7 @@ def test_stop_retry_edit_and_undo(visitor: Visitor) -> None:
     visitor.choose("Base model only")
     visitor.set(Longest_answer=1024, Repetition_penalty=0.8)
     begun = visitor.interrupt_with_a_busy_page(STORY)
-    assert visitor.chip().endswith("stopped")
+    until("the label says that it was stopped", lambda: visitor.chip().endswith("stopped"))
     visitor.set(Longest_answer=40, Repetition_penalty=1.1)
     visitor.choose("Always medical")
     page.get_by_role("button", name="Retry", exact=True).click()
@@ -203,6 +203,10 @@ def start_training(visitor: Visitor, name: str, epochs: int) -> None:
     visitor.sees("#train-card .train-title", name)
 
 
+def stopped(visitor: Visitor) -> None:
+    expect(visitor.on("#train-card .train-pill")).to_have_text("Stopped", timeout=TRAINED * 1000)
+
+
 def test_train_watch_reload_stop_resume_and_use(visit: Visit, app: App) -> None:
     first = visit()
     first.tab("Train")
@@ -237,7 +241,7 @@ def test_train_watch_reload_stop_resume_and_use(visit: Visit, app: App) -> None:
     assert second.chip().startswith("medical")
 
     first.on("#train-stop").click()
-    first.sees("#train-card .train-pill", "Stopped")
+    stopped(first)
     first.sees("#train-card", "The best so far is kept as a lobe.")
     second.tab("Train")
     second.sees("#train-card .train-pill", "Stopped")
@@ -253,11 +257,11 @@ def test_train_watch_reload_stop_resume_and_use(visit: Visit, app: App) -> None:
     start_training(first, "words.v2", min(epochs, 900))
     until("the first step", lambda: step_of(first))
     first.on("#train-stop").click()
-    first.sees("#train-card .train-pill", "Stopped")
+    stopped(first)
     shown = re.search(r"Step\s+([\d,]+) / ([\d,]+)", first.on("#train-card").inner_text())
     assert shown and int(shown[1].replace(",", "")) < int(shown[2].replace(",", ""))
     first.on("#train-resume").click()
-    expect(first.on("#train-card .train-pill")).to_have_text("Finished", timeout=300_000)
+    expect(first.on("#train-card .train-pill")).to_have_text("Finished", timeout=TRAINED * 1000)
     assert re.search(rf"Step\s+{shown[2]} / {shown[2]}", first.on("#train-card").inner_text())
     expect(first.on("#train-plot path.js-line").first).to_be_attached()
     assert first.on("#train-runs .ml-name").all_inner_texts() == ["words.v2", ODD_NAME]
@@ -373,8 +377,7 @@ def test_rename_delete_save_and_load(visitor: Visitor, app: App, tmp_path: Path)
     visitor.toast(f"Loaded 1 lobe: {name}")
     expect(visitor.on("#manage-table .ml-name")).to_have_count(7)
     visitor.tab("Chat")
-    visitor.page.get_by_role("button", name="Clear", exact=True).click()
-    expect(visitor.on("#chat .bot-row")).to_have_count(0)
+    visitor.clear()
     visitor.choose(f"Always {name}")
     assert visitor.ask(INSULIN) == before
 
@@ -392,8 +395,7 @@ def test_any_peft_adapter_becomes_a_lobe(visitor: Visitor) -> None:
     visitor.toast("imported has been imported.")
     expect(visitor.on("#manage-table .ml-name")).to_have_count(7)
     visitor.tab("Chat")
-    visitor.page.get_by_role("button", name="Clear", exact=True).click()
-    expect(visitor.on("#chat .bot-row")).to_have_count(0)
+    visitor.clear()
     visitor.choose("Always imported")
     assert visitor.ask(INSULIN) == expected
     assert visitor.chip() == "imported"
@@ -418,14 +420,14 @@ def test_two_people_on_two_lobes_do_not_disturb_each_other_while_a_third_trains(
         visitor.choose(who)
         return visitor
 
-    alone = {
-        who: [(visitor := arrive(who)).ask(asked[0]), *map(visitor.ask, asked[1:])] for who, asked in questions.items()
-    }
+    pair = {who: arrive(who) for who in questions}
+    alone = {who: [visitor.ask(text) for text in questions[who]] for who, visitor in pair.items()}
+    for visitor in pair.values():
+        visitor.clear()
     data = tmp_path / "words.jsonl"
     data.write_bytes(rows(40))
     job = app.call("train", handle_file(data), "third", {"epochs": 1000})["id"]
     until("the third lobe trains", lambda: app.call("train_status", job)["step"] > 0)
-    pair = {who: arrive(who) for who in questions}
     together: dict[str, list[str]] = {who: [] for who in questions}
     for turn in range(3):
         for who, visitor in pair.items():

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from visitor import DEMO, App, Visitor, until
+from visitor import DEMO, TRAINED, App, Visitor, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.builtin]
 INSULIN = "What does insulin do?"
@@ -85,7 +85,7 @@ def test_a_new_lobe_makes_the_gate_stale_and_one_click_fits_it(visitor: Visitor,
     lines = [{"input": f"Which colour has flag number {i}?", "output": "It is teal."} for i in range(24)]
     words.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     job = app.call("train", handle_file(words), "colours", {"epochs": 1})["id"]
-    until("the lobe is trained", lambda: app.call("train_status", job)["state"] == "finished")
+    until("the lobe is trained", lambda: app.call("train_status", job)["state"] == "finished", TRAINED)
     visitor.sees('[data-row="gate"]', "Stale")
     visitor.sees("#router-detail", "fit it again")
     visitor.open()  # the mark outlives the page
