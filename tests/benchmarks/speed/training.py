@@ -32,7 +32,7 @@ FEW_ROWS = 28
 """In the fast subset: 21 steps in three epochs."""
 PEER_ROWS = 8
 """Of the peer's in the fast subset: its steps all cost the same, because it pads every row to 512 tokens. On the large base, where
-a step of it takes minutes, it does one step, once."""
+a step of it takes half a minute to minutes, it does one step, once."""
 LARGE_ROUNDS = 2
 
 
