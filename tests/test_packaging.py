@@ -50,3 +50,12 @@ def test_every_file_that_the_readme_shows_exists() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / path).exists(), path
+
+
+def test_what_the_readme_imports_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(("import ", "from "))]
+    assert len(lines) >= 5
+    for line in lines:
+        exec(line, {})

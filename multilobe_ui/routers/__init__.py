@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .arrow import ArrowRouter
-from .base import Router, RoutingContext, RoutingDecision, RoutingRows
+from .base import Mixing, Router, RoutingContext, RoutingDecision, RoutingRows
 from .chain import ChainRouter
 from .complexity import ComplexityRouter
 from .embedding import EmbeddingRouter
@@ -37,4 +37,4 @@ def _chain(context: RoutingContext, threshold: float | None) -> ChainRouter:
     return ChainRouter(context, lambda name: ROUTERS[name](context, threshold), STAGES)
 
 
-__all__ = ["ROUTERS", "Router", "RoutingContext", "RoutingDecision", "RoutingRows"]
+__all__ = ["ROUTERS", "Mixing", "Router", "RoutingContext", "RoutingDecision", "RoutingRows"]
