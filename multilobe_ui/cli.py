@@ -103,7 +103,8 @@ def chat(options: argparse.Namespace) -> None:
             print(json.dumps({"prompt": messages[-1]["content"], "answer": text, **details}, ensure_ascii=False))
             return text
         decision = model.decide(messages, lobe, weights, mixing=mixing)
-        print(f"[{_who(decision)}]", file=sys.stderr)
+        why = "" if decision.weights else f" {decision.reason}"  # no lobe fits, or the router has not been fitted
+        print(f"[{_who(decision)}]{why}", file=sys.stderr)
         pieces = []
         for piece in stream_text(model.bank, model.request(messages, decision, sampling, mixing=mixing)):
             pieces.append(piece)

@@ -81,6 +81,8 @@ def test_fit_and_eval(run: Callable, files: dict[str, Path], tmp_path: Path) -> 
         assert run("train", topic, str(files[topic]), *SETTINGS)[0] == 0
     states = {line.split()[0]: line[11:23].strip() for line in run("routers")[1].splitlines()}
     assert states["hybrid"] == "ready" and states["gate"] == "needs a fit"
+    told = run("chat", "cat dog", "--router", "gate", "--max-new-tokens", "1")[2]
+    assert told.startswith("[base] ") and "fit" in told
     fitted = json.loads(run("fit", "gate", "--set", "steps=20", "--json", "--quiet")[1])
     assert fitted["router"] == "gate" and fitted["report"]
     assert [json.loads(line)["state"] for line in run("routers", "--json")[1].splitlines()].count("ready") >= 6
