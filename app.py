@@ -4,7 +4,13 @@ MULTILOBE_HOME says where lobes and jobs are kept, MULTILOBE_BASE which base mod
 (otherwise the one chosen last, at first the built-in one).
 """
 
+import sys
+
+from multilobe_ui.errors import MultiLobeError
 from multilobe_ui.ui.serve import serve
 
 if __name__ == "__main__":
-    serve()
+    try:
+        serve()
+    except MultiLobeError as error:  # a home that cannot be made, a budget that is no number
+        sys.exit(f"multilobe-ui: {error}")

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import SamplingConfig, TrainingConfig, budget_from_environment, settings_of
 from .errors import ConfigError, MultiLobeError
+from .files import home_folder, made_home
 
 if TYPE_CHECKING:
     from .model import MultiLobeModel
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, or 1 after an error that was said in a sentence, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
+    # what libraries mean to change one day is for their callers, not for people
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         options.run(options)
     except MultiLobeError as error:
@@ -259,7 +263,7 @@ def bundle_list(options: argparse.Namespace) -> None:
         with open_bundle(options.path) as opened:
             cards = [card for _, card in opened.lobe_folders]
     else:
-        cards = [lobe.card for lobe in LobeStore(_home(options) / "lobes").all()]
+        cards = [lobe.card for lobe in LobeStore(home_folder(options.home) / "lobes").all()]
     if options.json:
         print(json.dumps([{**card.to_json(), "owner": ""} for card in cards], ensure_ascii=False, indent=2))
     for card in cards if not options.json else ():
@@ -549,21 +553,11 @@ def _writable(path: str | None) -> Path | None:
     return place
 
 
-def _home(options: argparse.Namespace) -> Path:
-    return Path(options.home or os.environ.get("MULTILOBE_HOME") or Path.home() / ".multilobe").expanduser().resolve()
-
-
 def _model(options: argparse.Namespace) -> MultiLobeModel:
     from .backbone import choose_threads
     from .model import MultiLobeModel
 
-    home = _home(options)
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"The home {str(home)!r} cannot be made ({error.strerror}). Choose another: --home, or MULTILOBE_HOME."
-        ) from None
+    home = made_home(options.home)
     model = MultiLobeModel.from_pretrained(
         options.base or "builtin",
         device=options.device,

@@ -12,6 +12,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import ConfigError
+
+
+def home_folder(home: str | os.PathLike[str] | None) -> Path:
+    """Where lobes and jobs are kept: `home`, else MULTILOBE_HOME, else ~/.multilobe. It need not be there."""
+    return Path(home or os.environ.get("MULTILOBE_HOME") or Path.home() / ".multilobe").expanduser().resolve()
+
+
+def made_home(home: str | os.PathLike[str] | None) -> Path:
+    """`home_folder`, made if it is not there. Raises ConfigError if it cannot be made."""
+    path = home_folder(home)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The home {str(path)!r} cannot be made ({error.strerror}). Choose another: --home, or MULTILOBE_HOME."
+        ) from None
+    return path
+
 
 def read_json(path: Path) -> Any:
     """Raises OSError or ValueError as `open` and `json` do (also for a file nested too deeply to be read)."""

@@ -31,7 +31,7 @@ from .config import (
 )
 from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from .feedback import Feedback
-from .files import read_json, write_json
+from .files import made_home, read_json, write_json
 from .fits import Fit
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lab import Lab
@@ -71,7 +71,7 @@ class Studio:
         memory_budget_mib: MiB that lobes may take in memory; None is MULTILOBE_MEMORY_MIB, else what was last set for the home.
 
     Raises:
-        ConfigError: a budget that is no number above 0.
+        ConfigError: a budget that is no number above 0; a home that cannot be made.
     """
 
     def __init__(
@@ -84,8 +84,7 @@ class Studio:
         memory_budget_mib: float | None = None,
     ) -> None:
         self._budget_mib = memory_budget_mib if memory_budget_mib is not None else budget_from_environment()
-        self.home = Path(home or os.environ.get("MULTILOBE_HOME") or Path.home() / ".multilobe").expanduser().resolve()
-        self.home.mkdir(parents=True, exist_ok=True)
+        self.home = made_home(home)
         self.shared = _is_shared() if shared is None else shared
         self._demo = demo
         self._base_name = base or self._remembered_base() or BUILTIN

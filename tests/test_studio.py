@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,12 @@ for name, call in early.items():
     assert waited and "torch" not in sys.modules, name
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True)
+
+
+def test_a_home_that_cannot_be_made_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ConfigError, match=re.escape(f"{str(tmp_path / 'file' / 'home')!r} cannot be made")):
+        Studio(tmp_path / "file" / "home")
 
 
 def test_train_then_chat(make_studio: Callable, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def serve(
         from .page import build_page, launch_options
 
     base = base or os.environ.get("MULTILOBE_BASE")
-    studio = Studio(home or os.environ.get("MULTILOBE_HOME"), base, memory_budget_mib=memory_budget_mib)
+    studio = Studio(home, base, memory_budget_mib=memory_budget_mib)
     page = build_page(studio)
     page.launch(server_port=port, share=share or None, prevent_thread_lock=True, **launch_options(studio))
     studio.start()

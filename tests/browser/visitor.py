@@ -197,7 +197,7 @@ class Visitor:
         with self.app.slow():
             count = self.send(text)
             self.page.wait_for_function("window.pressed")
-        return self.answered(count)
+            return self.answered(count)  # slow until then: what Stop asks for has to reach the server before the last word
 
     def interrupt_with_a_busy_page(self, text: str) -> str:
         """The same on a page that has much to draw: it hears that the answer has ended once all that Stop asked for is done."""
