@@ -117,7 +117,8 @@ def test_what_each_event_says(model: MultiLobeModel, monkeypatch: pytest.MonkeyP
     assert [answer.decision.router for answer in events[0].columns] == ["manual", "hybrid", "manual", "manual"]
     assert events[0].columns[1].decision.elapsed_ms > 0
     for earlier, later in pairwise(events[:-1]):
-        assert all(b.text.startswith(a.text) for a, b in zip(earlier.columns, later.columns, strict=True))
+        # what has ended loses the white space at its end
+        assert all(b.text.startswith(a.text.rstrip()) for a, b in zip(earlier.columns, later.columns, strict=True))
     assert [event.done for event in events] == [False] * (len(events) - 1) + [True]
     last = events[-1]
     assert all(answer.done and answer.tokens_per_second > 0 for answer in last.columns) and not last.stopped
