@@ -27,7 +27,7 @@ from .adapter import WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, r
 from .backbone import Backbone
 from .errors import AdapterError, LobeError
 from .files import sha256_of
-from .lean_base import call_directly, fuse_norms, in_pieces
+from .lean_base import call_directly, fuse_norms
 
 Matrices = Mapping[str, tuple[Tensor, Tensor]]
 T = TypeVar("T")
@@ -304,21 +304,17 @@ class LobeBank:
         """
         base_forward: Callable[..., Tensor] = module.forward
         weight: Any = getattr(module, "weight", None)
-        turned = bias = unadapted = None
+        turned = bias = None
         if type(module) is nn.Linear:  # the same kernel, without a Python frame and two look-ups for every layer and token
             turned, bias = weight.t(), module.bias
             base_forward = partial(nn.functional.linear, weight=weight, bias=bias)
-            unadapted = in_pieces(module)
-        unadapted = unadapted or base_forward  # under weights alone: products of other sizes may be rounded otherwise
         current, mm = self._call, torch.mm
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             call = current.get()
-            if call is None:
+            stack = None if call is None else call.stacks.get(name)
+            if call is None or stack is None:
                 return base_forward(x, *args, **kwargs)
-            stack = call.stacks.get(name)
-            if stack is None:
-                return unadapted(x, *args, **kwargs)
             quick = call.is_quick and (x.ndim == 3 or not call.by_place)
             if quick and turned is not None and bias is None and x.dtype is weight.dtype is stack.a.dtype:
                 # every token of every chat: three products, of which the last adds in place, and next to nothing else

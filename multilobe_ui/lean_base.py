@@ -6,15 +6,12 @@ of modules, whatever its architecture, and only where the outcome is the same bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-WIDE, PIECE, FEWEST_ROWS = 4096, 256, 8
-"""Of `in_pieces`: columns that make a layer wide, columns at a time, rows from which it pays."""
 
 
 @torch.no_grad()
@@ -34,31 +31,6 @@ def lay_out(model: nn.Module) -> int:
             weight.data = weight.t().contiguous().t()
             turned += 1
     return turned
-
-
-def in_pieces(layer: nn.Linear) -> Callable[[Tensor], Tensor] | None:
-    """The product of a wide layer (an output head) that `lay_out` has turned, a few columns at a time; None for other layers.
-
-    In a matrix that is laid out so, a row's neighbours in one column are as far apart as the vocabulary is large, and MKL copies
-    it together before it multiplies. What 256 columns take stays in a core's cache: for eight rows, eight chats that are
-    decoded together, this saves a quarter of the head's time. For less than that it would cost.
-    """
-    weight = layer.weight
-    if layer.bias is not None or weight.shape[0] < WIDE or weight.stride(0) != 1 or weight.device.type != "cpu":
-        return None
-    pieces = weight.detach().t().split(PIECE, 1)
-
-    def product(x: Tensor) -> Tensor:
-        """x (..., in); returns (..., out)."""
-        rows = x.reshape(-1, x.shape[-1])
-        if len(rows) < FEWEST_ROWS or torch.is_grad_enabled() or x.dtype is not weight.dtype:
-            return nn.functional.linear(x, weight)
-        whole = rows.new_empty(len(rows), weight.shape[0])
-        for piece, part in zip(pieces, whole.split(PIECE, 1), strict=True):
-            torch.mm(rows, piece, out=part)
-        return whole.view(*x.shape[:-1], -1)
-
-    return product
 
 
 def fuse_norms(model: nn.Module) -> int:

@@ -7,7 +7,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from multilobe_ui.lean_base import FEWEST_ROWS, PIECE, WIDE, call_directly, fuse_norms, in_pieces, lay_out
+from multilobe_ui.lean_base import call_directly, fuse_norms, lay_out
 
 COUNTS = {"llama": 5, "qwen3": 9, "gemma2": 0, "gpt2": 0}
 """Norms of two layers: two each and one at the end; Qwen 3 has two more in each attention."""
@@ -74,27 +74,3 @@ def test_a_model_that_is_laid_out_anew_is_the_same_model(name: str) -> None:
     for key, value in model.state_dict().items():
         assert torch.equal(value, weights[key])
     torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("out", [WIDE, WIDE + PIECE // 2])
-def test_a_wide_product_in_pieces_is_the_product(out: int) -> None:
-    torch.manual_seed(0)
-    layer = torch.nn.Linear(16, out, bias=False).requires_grad_(False)
-    assert in_pieces(layer) is None  # not laid out
-    lay_out(layer)
-    product = in_pieces(layer)
-    assert product is not None
-    for shape in ((1, 1, 16), (FEWEST_ROWS - 1, 16), (FEWEST_ROWS, 1, 16), (2, 9, 16)):
-        x = torch.randn(shape)
-        expected = layer(x)
-        with torch.inference_mode():
-            torch.testing.assert_close(product(x), expected, rtol=1e-5, atol=1e-5)
-    x = torch.randn(FEWEST_ROWS, 16, requires_grad=True)
-    product(x).sum().backward()
-    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(FEWEST_ROWS, -1), rtol=1e-4, atol=1e-4)
-
-
-def test_narrow_layers_and_those_with_a_bias_stay_whole() -> None:
-    for layer in (torch.nn.Linear(16, WIDE), torch.nn.Linear(16, WIDE - 1, bias=False)):
-        lay_out(layer)
-        assert in_pieces(layer) is None
