@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from .assets import builtin_base
 from .errors import BackboneError
 from .lean_base import lay_out
+from .packed_linear import pack
 
 BUILTIN = "builtin"
 OPTIONAL_ARGUMENTS = ("position_ids", "logits_to_keep")
@@ -127,7 +128,9 @@ class Backbone:
                 f"{name!r} is an encoder, which reads text but cannot write it. Choose a causal language model."
             )
         lay_out(model)
-        return cls(name, model, tokenizer)
+        backbone = cls(name, model, tokenizer)
+        pack(backbone.model)  # now that its weights are frozen
+        return backbone
 
     # ---- what it is -------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,6 +28,7 @@ from .backbone import Backbone
 from .errors import AdapterError, LobeError
 from .files import sha256_of
 from .lean_base import call_directly, fuse_norms
+from .packed_linear import PackedLinear, product
 
 Matrices = Mapping[str, tuple[Tensor, Tensor]]
 T = TypeVar("T")
@@ -304,10 +305,9 @@ class LobeBank:
         """
         base_forward: Callable[..., Tensor] = module.forward
         weight: Any = getattr(module, "weight", None)
-        turned = bias = None
-        if type(module) is nn.Linear:  # the same kernel, without a Python frame and two look-ups for every layer and token
-            turned, bias = weight.t(), module.bias
-            base_forward = partial(nn.functional.linear, weight=weight, bias=bias)
+        plain = type(module) in (nn.Linear, PackedLinear)
+        if plain:  # the same products, without a Python frame and look-ups for every layer and token
+            base_forward = _product_of(cast(nn.Linear, module))
         current, mm = self._call, torch.mm
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -316,13 +316,13 @@ class LobeBank:
             if call is None or stack is None:
                 return base_forward(x, *args, **kwargs)
             quick = call.is_quick and (x.ndim == 3 or not call.by_place)
-            if quick and turned is not None and bias is None and x.dtype is weight.dtype is stack.a.dtype:
+            if quick and plain and x.dtype is weight.dtype is stack.a.dtype:
                 # every token of every chat: three products, of which the last adds in place, and next to nothing else
                 rows = x.reshape(-1, stack.n_in)
                 hidden, scale = mm(rows, stack.a), call.flat_scale(stack)
                 if scale is not None:
                     hidden.mul_(scale)
-                return mm(rows, turned).addmm_(hidden, stack.b).view(*x.shape[:-1], stack.n_out)
+                return base_forward(rows).addmm_(hidden, stack.b).view(*x.shape[:-1], stack.n_out)
             return call.add_delta(name, stack, x, base_forward(x, *args, **kwargs))
 
         module.forward = forward  # type: ignore[method-assign]
@@ -401,6 +401,22 @@ class LobeBank:
         for lobes in [key for key in self._plans if lobe in key]:
             freed += self._plans.pop(lobes).extra_bytes
         return freed
+
+
+def _product_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """What a linear layer computes, with what it is made of at hand. It must stay as it is."""
+    weight, bias, packed = layer.weight, layer.bias, getattr(layer, "packed", None)
+    turned = weight.t()
+
+    def plain(x: Tensor) -> Tensor:
+        return torch.mm(x, turned) if x.ndim == 2 and bias is None else nn.functional.linear(x, weight, bias)
+
+    def without_gradient(x: Tensor) -> Tensor:
+        if x.requires_grad or x.dtype is not torch.float32:
+            return plain(x)
+        return product(x, packed, bias)
+
+    return plain if packed is None else without_gradient
 
 
 class _WhenLookedInto(Mapping[str, tuple[Tensor, Tensor]]):

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from .last_layer import serve_their_own_token, wanted_of
+from .packed_linear import PackedLinear
 
 
 class LeanLinear(Linear):  # type: ignore[misc]
@@ -54,7 +55,7 @@ def make_lean(model: nn.Module) -> int:
             continue
         base = layer.base_layer
         hooked = "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks
-        if type(base) in (nn.Linear, Conv1D) and not hooked:
+        if type(base) in (nn.Linear, PackedLinear, Conv1D) and not hooked:
             layer.__class__ = LeanLinear
             turned += 1
     return turned
