@@ -84,6 +84,63 @@ class Mix:
         keep = [i for i, is_used in enumerate(used) if is_used]
         return Mix(tuple(self.lobes[i] for i in keep), self.weights[..., keep])
 
+    @cached_property
+    def groups(self) -> _Groups | None:
+        """The rows by their lobes, where each has one at most; found once."""
+        return _Groups.of(self.weights)
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Rows of one lobe each, put together by lobe: a product of each lobe with its own rows, not of every lobe with every row.
+
+    Attributes:
+        size: rows that a lobe has room for.
+        order: (lobes * size,) the row at each place, where there is nobody any row; None if the rows lie so already.
+        places: (batch,) where each row is; None likewise.
+        weights: (lobes, size, 1); None if all are one.
+    """
+
+    size: int
+    order: Tensor | None
+    places: Tensor | None
+    weights: Tensor | None
+
+    @classmethod
+    def of(cls, weights: Tensor) -> _Groups | None:
+        """From (batch, lobes); None where a row has several lobes, or to gather the rows would cost more than it saves."""
+        several = weights.ndim == 2 and min(weights.shape) > 1 and not weights.requires_grad
+        if not several or bool(((weights != 0).sum(1) > 1).any()):
+            return None
+        batch, lobes = weights.shape
+        lobe, rows = weights.abs().argmax(1), torch.arange(batch)
+        counts = lobe.bincount(minlength=lobes)
+        size = int(counts.max())
+        by_lobe = lobe.argsort(stable=True)
+        places = torch.empty_like(lobe)
+        places[by_lobe] = rows + (torch.arange(lobes) * size - counts.cumsum(0) + counts)[lobe[by_lobe]]
+        in_order = lobes * size == batch and torch.equal(places, rows)
+        if not in_order and (lobes < 4 or lobes * size > 2 * batch):
+            return None
+        order, own = torch.zeros(lobes * size, dtype=torch.long), torch.zeros(lobes * size)
+        order[places], own[places] = rows, weights.sum(1)
+        all_one = bool((weights.sum(1) == 1).all())
+        return cls(
+            size, *((None, None) if in_order else (order, places)), None if all_one else own.view(lobes, size, 1)
+        )
+
+    def add(self, stack: _Stack, rows: Tensor, output: Tensor) -> Tensor:
+        """output (batch, out) with each row's delta of rows (batch, in): changed in place."""
+        a, b = stack.rows
+        gathered = rows if self.order is None else rows.index_select(0, self.order)
+        hidden = torch.bmm(gathered.view(len(a), self.size, -1), a)
+        if self.weights is not None:
+            hidden.mul_(self.weights)
+        if self.places is None:
+            output.view(len(a), self.size, -1).baddbmm_(hidden, b)
+            return output
+        return output.add_(torch.bmm(hidden, b).view(-1, output.shape[1]).index_select(0, self.places))
+
 
 @dataclass(frozen=True)
 class LayerMix:
@@ -291,7 +348,10 @@ class LobeBank:
         )
         how = active.weigh if isinstance(active, LayerMix) else active.weights.to(self.backbone.device)
         with self.hold(active.lobes):
-            token = self._call.set(_Call(self._plan(active.lobes), how, rows_tokens, inputs.get("logits_to_keep", 0)))
+            call = _Call(self._plan(active.lobes), how, rows_tokens, inputs.get("logits_to_keep", 0))
+            if isinstance(active, Mix) and call.is_quick and self.backbone.device.type == "cpu":
+                call.groups = active.groups
+            token = self._call.set(call)
             try:
                 return self.model(**inputs)
             finally:
@@ -316,13 +376,16 @@ class LobeBank:
             if call is None or stack is None:
                 return base_forward(x, *args, **kwargs)
             quick = call.is_quick and (x.ndim == 3 or not call.by_place)
-            if quick and plain and x.dtype is weight.dtype is stack.a.dtype:
+            if quick and plain and x.dtype is weight.dtype is stack.dtype:
                 # every token of every chat: three products, of which the last adds in place, and next to nothing else
                 rows = x.reshape(-1, stack.n_in)
+                output = base_forward(rows)
+                if call.groups is not None:
+                    return call.groups.add(stack, rows, output).view(*x.shape[:-1], stack.n_out)
                 hidden, scale = mm(rows, stack.a), call.flat_scale(stack)
                 if scale is not None:
                     hidden.mul_(scale)
-                return base_forward(rows).addmm_(hidden, stack.b).view(*x.shape[:-1], stack.n_out)
+                return output.addmm_(hidden, stack.b).view(*x.shape[:-1], stack.n_out)
             return call.add_delta(name, stack, x, base_forward(x, *args, **kwargs))
 
         module.forward = forward  # type: ignore[method-assign]
@@ -444,30 +507,44 @@ class _Stack:
 
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor] | None], index: int) -> None:
         self.index = index
-        present = [(i, *pair) for i, pair in enumerate(pairs) if pair is not None]
         self._pairs = pairs
-        self.ranks = tuple((i, a.shape[0]) for i, a, _ in present)
-        alone = len(present) == 1
-        self.a = present[0][1].t() if alone else torch.cat([a.t() for _, a, _ in present], dim=1)
-        self.b = present[0][2].t() if alone else torch.cat([b.t() for _, _, b in present])
-        self.n_in, self.n_out = len(self.a), self.b.shape[1]
-        self.extra_bytes = self._wide_bytes = 0 if alone else _tensor_bytes(self.a, self.b)
-        self._rows: tuple[Tensor, Tensor] | None = None
+        self._present = [pair for pair in pairs if pair is not None]
+        self.ranks = tuple((i, pair[0].shape[0]) for i, pair in enumerate(pairs) if pair is not None)
+        a, b = self._present[0]
+        self.n_in, self.n_out, self.dtype = a.shape[1], b.shape[0], a.dtype
 
+    @property
+    def extra_bytes(self) -> int:
+        """Of what is made here, of which one layout at least will be needed; a lobe alone is used as it is."""
+        if len(self._present) == 1:
+            return _tensor_bytes(*vars(self).get("rows", ()))
+        made = vars(self)
+        wide = [made[key] for key in ("a", "b") if key in made]
+        return max(_tensor_bytes(*wide, *made.get("rows", ())), sum(_tensor_bytes(*pair) for pair in self._present))
+
+    @cached_property
+    @torch.inference_mode(False)
+    def a(self) -> Tensor:
+        matrices = [a.t() for a, _ in self._present]
+        return matrices[0] if len(matrices) == 1 else torch.cat(matrices, 1)
+
+    @cached_property
+    @torch.inference_mode(False)
+    def b(self) -> Tensor:
+        matrices = [b.t() for _, b in self._present]
+        return matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+
+    @cached_property
     @torch.inference_mode(False)
     def rows(self) -> tuple[Tensor, Tensor]:
-        if self._rows is None:
-            r = max(rank for _, rank in self.ranks)
-            a = self.a.new_zeros(len(self._pairs), self.n_in, r)
-            b = self.b.new_zeros(len(self._pairs), r, self.b.shape[1])
-            for i, pair in enumerate(self._pairs):
-                if pair is not None:
-                    rank = pair[0].shape[0]
-                    a[i, :, :rank] = pair[0].t()
-                    b[i, :rank] = pair[1].t()
-            self.extra_bytes = self._wide_bytes + _tensor_bytes(a, b)
-            self._rows = a, b
-        return self._rows
+        r, lobes, like = max(rank for _, rank in self.ranks), len(self._pairs), self._present[0][0]
+        a, b = like.new_zeros(lobes, self.n_in, r), like.new_zeros(lobes, r, self.n_out)
+        for i, pair in enumerate(self._pairs):
+            if pair is not None:
+                rank = pair[0].shape[0]
+                a[i, :, :rank] = pair[0].t()
+                b[i, :rank] = pair[1].t()
+        return a, b
 
 
 class _Plan:
@@ -504,6 +581,8 @@ class _Call:
         self._layer_scales: dict[Any, Sequence[Tensor]] = {}
         self._columns: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._row_lobe: Tensor | None = None
+        self.groups: _Groups | None = None
+        """For a quick call: its rows by their lobes, where that pays."""
         # weights that differ by row or token need to see the rows and tokens apart
         self.by_place = self._weigh is not None or how.ndim > 1  # type: ignore[union-attr]
         self.is_quick = False
@@ -535,7 +614,7 @@ class _Call:
             return self.add_delta(name, stack, x, wide).view(output.shape)
         if self._row_lobe is not None:
             return self._add_by_row(stack, x, output)
-        dtype = stack.a.dtype
+        dtype = stack.dtype
         hidden = torch.mm(x.reshape(-1, stack.n_in).to(dtype), stack.a)
         scale = self._scale(name, stack, x)
         if scale is not None:
@@ -546,7 +625,7 @@ class _Call:
         return (output.to(dtype) + torch.mm(hidden, stack.b).view(output.shape)).to(output.dtype)
 
     def _add_by_row(self, stack: _Stack, x: Tensor, output: Tensor) -> Tensor:
-        a, b = stack.rows()
+        a, b = stack.rows
         if not self._row_is_place:
             a, b = a[self._row_lobe], b[self._row_lobe]
         hidden = torch.bmm(x.to(a.dtype), a) * self._row_weight
@@ -593,7 +672,7 @@ class _Call:
         if stack.ranks not in self._columns:
             columns = [i for i, rank in stack.ranks for _ in range(rank)]
             self._columns[stack.ranks] = torch.tensor(columns, device=weights.device)
-        return weights.index_select(-1, self._columns[stack.ranks]).to(stack.a.dtype)
+        return weights.index_select(-1, self._columns[stack.ranks]).to(stack.dtype)
 
 
 def _turned(matrix: Tensor) -> Tensor:

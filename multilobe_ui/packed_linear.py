@@ -92,7 +92,8 @@ def is_held(weight: Tensor) -> bool:
 
 
 def _can_be_packed(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype is torch.float32 and not weight.requires_grad and weight.numel() > 0
+    frozen = not weight.requires_grad and weight.numel() > 0
+    return frozen and weight.device.type == "cpu" and weight.dtype is torch.float32
 
 
 def _packed(weight: Tensor) -> Tensor | None:

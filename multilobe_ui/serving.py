@@ -181,13 +181,12 @@ class RunningBatch:
             return
         self._join(rows, self._reading_cache)
         self._reading, self._reading_cache = [], None
-        first_tokens = self._draw(rows, output.logits[:, -1].float())
-        earlier = len(self._rows) - len(rows)
-        self._leave([*[False] * earlier, *(not goes_on for goes_on in first_tokens)])
+        self._draw(rows, output.logits[:, -1].float())
+        self._leave()
 
     def _step(self) -> None:
         """One token for everybody."""
-        self._leave([row.over for row in self._rows])
+        self._leave()
         if not self._rows:
             return
         device = self._bank.backbone.device
@@ -206,10 +205,11 @@ class RunningBatch:
         output = self._bank.run(self._mix, **inputs)
         self._lengths = [length + 1 for length in self._lengths]
         logits = output.logits[:, -1].float()
-        self._leave([not goes_on for goes_on in self._draw(self._rows, logits)])
+        self._draw(self._rows, logits)
+        self._leave()
 
-    def _draw(self, rows: Sequence[_Row], logits: Tensor) -> list[bool]:
-        """Give out the rows' next tokens; False for those whose answers are over."""
+    def _draw(self, rows: Sequence[_Row], logits: Tensor) -> None:
+        """Give out the rows' next tokens."""
         drawn = draw([row.sampler for row in rows], logits, [row.seen for row in rows], [not row.over for row in rows])
         now = time.monotonic()
         for row, token in zip(rows, drawn, strict=True):
@@ -217,7 +217,6 @@ class RunningBatch:
                 row.ended = True
                 continue
             row.add(token, now)
-        return [not row.over for row in rows]
 
     def _fail(self, error: BaseException) -> None:
         for row in {*self._rows, *self._reading}:
@@ -238,26 +237,33 @@ class RunningBatch:
                 ours.values = torch.cat([_padded(ours.values, longest), _padded(new.values, longest)])
         self._rows = [*self._rows, *rows]
         self._lengths = [*self._lengths, *lengths]
-        self._mix = _mix_of(self._rows)
+        # those on one lobe next to each other: then nothing need be gathered to run them together (`bank._Groups`)
+        self._keep(sorted(range(len(self._rows)), key=lambda i: tuple(self._rows[i].request.weights)))
 
-    def _leave(self, gone: Sequence[bool]) -> None:
-        """Take rows out, and with them the padding that only they made necessary."""
+    def _leave(self) -> None:
+        """Take those out whose answers are over."""
+        gone = [row.over for row in self._rows]
         if not any(gone):
             return
         for row, left in zip(self._rows, gone, strict=True):
             if left:
                 row.close()
-        stay = [i for i, left in enumerate(gone) if not left]
-        before = max(self._lengths)
-        self._rows, self._lengths = [self._rows[i] for i in stay], [self._lengths[i] for i in stay]
-        if not stay:
+        self._keep([i for i, left in enumerate(gone) if not left])
+
+    def _keep(self, places: Sequence[int]) -> None:
+        """Keep these rows, in this order, without the padding that only others made necessary."""
+        before, rows = max(self._lengths), len(self._rows)
+        self._rows, self._lengths = [self._rows[i] for i in places], [self._lengths[i] for i in places]
+        if not places:
             self._cache = None
             return
         self._mix = _mix_of(self._rows)
         cut = before - max(self._lengths)
-        places = torch.tensor(stay, device=self._bank.backbone.device)
+        if list(places) == list(range(rows)):
+            return
+        index = torch.tensor(places, device=self._bank.backbone.device)
         for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[places, :, cut:], layer.values[places, :, cut:]
+            layer.keys, layer.values = layer.keys[index, :, cut:], layer.values[index, :, cut:]
 
 
 def _mix_of(rows: Sequence[_Row]) -> Mix:
