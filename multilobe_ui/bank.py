@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -52,6 +52,8 @@ class Mix:
 
     lobes: tuple[str, ...]
     weights: Tensor
+    last_call: _Call | None = field(default=None, init=False, repr=False, compare=False)
+    """What the bank worked out for a token: the next ones of the same chats need the same."""
 
     def __post_init__(self) -> None:
         if self.weights.ndim not in (1, 2, 3, 4) or self.weights.shape[-1] != len(self.lobes):
@@ -129,8 +131,8 @@ class _Groups:
             size, *((None, None) if in_order else (order, places)), None if all_one else own.view(lobes, size, 1)
         )
 
-    def add(self, stack: _Stack, rows: Tensor, output: Tensor) -> Tensor:
-        """output (batch, out) with each row's delta of rows (batch, in): changed in place."""
+    def add(self, stack: _Stack, rows: Tensor, output: Tensor) -> None:
+        """Add each row's delta of rows (batch, in) to output (batch, out), in place."""
         a, b = stack.rows
         gathered = rows if self.order is None else rows.index_select(0, self.order)
         hidden = torch.bmm(gathered.view(len(a), self.size, -1), a)
@@ -138,8 +140,8 @@ class _Groups:
             hidden.mul_(self.weights)
         if self.places is None:
             output.view(len(a), self.size, -1).baddbmm_(hidden, b)
-            return output
-        return output.add_(torch.bmm(hidden, b).view(-1, output.shape[1]).index_select(0, self.places))
+        else:
+            output.add_(torch.bmm(hidden, b).view(-1, output.shape[1]).index_select(0, self.places))
 
 
 @dataclass(frozen=True)
@@ -346,16 +348,26 @@ class LobeBank:
         rows_tokens = next(
             inputs[key].shape[:2] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None
         )
-        how = active.weigh if isinstance(active, LayerMix) else active.weights.to(self.backbone.device)
         with self.hold(active.lobes):
-            call = _Call(self._plan(active.lobes), how, rows_tokens, inputs.get("logits_to_keep", 0))
-            if isinstance(active, Mix) and call.is_quick and self.backbone.device.type == "cpu":
-                call.groups = active.groups
-            token = self._call.set(call)
+            token = self._call.set(self._call_under(active, rows_tokens, inputs.get("logits_to_keep", 0)))
             try:
                 return self.model(**inputs)
             finally:
                 self._call.reset(token)
+
+    def _call_under(self, mix: Mix | LayerMix, rows_tokens: Sequence[int], logits_to_keep: int | Tensor) -> _Call:
+        plan = self._plan(mix.lobes)
+        if isinstance(mix, LayerMix):
+            return _Call(plan, mix.weigh, rows_tokens, logits_to_keep)
+        kept = mix.last_call
+        if kept is not None and kept.plan is plan and kept.is_for(rows_tokens, logits_to_keep):
+            return kept
+        call = _Call(plan, mix.weights.to(self.backbone.device), rows_tokens, logits_to_keep)
+        if call.is_quick:
+            vars(mix)["last_call"] = call
+            if self.backbone.device.type == "cpu":
+                call.groups = mix.groups
+        return call
 
     def _listen(self, module: nn.Module, name: str) -> None:
         """Let one linear layer add the delta of the call that is running; without one it is the layer it was.
@@ -378,14 +390,16 @@ class LobeBank:
             quick = call.is_quick and (x.ndim == 3 or not call.by_place)
             if quick and plain and x.dtype is weight.dtype is stack.dtype:
                 # every token of every chat: three products, of which the last adds in place, and next to nothing else
-                rows = x.reshape(-1, stack.n_in)
-                output = base_forward(rows)
-                if call.groups is not None:
-                    return call.groups.add(stack, rows, output).view(*x.shape[:-1], stack.n_out)
-                hidden, scale = mm(rows, stack.a), call.flat_scale(stack)
-                if scale is not None:
-                    hidden.mul_(scale)
-                return output.addmm_(hidden, stack.b).view(*x.shape[:-1], stack.n_out)
+                output, rows = base_forward(x), x.reshape(-1, stack.n_in)
+                flat = output.view(-1, stack.n_out)
+                if call.is_one:
+                    flat.addmm_(mm(rows, stack.a), stack.b)
+                elif call.groups is not None:
+                    call.groups.add(stack, rows, flat)
+                else:
+                    hidden, scale = mm(rows, stack.a), call.flat_scale(stack)
+                    flat.addmm_(hidden if scale is None else hidden.mul_(scale), stack.b)
+                return output
             return call.add_delta(name, stack, x, base_forward(x, *args, **kwargs))
 
         module.forward = forward  # type: ignore[method-assign]
@@ -573,9 +587,10 @@ class _Call:
         rows_tokens: Sequence[int],
         logits_to_keep: int | Tensor,
     ) -> None:
-        self.stacks = plan.stacks
+        self.plan, self.stacks = plan, plan.stacks
         self._weigh = None if isinstance(how, Tensor) else how
         self._rows_tokens = tuple(rows_tokens)
+        self._logits_to_keep = logits_to_keep
         self._kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         self._scales: dict[Any, Tensor | None] = {}
         self._layer_scales: dict[Any, Sequence[Tensor]] = {}
@@ -587,11 +602,17 @@ class _Call:
         self.by_place = self._weigh is not None or how.ndim > 1  # type: ignore[union-attr]
         self.is_quick = False
         """Tokens in one long row can be multiplied by `flat_scale`: one token a row, or the same weights for all."""
+        self.is_one = False
+        """A quick call under one lobe with weight one."""
         if isinstance(how, Tensor):
             self.weights = how[:, 0] if how.ndim == 3 and self._rows_tokens[1] == 1 else how
             self._look_for_rows(how)
             self.is_quick = not how.requires_grad and (how.ndim == 1 or self._rows_tokens[1] == 1)
-            self._is_one = how.shape == (1,) and self.is_quick and float(how) == 1
+            self.is_one = self.is_quick and how.shape == (1,) and float(how) == 1
+
+    def is_for(self, rows_tokens: Sequence[int], logits_to_keep: int | Tensor) -> bool:
+        """Whether another call under the same weights is like this one."""
+        return self._rows_tokens == tuple(rows_tokens) and self._logits_to_keep is logits_to_keep
 
     def _look_for_rows(self, weights: Tensor) -> None:
         """Where each row has one lobe, its r columns are enough, not all lobes' lobes * r. But then each row's matrices must be
@@ -648,8 +669,6 @@ class _Call:
 
     def flat_scale(self, stack: _Stack) -> Tensor | None:
         """Weights over the ranks, (R,) or (batch, R), of a quick call; None where all are one."""
-        if self._is_one:
-            return None
         return self._stretched_by_layer(stack)[stack.index] if self.weights.ndim == 4 else self._stretched(stack)
 
     def _stretched(self, stack: _Stack) -> Tensor | None:
