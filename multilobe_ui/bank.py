@@ -127,9 +127,8 @@ class _Groups:
         order, own = torch.zeros(lobes * size, dtype=torch.long), torch.zeros(lobes * size)
         order[places], own[places] = rows, weights.sum(1)
         all_one = bool((weights.sum(1) == 1).all())
-        return cls(
-            size, *((None, None) if in_order else (order, places)), None if all_one else own.view(lobes, size, 1)
-        )
+        own_weights = None if all_one else own.view(lobes, size, 1)
+        return cls(size, None, None, own_weights) if in_order else cls(size, order, places, own_weights)
 
     def add(self, stack: _Stack, rows: Tensor, output: Tensor) -> None:
         """Add each row's delta of rows (batch, in) to output (batch, out), in place."""
@@ -488,12 +487,15 @@ def _product_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     def plain(x: Tensor) -> Tensor:
         return torch.mm(x, turned) if x.ndim == 2 and bias is None else nn.functional.linear(x, weight, bias)
 
+    if packed is None:
+        return plain
+
     def without_gradient(x: Tensor) -> Tensor:
         if x.requires_grad or x.dtype is not torch.float32:
             return plain(x)
         return product(x, packed, bias)
 
-    return plain if packed is None else without_gradient
+    return without_gradient
 
 
 class _WhenLookedInto(Mapping[str, tuple[Tensor, Tensor]]):

@@ -21,9 +21,9 @@ MOST_BYTES = 2**31
 training needs."""
 
 product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""x (..., in) float32, packed weight, bias (out,) or None → x Wᵀ + bias (..., out), without a gradient. A row's result is the same
-whatever other rows there are. `torch.ops.quantized.linear_dynamic_fp16` computes the same and is not deprecated, but takes 12
-microseconds more a call."""
+"""x (..., in) float32, packed weight, bias (out,) or None → x Wᵀ + bias (..., out), without a gradient.
+
+`torch.ops.quantized.linear_dynamic_fp16` computes the same and is not deprecated, but takes 12 microseconds more a call."""
 product = getattr(torch, "fbgemm_linear_fp16_weight_fp32_activation", torch.nn.functional.linear)
 
 
@@ -46,7 +46,7 @@ class PackedLinear(nn.Linear):
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
         if twin.weight is self.weight:
             twin.packed = self.packed
         return twin
@@ -56,7 +56,7 @@ class PackedLinear(nn.Linear):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self.packed = None
-        return super()._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.packed = None

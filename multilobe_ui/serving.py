@@ -15,9 +15,11 @@ alone, in the thread that asks.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -39,6 +41,16 @@ HAND_OUT_SECONDS = 0.03
 reads more than thirty times a second. The first token is handed out at once."""
 IDLE_SECONDS = 5.0
 """After so long without a request the thread ends; the next request starts another."""
+
+
+_BATCHES: weakref.WeakSet[RunningBatch] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Let no thread compute while the interpreter goes: Python would end it inside torch, and that ends in an abort."""
+    for batch in list(_BATCHES):
+        batch._end()
 
 
 class _Row:
@@ -101,6 +113,8 @@ class RunningBatch:
         self._cache: Any = None
         self._lengths: list[int] = []
         self._mix = Mix.of({})
+        self._ending = False
+        _BATCHES.add(self)
 
     def tokens(self, request: Request) -> Generator[int, None, None]:
         """The answer's token ids, one at a time. Closing the iterator takes the request out of the batch.
@@ -127,6 +141,13 @@ class RunningBatch:
         finally:
             row.left.set()
 
+    def _end(self) -> None:
+        with self._lock:
+            self._ending, thread = True, self._thread
+            self._lock.notify()
+        if thread is not None:
+            thread.join(IDLE_SECONDS)
+
     # ---- the thread -------------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -141,10 +162,12 @@ class RunningBatch:
     def _take_in(self) -> bool:
         """Wait for work; False when there has been none for a while."""
         with self._lock:
-            while not (self._rows or self._reading or self._waiting):
+            while not (self._rows or self._reading or self._waiting or self._ending):
                 if not self._lock.wait(IDLE_SECONDS) and not self._waiting:
                     self._thread = None
                     return False
+            if self._ending:
+                return False
             while not self._reading_is_full():
                 self._reading.append(self._waiting.popleft())
             return True
@@ -242,22 +265,20 @@ class RunningBatch:
 
     def _leave(self) -> None:
         """Take those out whose answers are over."""
-        gone = [row.over for row in self._rows]
-        if not any(gone):
-            return
-        for row, left in zip(self._rows, gone, strict=True):
-            if left:
+        over = [row for row in self._rows if row.over]
+        if over:
+            self._keep([i for i, row in enumerate(self._rows) if row not in over])
+            for row in over:
                 row.close()
-        self._keep([i for i, left in enumerate(gone) if not left])
 
     def _keep(self, places: Sequence[int]) -> None:
         """Keep these rows, in this order, without the padding that only others made necessary."""
         before, rows = max(self._lengths), len(self._rows)
         self._rows, self._lengths = [self._rows[i] for i in places], [self._lengths[i] for i in places]
+        self._mix = _mix_of(self._rows) if places else Mix.of({})
         if not places:
             self._cache = None
             return
-        self._mix = _mix_of(self._rows)
         cut = before - max(self._lengths)
         if list(places) == list(range(rows)):
             return

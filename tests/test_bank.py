@@ -120,6 +120,48 @@ def test_rows_have_what_they_have_alone_however_many_tokens(
     torch.testing.assert_close(logits(bank, Mix.rows(rows), ids), alone, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("whose", "grouped"),
+    [
+        ("aabbccdd", "in order"),  # four lobes with two rows each, next to each other
+        ("abcdabcd", "gathered"),
+        ("dca-bdca", "gathered"),  # the base's row runs with one of them, at weight zero
+        ("aab", None),  # to gather costs more
+        ("abcdeaaaaaa", None),  # mostly empty places
+        ("bbbb", None),
+    ],
+)
+@pytest.mark.parametrize("weight", [1.0, -0.5])
+def test_rows_together_by_their_lobes_have_what_they_have_alone(
+    bank: LobeBank, adapters: dict[str, Path], whose: str, grouped: str | None, weight: float
+) -> None:
+    for name, kind in zip("abcde", ("plain", "attention", "patterns", "plain", "patterns"), strict=True):
+        bank.register(name, adapters[kind])
+    mix = Mix.rows([{} if name == "-" else {name: weight} for name in whose])
+    if grouped is None:
+        assert mix.groups is None
+    else:
+        assert mix.groups is not None and (mix.groups.places is None) == (grouped == "in order")
+    ids = tiny.numbers(len(whose), 1)
+    alone = [logits(bank, Mix.of({} if n == "-" else {n: weight}), ids[i : i + 1]) for i, n in enumerate(whose)]
+    for _ in range(2):  # the second time with what was kept of the first
+        torch.testing.assert_close(logits(bank, mix, ids), torch.cat(alone), atol=2e-5, rtol=0)
+
+
+def test_what_is_kept_of_a_call_serves_only_its_like(bank: LobeBank, adapters: dict[str, Path]) -> None:
+    mix, ids = Mix.rows([{"plain": 1.0}, {"patterns": 0.5}]), tiny.numbers(2, 1)
+    before = logits(bank, mix, ids)
+    logits(bank, mix, tiny.numbers(2, 3))
+    assert torch.equal(logits(bank, mix, ids), before)
+    bank.register("plain", adapters["attention"])  # other weights under the same name
+    fresh = logits(bank, Mix.rows([{"plain": 1.0}, {"patterns": 0.5}]), ids)
+    assert torch.equal(logits(bank, mix, ids), fresh) and not torch.allclose(fresh, before, atol=1e-3)
+    other = LobeBank(bank.backbone)
+    for lobe in ("plain", "patterns"):
+        other.register(lobe, adapters[lobe])
+    assert torch.equal(logits(other, mix, ids), before)
+
+
 def test_a_failed_call_leaves_no_weights_behind(bank: LobeBank) -> None:
     ids = tiny.numbers(1, 8)
     base = logits(bank, None, ids)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +54,13 @@ def test_ten_at_once_through_four_places_are_as_if_alone(bank: LobeBank) -> None
         found = list(pool.map(lambda request: list(batch.tokens(request)), asked))
     assert found == [alone(bank, request) for request in asked]
     assert max(map(len, found)) == 24 and batch._rows == [] and batch._cache is None
+
+
+def test_when_all_have_left_the_batch_keeps_nothing_of_their_lobes(bank: LobeBank) -> None:
+    batch = RunningBatch(bank)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda request: list(batch.tokens(request)), requests(bank, 4)))
+    assert batch._mix.lobes == () and batch._rows == []
 
 
 def test_a_request_joins_while_others_are_answered_and_leaves_them_alone(bank: LobeBank) -> None:
@@ -130,6 +139,24 @@ def test_an_error_reaches_those_who_were_in_and_nobody_after(bank: LobeBank, mon
         list(batch.tokens(request))
     monkeypatch.undo()
     assert list(batch.tokens(request)) == alone(bank, request)
+
+
+def test_a_program_may_end_in_mid_answer(base_folder: Callable[..., Path]) -> None:
+    program = f"""
+from multilobe_ui.backbone import Backbone
+from multilobe_ui.bank import LobeBank
+from multilobe_ui.config import SamplingConfig
+from multilobe_ui.generation import Request
+from multilobe_ui.serving import RunningBatch
+bank = LobeBank(Backbone.from_pretrained({str(base_folder("llama"))!r}, device="cpu"))
+bank.backbone.stop_ids = frozenset()
+batch = RunningBatch(bank)
+streams = [batch.tokens(Request([5, 6, 7], {{}}, SamplingConfig(max_new_tokens=90))) for _ in range(4)]
+print(*[next(stream) is not None for stream in streams])
+"""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout) == (0, "True True True True\n"), done.stderr
 
 
 def test_the_thread_ends_when_nobody_asks_and_comes_back(bank: LobeBank, monkeypatch: pytest.MonkeyPatch) -> None:

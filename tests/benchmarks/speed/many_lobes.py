@@ -62,7 +62,7 @@ def opening(world: World, settings: Settings) -> Iterator[Result]:
         return run
 
     def theirs() -> float:
-        twin, adapters = backbone.twin(), world.adapters(BUILTIN, count)
+        twin, adapters = world.plain(BUILTIN).twin(), world.adapters(BUILTIN, count)
         start = time.perf_counter()
         wrapped = PeftModel.from_pretrained(twin, str(adapters[0]), adapter_name="lobe_0")  # type: ignore[arg-type]
         for number, adapter in enumerate(adapters[1:], 1):

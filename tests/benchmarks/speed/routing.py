@@ -91,7 +91,7 @@ def all_in_peft(world: World, base: str, lobes: int) -> Any:
     wrapped: Any = None
     for number, folder in enumerate(world.adapters(base, lobes)):
         if wrapped is None:
-            wrapped = PeftModel.from_pretrained(world.backbone(base).twin(), str(folder), adapter_name=f"a{number}")  # type: ignore[arg-type]
+            wrapped = PeftModel.from_pretrained(world.plain(base).twin(), str(folder), adapter_name=f"a{number}")  # type: ignore[arg-type]
         else:
             wrapped.load_adapter(str(folder), adapter_name=f"a{number}")
     return wrapped.eval()

@@ -63,7 +63,7 @@ def trained(
 
     def trainer() -> None:
         shutil.rmtree(folders["trainer"], ignore_errors=True)
-        train_with_trainer(backbone, examples, config, folders["trainer"])
+        train_with_trainer(world.plain(base), examples, config, folders["trainer"])
 
     runs: dict[str, Callable[[], float | None]] = {"ours": ours, "trainer": trainer}
     peer = settings.peer

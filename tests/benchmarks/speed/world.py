@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import builtin_base, sample_files
@@ -58,9 +58,11 @@ class World:
         self.scratch = scratch
         self.embedder = Embedder()
         self._backbones: dict[str, Backbone] = {}
+        self._plain: dict[str, Backbone] = {}
 
     def base_folder(self, base: str) -> Path:
-        """A folder that transformers loads: the built-in base, or a Llama of 135M random weights with its tokenizer."""
+        """A folder that transformers loads: the built-in base, or a Llama of 135M random weights, in bf16 as bases of this
+        shape are published, with its tokenizer."""
         if base == BUILTIN:
             return builtin_base()
         folder = self.scratch / "llama-135m"
@@ -70,7 +72,7 @@ class World:
             config = LlamaConfig(
                 vocab_size=49152, num_key_value_heads=3, max_position_embeddings=2048, tie_word_embeddings=True, **shape
             )
-            LlamaForCausalLM(config).save_pretrained(folder)
+            LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
             for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
                 if (builtin_base() / name).is_file():
                     shutil.copy(builtin_base() / name, folder)
@@ -80,6 +82,14 @@ class World:
         if base not in self._backbones:
             self._backbones[base] = Backbone.from_pretrained(self.base_folder(base), device="cpu")
         return self._backbones[base]
+
+    def plain(self, base: str) -> Backbone:
+        """The base as transformers loads it, in float32: what others run."""
+        if base not in self._plain:
+            folder = self.base_folder(base)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            self._plain[base] = Backbone(str(folder), model, AutoTokenizer.from_pretrained(folder))
+        return self._plain[base]
 
     def adapters(self, base: str, count: int) -> list[Path]:
         """Plain PEFT adapter folders, rank 16 on every linear layer. Each has its own random matrices, small enough that
