@@ -113,6 +113,8 @@ class RunningBatch:
         self._cache: Any = None
         self._lengths: list[int] = []
         self._mix = Mix.of({})
+        self._sees: Tensor | None = None
+        self._takes_scores: bool | None = None
         self._ending = False
         _BATCHES.add(self)
 
@@ -221,15 +223,29 @@ class RunningBatch:
             "use_cache": True,
             "logits_to_keep": 1,
         }
-        longest = max(self._lengths)
-        if min(self._lengths) < longest:
-            places = torch.arange(longest + 1, device=device)
-            inputs["attention_mask"] = (places >= longest - torch.tensor(self._lengths, device=device)[:, None]).long()
+        if min(self._lengths) < max(self._lengths):
+            inputs["attention_mask"] = self._mask()
         output = self._bank.run(self._mix, **inputs)
         self._lengths = [length + 1 for length in self._lengths]
         logits = output.logits[:, -1].float()
         self._draw(self._rows, logits)
         self._leave()
+
+    def _mask(self) -> Tensor:
+        """What a new token of each row sees: its own row, and not the padding before it.
+
+        Where the base takes it, what is added to scores, (rows, 1, 1, tokens) with 0 or -inf: while nobody joins or leaves, each
+        step's is the front of the same one. Else (rows, tokens) with 1 or 0, of which transformers makes the other in every step.
+        """
+        longest = max(self._lengths) + 1
+        if self._takes_scores is None:
+            self._takes_scores = takes_score_masks(self._bank)
+        if self._sees is None or self._sees.shape[-1] < longest:
+            device, room = self._bank.backbone.device, longest + (CHUNK if self._takes_scores else 0)
+            padding = longest - 1 - torch.tensor(self._lengths, device=device)[:, None]
+            sees = torch.arange(room, device=device) >= padding
+            self._sees = score_mask(sees, self._bank.backbone.dtype) if self._takes_scores else sees.long()
+        return self._sees[..., :longest]
 
     def _draw(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Give out the rows' next tokens."""
@@ -245,6 +261,7 @@ class RunningBatch:
         for row in {*self._rows, *self._reading}:
             row.close(error)
         self._rows, self._lengths, self._cache, self._reading, self._reading_cache = [], [], None, [], None
+        self._sees, self._mix = None, Mix.of({})
 
     # ---- the cache --------------------------------------------------------------------------------------------------------
 
@@ -273,6 +290,7 @@ class RunningBatch:
 
     def _keep(self, places: Sequence[int]) -> None:
         """Keep these rows, in this order, without the padding that only others made necessary."""
+        self._sees = None
         before, rows = max(self._lengths), len(self._rows)
         self._rows, self._lengths = [self._rows[i] for i in places], [self._lengths[i] for i in places]
         self._mix = _mix_of(self._rows) if places else Mix.of({})
@@ -301,3 +319,30 @@ def _padded(states: Tensor, length: int) -> Tensor:
 def can_batch(bank: LobeBank) -> bool:
     """Whether caches of this base can be put under each other: plain keys and values of all tokens, no windows, no states."""
     return all(map(is_plain, new_cache(bank.backbone.config).layers))
+
+
+def score_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """(rows, tokens) of booleans → (rows, 1, 1, tokens): what is added to the scores of one new token a row."""
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)[:, None, None]
+
+
+@torch.inference_mode()
+def takes_score_masks(bank: LobeBank) -> bool:
+    """Whether the base takes a `score_mask` in place of a mask of ones and zeros, and means the same: tried on three tokens.
+
+    Bases that work out more from the mask than who sees whom (ALiBi's distances) do not.
+    """
+    device, found = bank.backbone.device, list[Tensor]()
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8]], device=device) % bank.backbone.config.get_text_config().vocab_size
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1]], device=device)
+    positions = torch.tensor([[0, 0, 1], [0, 1, 2]], device=device)
+    for last in (mask, score_mask(mask.bool(), bank.backbone.dtype)):
+        cache = new_cache(bank.backbone.config)
+        for here, shown in ((slice(0, 2), mask[:, :2]), (slice(2, 3), last)):
+            try:
+                inputs = {"input_ids": ids[:, here], "position_ids": positions[:, here], "attention_mask": shown}
+                output = bank.model(**bank.backbone.accepted(inputs | {"past_key_values": cache, "use_cache": True}))
+            except Exception:  # a base that cannot read it raises whatever its own code raises
+                return False
+        found.append(output.logits[:, -1].float())
+    return torch.allclose(found[0], found[1], atol=1e-4, rtol=1e-3)

@@ -20,7 +20,7 @@ from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.generation import Request, generate_tokens
-from multilobe_ui.serving import RunningBatch, can_batch
+from multilobe_ui.serving import RunningBatch, can_batch, score_mask, takes_score_masks
 
 GREEDY = SamplingConfig(max_new_tokens=24, do_sample=False)
 WEIGHTS: list[dict[str, float]] = [{}, {"plain": 1.0}, {"attention": 1.0}, {"patterns": 0.5, "plain": 0.5}, {"patterns": 1.0}]
@@ -179,6 +179,21 @@ def test_other_architectures(architecture: str, base_folder: Callable[..., Path]
     batch = RunningBatch(bank)
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(lambda r: list(batch.tokens(r)), asked)) == [alone(bank, r) for r in asked]
+
+
+@pytest.mark.parametrize(("architecture", "takes"), [("llama", True), ("gpt2", True), ("bloom", False)])
+def test_masks_that_the_base_takes_are_made_once(
+    architecture: str, takes: bool, base_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone.from_pretrained(base_folder(architecture), device="cpu")
+    made: list[int] = []
+    monkeypatch.setattr(serving, "score_mask", lambda *a: made.append(1) or score_mask(*a))
+    batch = RunningBatch(LobeBank(backbone))
+    asked = [Request(prompt(backbone, n), {}, GREEDY) for n in (1, 4, 2)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda r: list(batch.tokens(r)), asked))
+    assert batch._takes_scores == takes_score_masks(LobeBank(backbone)) == takes
+    assert len(made) <= 6  # those of two trials, and one whenever somebody joins or leaves; not one for each of 24 tokens
 
 
 def test_a_base_with_windows_runs_its_requests_alone(bank: LobeBank, monkeypatch: pytest.MonkeyPatch) -> None:
