@@ -9,6 +9,7 @@ import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -79,11 +80,17 @@ def fitted(name: str, count: int, **options: int) -> Router:
     return router
 
 
+@cache
+def ready(name: str, count: int) -> Router:
+    """One for all tests that only ask it: 200 lobes take a while to fit."""
+    return fitted(name, count)
+
+
 @pytest.mark.parametrize("name", ROUTERS)
 @pytest.mark.parametrize("count", [0, 1, 2, 200])
 class TestContract:
     def test_decisions_are_sound(self, name: str, count: int) -> None:
-        router = fitted(name, count)
+        router = ready(name, count)
         for prompt in ["lobe0 100", "lobe1 101", "strange99 5", "x"]:
             decision = router.route(prompt)
             assert set(decision.scores) | set(decision.probabilities) | set(decision.weights) <= set(
@@ -99,18 +106,18 @@ class TestContract:
             json.dumps(decision.to_json())
 
     def test_the_same_prompt_gets_the_same_decision(self, name: str, count: int) -> None:
-        router = fitted(name, count)
+        router = ready(name, count)
         first, second = (router.route("lobe1 55").to_json() for _ in range(2))
         assert first.pop("elapsed_ms") >= 0 <= second.pop("elapsed_ms")
         assert first == second
 
     def test_an_empty_prompt_goes_to_the_base(self, name: str, count: int) -> None:
         for prompt in ("", "  \n "):
-            decision = fitted(name, count).route(prompt)
+            decision = ready(name, count).route(prompt)
             assert decision.abstained and decision.weights == {} and decision.chosen is None
 
     def test_state_survives_json(self, name: str, count: int) -> None:
-        router = fitted(name, count)
+        router = ready(name, count)
         other = ROUTERS[name](context(count), None)
         other.restore(through_files(router.state()))
         for i in range(5):
