@@ -49,8 +49,8 @@ class Backbone:
 
     Attributes:
         name: what it was loaded from: "builtin", a hub id or a folder.
-        model: the plain transformers model, frozen, in evaluation mode. Nobody hooks or changes this tree: serving and training
-            each wrap a twin of it (`twin`), which shares its weights.
+        model: the plain transformers model, frozen, in evaluation mode; once loaded, with weights laid out and packed for its
+            processor. Nobody hooks or changes this tree: serving and training each wrap a twin of it, which shares its weights.
         tokenizer: its tokenizer; always has a pad token and a chat template.
         stop_ids: token ids that end an answer.
     """
@@ -174,7 +174,7 @@ class Backbone:
         return digest.hexdigest()[:16]
 
     def twin(self) -> nn.Module:
-        """A second module tree over the same weights: wrapping or hooking it leaves `model` and other twins alone.
+        """A second module tree over the same weights, packed ones too: wrapping or hooking it leaves `model` and other twins alone.
 
         `deepcopy` asks its memo before it copies, so a memo that maps every tensor to itself copies modules only.
         """

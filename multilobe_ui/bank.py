@@ -359,7 +359,7 @@ class LobeBank:
         if isinstance(mix, LayerMix):
             return _Call(plan, mix.weigh, rows_tokens, logits_to_keep)
         kept = mix.last_call
-        if kept is not None and kept.plan is plan and kept.is_for(rows_tokens, logits_to_keep):
+        if kept is not None and kept.is_like(plan, rows_tokens, logits_to_keep):
             return kept
         call = _Call(plan, mix.weights.to(self.backbone.device), rows_tokens, logits_to_keep)
         if call.is_quick:
@@ -589,7 +589,7 @@ class _Call:
         rows_tokens: Sequence[int],
         logits_to_keep: int | Tensor,
     ) -> None:
-        self.plan, self.stacks = plan, plan.stacks
+        self._plan, self.stacks = plan, plan.stacks
         self._weigh = None if isinstance(how, Tensor) else how
         self._rows_tokens = tuple(rows_tokens)
         self._logits_to_keep = logits_to_keep
@@ -612,9 +612,10 @@ class _Call:
             self.is_quick = not how.requires_grad and (how.ndim == 1 or self._rows_tokens[1] == 1)
             self.is_one = self.is_quick and how.shape == (1,) and float(how) == 1
 
-    def is_for(self, rows_tokens: Sequence[int], logits_to_keep: int | Tensor) -> bool:
-        """Whether another call under the same weights is like this one."""
-        return self._rows_tokens == tuple(rows_tokens) and self._logits_to_keep is logits_to_keep
+    def is_like(self, plan: _Plan, rows_tokens: Sequence[int], logits_to_keep: int | Tensor) -> bool:
+        """Whether another call under the same weights needs what this one did."""
+        same_tokens = self._rows_tokens == tuple(rows_tokens) and self._logits_to_keep is logits_to_keep
+        return same_tokens and self._plan is plan
 
     def _look_for_rows(self, weights: Tensor) -> None:
         """Where each row has one lobe, its r columns are enough, not all lobes' lobes * r. But then each row's matrices must be

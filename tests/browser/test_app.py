@@ -108,14 +108,18 @@ def test_a_person_can_say_who_answers(visitor: Visitor) -> None:
     assert visitor.chip().startswith("medical")
 
 
+def says_stopped(visitor: Visitor) -> None:
+    visitor.sees("#why .ml-note", re.compile(r"Stopped after \d+ token"))
+    until("the label says so too", lambda: visitor.chip().endswith("stopped"))
+
+
 def test_stop_retry_edit_and_undo(visitor: Visitor) -> None:
     page = visitor.page
     visitor.choose("Base model only")
     visitor.set(Longest_answer=1024, Temperature=0, Repetition_penalty=0.8)  # what was said is said again: it never ends
     begun = visitor.interrupt(STORY)
     assert len(begun) > 3
-    visitor.sees("#why .ml-note", re.compile(r"Stopped after \d+ token"))
-    until("the label says so too", lambda: visitor.chip().endswith("stopped"))
+    says_stopped(visitor)
 
     visitor.set(Longest_answer=40, Repetition_penalty=1.1)
     visitor.choose("Always medical")
@@ -141,8 +145,7 @@ def test_stop_retry_edit_and_undo(visitor: Visitor) -> None:
     visitor.choose("Base model only")
     visitor.set(Longest_answer=1024, Repetition_penalty=0.8)
     begun = visitor.interrupt_with_a_busy_page(STORY)
-    visitor.sees("#why .ml-note", re.compile(r"Stopped after \d+ token"))
-    until("the label says so too", lambda: visitor.chip().endswith("stopped"))
+    says_stopped(visitor)
     visitor.set(Longest_answer=40, Repetition_penalty=1.1)
     visitor.choose("Always medical")
     page.get_by_role("button", name="Retry", exact=True).click()
