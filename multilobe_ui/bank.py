@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -482,11 +482,7 @@ class LobeBank:
 def _product_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     """What a linear layer computes, with what it is made of at hand. It must stay as it is."""
     weight, bias, packed = layer.weight, layer.bias, getattr(layer, "packed", None)
-    turned = weight.t()
-
-    def plain(x: Tensor) -> Tensor:
-        return torch.mm(x, turned) if x.ndim == 2 and bias is None else nn.functional.linear(x, weight, bias)
-
+    plain = partial(nn.functional.linear, weight=weight, bias=bias)
     if packed is None:
         return plain
 
