@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backbone import Backbone
-    from .bank import LobeBank, Mix
+    from .bank import LobeBank
     from .config import SamplingConfig, TrainingConfig
     from .errors import MultiLobeError
     from .lobe import Lobe
+    from .mix import Mix
     from .model import MultiLobeModel
     from .routers import RoutingDecision
 
@@ -25,7 +26,7 @@ _HOMES = {
     "Backbone": "backbone",
     "Lobe": "lobe",
     "LobeBank": "bank",
-    "Mix": "bank",
+    "Mix": "mix",
     "MultiLobeError": "errors",
     "MultiLobeModel": "model",
     "RoutingDecision": "routers",

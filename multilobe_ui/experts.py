@@ -28,10 +28,11 @@ from peft.utils import set_peft_model_state_dict
 from torch import Tensor
 
 from .backbone import Backbone
-from .bank import LobeBank, Matrices
+from .bank import LobeBank
 from .complexity import TIERS, scaled, score, tier_of
 from .config import TrainingConfig
 from .dataset import Example, split
+from .delta import Matrices
 from .errors import MultiLobeError, RoutingError
 from .files import new_folder
 from .progress import Progress

@@ -22,10 +22,11 @@ from transformers import (
 )
 
 from .backbone import Backbone, Messages, pad_left
-from .bank import LobeBank, Mix
+from .bank import LobeBank
 from .config import SamplingConfig
 from .errors import ConfigError
 from .kv_cache import new_cache
+from .mix import Mix
 from .mixing import Mixer, MixerRun
 
 REPLACEMENT = "\ufffd"

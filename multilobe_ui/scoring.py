@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .bank import LobeBank, Matrices, Mix
+from .bank import LobeBank
+from .delta import Matrices
 from .errors import MultiLobeError
+from .mix import Mix
 from .routers.base import Vector
 
 ROWS_AT_ONCE = 64

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from .backbone import pad_left
-from .bank import LobeBank, Mix
+from .bank import LobeBank
 from .generation import Request, Sampler, draw, stream_tokens
 from .kv_cache import is_plain, new_cache
+from .mix import Mix
 
 MOST_ROWS = 16
 CHUNK = 256

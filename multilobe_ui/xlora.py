@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .bank import LobeBank, Mix
+from .bank import LobeBank
 from .config import check
 from .errors import RoutingError
 from .kv_cache import new_cache
+from .mix import Mix
 
 READS = ("token", "sequence", "both")
 SHARED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")

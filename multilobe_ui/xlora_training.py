@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import Backbone
-from .bank import LobeBank, Mix
+from .bank import LobeBank
 from .config import XLoraSettings
 from .dataset import Example
 from .errors import MultiLobeError, RoutingError
+from .mix import Mix
 from .progress import Progress
 from .training import TokenRows, make_batch, packs_exactly, schedule, token_losses
 from .xlora import HeadShape, Reading, ScalingHead, last_hidden

@@ -15,8 +15,9 @@ import transformers as tf
 from torch import nn
 
 from multilobe_ui.backbone import Backbone, choose_device, choose_dtype, choose_threads, describe, pad_left
-from multilobe_ui.bank import LobeBank, Mix
+from multilobe_ui.bank import LobeBank
 from multilobe_ui.errors import BackboneError
+from multilobe_ui.mix import Mix
 
 TEMPLATES = {"chatml": tiny.CHATML, "like llama 3": tiny.LIKE_LLAMA3, "none": None}
 TEXTS = [

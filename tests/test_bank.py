@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from multilobe_ui.backbone import Backbone
-from multilobe_ui.bank import MANY_TOKENS, PLANS_KEPT, LobeBank, Mix
+from multilobe_ui.bank import PLANS_KEPT, LobeBank
+from multilobe_ui.delta import MANY_TOKENS
 from multilobe_ui.errors import AdapterError, LobeError
+from multilobe_ui.mix import Mix
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from multilobe_ui.adapter import AdapterHeader, read_header, read_matrices
 from multilobe_ui.backbone import Backbone
-from multilobe_ui.bank import LobeBank, Mix
+from multilobe_ui.bank import LobeBank
 from multilobe_ui.composition import COMBINATIONS, Trial, combine, losses, possible, search_weights
 from multilobe_ui.errors import AdapterError, ConfigError, LobeError
+from multilobe_ui.mix import Mix
 from multilobe_ui.training import TokenRows, make_batch, mean_answer_loss, token_losses
 
 ELEMENTWISE = {"linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"}

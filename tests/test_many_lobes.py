@@ -21,13 +21,14 @@ from multilobe_ui import Mix, MultiLobeModel
 from multilobe_ui import adapter as adapters_module
 from multilobe_ui.adapter import WEIGHTS_FILE
 from multilobe_ui.backbone import Backbone
-from multilobe_ui.bank import LayerMix, LobeBank
+from multilobe_ui.bank import LobeBank
 from multilobe_ui.cli import main
 from multilobe_ui.config import SamplingConfig, budget_from_environment
 from multilobe_ui.errors import AdapterError, BundleError, ConfigError, LobeError
 from multilobe_ui.files import sha256_of
 from multilobe_ui.generation import Request, stream_tokens
 from multilobe_ui.lobe import Card, LobeStore, RowsOfLobes, now, write_routing_rows
+from multilobe_ui.mix import LayerMix
 from multilobe_ui.residency import MIB, Residency
 from multilobe_ui.routers.base import RoutingRows
 from multilobe_ui.serving import RunningBatch

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from multilobe_ui.assets import builtin_base
 from multilobe_ui.backbone import Backbone
-from multilobe_ui.bank import LobeBank, Mix
+from multilobe_ui.bank import LobeBank
+from multilobe_ui.mix import Mix
 from multilobe_ui.packed_linear import PackedLinear, is_held, pack
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
@@ -156,3 +157,11 @@ def test_the_builtin_base_is_packed_whole_and_says_what_transformers_says(builti
         torch.testing.assert_close(
             ours, tiny.with_peft(plain, path)(ids.repeat(rows, 1)).logits, atol=2e-4, rtol=1e-4
         )
+    mix = Mix.of({"lobe": 1.0})
+    inputs = plain.get_input_embeddings()(ids)
+    bank.run(mix, inputs_embeds=inputs)  # what is kept of a call without gradients must not serve one with them
+    with torch.enable_grad():
+        inputs = inputs.clone().requires_grad_()
+        (ours,) = torch.autograd.grad(bank.run(mix, inputs_embeds=inputs).logits.square().mean(), inputs)
+        (theirs,) = torch.autograd.grad(tiny.with_peft(plain, path)(inputs_embeds=inputs).logits.square().mean(), inputs)
+    torch.testing.assert_close(ours, theirs, atol=1e-6 * float(theirs.abs().max()) + 1e-9, rtol=1e-3)

@@ -213,7 +213,7 @@ def test_a_request_with_a_mixer_runs_alone(bank: LobeBank) -> None:
         weights = None
 
         def __call__(self, bank: LobeBank, **inputs: Any) -> Any:
-            from multilobe_ui.bank import Mix
+            from multilobe_ui.mix import Mix
 
             return bank.run(Mix(("plain",), torch.ones(1)), **inputs)
 

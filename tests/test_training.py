@@ -23,11 +23,12 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from multilobe_ui.adapter import read_header
 from multilobe_ui.backbone import Backbone
-from multilobe_ui.bank import LobeBank, Mix
+from multilobe_ui.bank import LobeBank
 from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.dataset import Example
 from multilobe_ui.errors import AdapterError, ConfigError, DataError, MultiLobeError
 from multilobe_ui.generation import Request, generate_text
+from multilobe_ui.mix import Mix
 from multilobe_ui.training import (
     StepRecord,
     TokenRows,

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from ..adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, read_header, read_matrices
 from ..backbone import Backbone
-from ..bank import Matrices
 from ..config import check
+from ..delta import Matrices
 from ..errors import AdapterError
 from ..files import new_folder, read_json, write_json
 from .combinations import COMBINATIONS, Combination, possible

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..bank import LobeBank, Matrices, Mix
+from ..bank import LobeBank
 from ..config import check
 from ..dataset import Example
+from ..delta import Matrices
 from ..errors import AdapterError
 from ..evaluation import loss_matrix
+from ..mix import Mix
 from ..training import TokenRows, mean_answer_loss
 
 

@@ -16,9 +16,10 @@ import torch
 
 from .. import training
 from ..adapter import read_header, read_matrices
-from ..bank import LobeBank, Mix
+from ..bank import LobeBank
 from ..config import TrainingConfig
 from ..dataset import Example
+from ..mix import Mix
 from ..routers import RoutingRows
 from ..training import StepRecord, TokenRows, mean_answer_loss
 

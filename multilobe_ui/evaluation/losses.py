@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bank import LobeBank, Mix
+from ..bank import LobeBank
 from ..config import check
 from ..dataset import Example
 from ..errors import DataError, RoutingError
+from ..mix import Mix
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS

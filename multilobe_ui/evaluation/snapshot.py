@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ..adapter import CONFIG_FILE, WEIGHTS_FILE, read_header, read_matrices
 from ..backbone import BUILTIN, Backbone
-from ..bank import LobeBank, Mix
+from ..bank import LobeBank
 from ..errors import MultiLobeError
 from ..files import sha256_of
 from ..lobe import Lobe
+from ..mix import Mix
 
 BASE = ""
 """Stands for the base where lobes go by their ids."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from multilobe_ui import MultiLobeModel, dataset
-from multilobe_ui.bank import Mix
 from multilobe_ui.evaluation import loss_matrix, routing_report
+from multilobe_ui.mix import Mix
 from multilobe_ui.routers import ROUTERS
 
 CHOOSERS = ("hybrid", "chain", "embedding", "logprob", "keyword", "gate")

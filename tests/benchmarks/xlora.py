@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.bank import Mix
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.dataset import Example
 from multilobe_ui.generation import Request, generate_tokens
+from multilobe_ui.mix import Mix
 from multilobe_ui.mixing import Mixer, runner
 from multilobe_ui.routers.arrow import ArrowRouter
 from multilobe_ui.routers.base import FitOutcome, Mixing, Router, RoutingContext
