@@ -254,27 +254,24 @@ class LobeBank:
         if plain:  # the same products, without a Python frame and look-ups for every layer and token
             base_forward = _product_of(cast(nn.Linear, module))
         weight: Any = getattr(module, "weight", None)
-        may_be_direct = plain and weight.dtype is torch.float32  # as all matrices are
         packed, bias = getattr(module, "packed", None), getattr(module, "bias", None)
-        current, bmm, (n_in, n_out) = self._call, torch.bmm, self.features[name]
+        quick = plain and weight.dtype is torch.float32  # as the lobes are
+        current, bmm = self._call, torch.bmm
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             call = current.get()
             if call is None:
                 return base_forward(x, *args, **kwargs)
-            if may_be_direct and x.ndim == 3 and (own := call.direct.get(name)) is not None:
+            if quick and x.ndim == 3 and (own := call.products.get(name)) is not None:
                 output = base_forward(x) if packed is None else product(x, packed, bias)
-                a, b = own
-                if call.is_row_by_row:
-                    return output.baddbmm_(bmm(x, a), b)
-                output.view(len(a), -1, n_out).baddbmm_(bmm(x.reshape(len(a), -1, n_in), a), b)
-                return output
+                if not call.is_grouped:
+                    return call.add_in_groups(own, x, output)
+                a, b, scale = own
+                hidden = bmm(x, a)
+                return output.baddbmm_(hidden if scale is None else hidden.mul_(scale), b)
             stack = call.stacks.get(name)
             if stack is None:
                 return base_forward(x, *args, **kwargs)
-            quick = call.is_quick and (x.ndim == 3 or not call.by_place)
-            if quick and plain and x.dtype is weight.dtype is stack.dtype:
-                return call.add_quickly(stack, x, base_forward(x))
             return call.add_delta(name, stack, x, base_forward(x, *args, **kwargs))
 
         module.forward = forward  # type: ignore[method-assign]

@@ -21,6 +21,9 @@ Pair = tuple[Tensor, Tensor]
 """A (r, in) and B (out, r), with the scaling folded into B."""
 Matrices = Mapping[str, Pair]
 """A lobe's matrices by module."""
+Product = tuple[Tensor, Tensor, Tensor | None]
+"""a (groups, in, R), b (groups, R, out) and a scale that is broadcast to (groups, rows, R), None where it is one: what a layer adds
+to groups of rows x (groups, rows, in) is ((x a) * scale) b."""
 MANY_TOKENS = 8
 """Tokens a row from which it pays to gather each row's own matrices."""
 STRETCHED_AT_ONCE = 64
@@ -66,19 +69,6 @@ class Groups:
         own_weights = None if all_one else own.view(lobes, size, 1)
         return cls(size, None, None, own_weights) if in_order else cls(size, order, places, own_weights)
 
-    def add(self, stack: Stack, x: Tensor, output: Tensor) -> None:
-        """Add each row's delta of x (batch, 1, in) to output (batch, 1, out), in place."""
-        a, b = stack.rows
-        if self.order is not None:
-            x = x.index_select(0, self.order)
-        hidden = torch.bmm(x.reshape(len(a), self.size, -1), a)
-        if self.weights is not None:
-            hidden.mul_(self.weights)
-        if self.places is None:
-            output.view(len(a), self.size, -1).baddbmm_(hidden, b)
-        else:
-            output.add_(torch.bmm(hidden, b).view(-1, 1, stack.n_out).index_select(0, self.places))
-
 
 class Stack:
     """The lobes' matrices of one linear layer, in the two layouts that calls need.
@@ -102,8 +92,6 @@ class Stack:
     @property
     def extra_bytes(self) -> int:
         """Of what is made here, of which one layout at least will be needed; a lobe alone is used as it is."""
-        if len(self._pairs) == 1:
-            return 0
         made = vars(self)
         rows = tensor_bytes(*made.get("rows", ()))
         if len(self._present) == 1:
@@ -126,8 +114,6 @@ class Stack:
     @cached_property
     @torch.inference_mode(False)
     def rows(self) -> tuple[Tensor, Tensor]:
-        if len(self._pairs) == 1:
-            return self.a[None], self.b[None]
         r, lobes, like = max(rank for _, rank in self.ranks), len(self._pairs), self._present[0][0]
         a, b = like.new_zeros(lobes, self.n_in, r), like.new_zeros(lobes, r, self.n_out)
         for i, pair in enumerate(self._pairs):
@@ -151,9 +137,15 @@ class Plan:
         self._lobes = len(lobes)
 
     @cached_property
-    def rows(self) -> Mapping[str, Pair]:
-        """Each stack's."""
-        return {module: stack.rows for module, stack in self.stacks.items()}
+    def by_lobe(self) -> Mapping[str, Product]:
+        """For rows that lie in groups of one lobe each."""
+        return {module: (*stack.rows, None) for module, stack in self.stacks.items()}
+
+    @cached_property
+    @torch.inference_mode(False)
+    def at_once(self) -> Mapping[str, Product]:
+        """For rows that all pass through all lobes."""
+        return {module: (stack.a[None], stack.b[None], None) for module, stack in self.stacks.items()}
 
     @property
     def extra_bytes(self) -> int:
@@ -211,33 +203,41 @@ class Call:
             self._is_one = self.is_quick and how.shape == (1,) and float(how) == 1
 
     @cached_property
-    def direct(self) -> Mapping[str, Pair]:
-        """a (lobes, in, r) and b (lobes, r, out) by layer, where each row has one lobe at weight one, and the rows lie in the order
-        of the lobes, as many for each: such are most tokens, and they need no look at anything else. Empty for other calls, and
-        where gradients are asked for."""
+    def products(self) -> Mapping[str, Product]:
+        """By layer, for the tokens of chats: all that is to be decided about them is decided here, once for a call and for those
+        like it. Empty for calls that are not quick, and where gradients are asked for."""
+        if not self.is_quick or torch.is_grad_enabled():
+            return {}
         groups = self.groups
-        in_order = groups is not None and groups.order is groups.weights is None
-        return self._plan.rows if (self._is_one or in_order) and not torch.is_grad_enabled() else {}
+        same = self._plan.at_once if groups is None else self._plan.by_lobe
+        if self._is_one or (groups is not None and groups.weights is None):
+            return same
+        scales = (self._scale_of_tokens(stack) if groups is None else groups.weights for stack in self.stacks.values())
+        return {module: (a, b, scale) for (module, (a, b, _)), scale in zip(same.items(), scales, strict=True)}
 
     @cached_property
-    def is_row_by_row(self) -> bool:
-        """Of a `direct` call: whether x is (lobes, tokens, in) as it comes."""
-        return self._rows_tokens[0] == (1 if self._is_one else len(self.weights.T))
+    def is_grouped(self) -> bool:
+        """Whether x (rows, tokens, in) lies in the groups of `products` as it comes."""
+        groups = self.groups
+        return self._rows_tokens[0] == 1 if groups is None else groups.order is None and groups.size == 1
+
+    def add_in_groups(self, product: Product, x: Tensor, output: Tensor) -> Tensor:
+        """A layer's output (rows, tokens, out) with its delta of x (rows, tokens, in), in place."""
+        a, b, scale = product
+        order, places = (None, None) if self.groups is None else (self.groups.order, self.groups.places)
+        rows = x if order is None else x.index_select(0, order)
+        hidden = torch.bmm(rows.reshape(len(a), -1, a.shape[1]), a)
+        if scale is not None:
+            hidden.mul_(scale)
+        if places is not None:
+            return output.add_(torch.bmm(hidden, b).view(-1, 1, b.shape[2]).index_select(0, places))
+        output.view(len(a), -1, b.shape[2]).baddbmm_(hidden, b)
+        return output
 
     def is_like(self, plan: Plan, rows_tokens: Sequence[int], logits_to_keep: int | Tensor) -> bool:
         """Whether another call under the same weights needs what this one did."""
         same_tokens = self._rows_tokens == tuple(rows_tokens) and self._logits_to_keep is logits_to_keep
         return same_tokens and self._plan is plan
-
-    def add_quickly(self, stack: Stack, x: Tensor, output: Tensor) -> Tensor:
-        """`add_delta` in place for every token of every chat: two products, and next to nothing else. All are of one dtype."""
-        if self.groups is not None:
-            self.groups.add(stack, x, output)
-            return output
-        hidden = torch.mm(x.reshape(-1, stack.n_in), stack.a)
-        scale = None if self._is_one else self._scale_of_tokens(stack)
-        output.view(-1, stack.n_out).addmm_(hidden if scale is None else hidden.mul_(scale), stack.b)
-        return output
 
     def _look_for_rows(self, weights: Tensor) -> None:
         """Where each row has one lobe, its r columns are enough, not all lobes' lobes * r. But then each row's matrices must be
