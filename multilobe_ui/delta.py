@@ -25,7 +25,7 @@ Product = tuple[Tensor, Tensor, Tensor | None]
 """a (groups, in, R), b (groups, R, out) and a scale that is broadcast to (groups, rows, R), None where it is one: what a layer adds
 to groups of rows x (groups, rows, in) is ((x a) * scale) b."""
 MANY_TOKENS = 8
-"""Tokens a row from which it pays to gather each row's own matrices."""
+"""Tokens a row from which rows with one lobe each have products of their own, lobe by lobe."""
 STRETCHED_AT_ONCE = 64
 """Most tokens whose weights per layer are stretched over the ranks of all layers at once: quick while decoding, but of a long
 prompt it would take more memory than the layers' own activations."""
@@ -76,14 +76,14 @@ class Stack:
     wide:  a (in, R), b (R, out): all ranks side by side, `ranks` says whose each is.
     rows:  a (lobes, in, r), b (lobes, r, out): ranks padded to the largest, for batches in which each row has one lobe.
 
-    Args:
+    Attributes:
         pairs: a place for each lobe, None where it leaves the layer alone; one at least does not.
         layer: the layer's place among those adapted.
     """
 
     def __init__(self, pairs: Sequence[Pair | None], layer: int) -> None:
         self.layer = layer
-        self._pairs = pairs
+        self.pairs = pairs
         self._present = [pair for pair in pairs if pair is not None]
         self.ranks = tuple((lobe, len(pair[0])) for lobe, pair in enumerate(pairs) if pair is not None)
         a, b = self._present[0]
@@ -114,9 +114,9 @@ class Stack:
     @cached_property
     @torch.inference_mode(False)
     def rows(self) -> tuple[Tensor, Tensor]:
-        r, lobes, like = max(rank for _, rank in self.ranks), len(self._pairs), self._present[0][0]
+        r, lobes, like = max(rank for _, rank in self.ranks), len(self.pairs), self._present[0][0]
         a, b = like.new_zeros(lobes, self.n_in, r), like.new_zeros(lobes, r, self.n_out)
-        for i, pair in enumerate(self._pairs):
+        for i, pair in enumerate(self.pairs):
             if pair is not None:
                 rank = len(pair[0])
                 a[i, :, :rank] = pair[0].t()
@@ -187,7 +187,7 @@ class Call:
         self._scales: dict[Any, Tensor | None] = {}
         self._layer_scales: Sequence[Tensor] = ()
         self._columns: dict[tuple[tuple[int, int], ...], Tensor] = {}
-        self._row_lobe: Tensor | None = None
+        self._runs: list[tuple[int, int, int, float]] = []
         self.groups: Groups | None = None
         """For a quick call: its rows by their lobes, where that pays."""
         # weights that differ by row or token need to see the rows and tokens apart
@@ -198,7 +198,7 @@ class Call:
         self._is_one = False  # a quick call under one lobe with weight one
         if isinstance(how, Tensor):
             self.weights = how[:, 0] if how.ndim == 3 and self._rows_tokens[1] == 1 else how
-            self._look_for_rows(how)
+            self._runs = self._runs_of(how)
             self.is_quick = not how.requires_grad and (how.ndim == 1 or self._rows_tokens[1] == 1)
             self._is_one = self.is_quick and how.shape == (1,) and float(how) == 1
 
@@ -239,15 +239,15 @@ class Call:
         same_tokens = self._rows_tokens == tuple(rows_tokens) and self._logits_to_keep is logits_to_keep
         return same_tokens and self._plan is plan
 
-    def _look_for_rows(self, weights: Tensor) -> None:
-        """Where each row has one lobe, its r columns are enough, not all lobes' lobes * r. But then each row's matrices must be
-        gathered, and for a token or two that costs more than it saves."""
-        if weights.ndim != 2 or weights.shape[1] < 2 or weights.requires_grad:
-            return
-        if self._rows_tokens[1] >= MANY_TOKENS and bool(((weights != 0).sum(1) <= 1).all()):
-            self._row_lobe = weights.abs().argmax(1)
-            self._row_weight = weights.gather(1, self._row_lobe[:, None])[:, :, None]
-            self._row_is_place = torch.equal(self._row_lobe.cpu(), torch.arange(weights.shape[1]))
+    def _runs_of(self, weights: Tensor) -> list[tuple[int, int, int, float]]:
+        """(first row, end, lobe, weight) of neighbouring rows that have the same one lobe, or none; empty where a row has several,
+        or so few tokens that a product for each run would cost more than all lobes' ranks for every row do."""
+        few = weights.ndim != 2 or weights.shape[1] < 2 or self._rows_tokens[1] < MANY_TOKENS
+        if few or torch.is_grad_enabled() or bool(((weights != 0).sum(1) > 1).any()):
+            return []
+        own = list(zip(weights.abs().argmax(1).tolist(), weights.sum(1).tolist(), strict=True))
+        starts = [i for i, row in enumerate(own) if i == 0 or row != own[i - 1]]
+        return [(start, end, *own[start]) for start, end in zip(starts, [*starts[1:], len(own)], strict=True)]
 
     def add_delta(self, name: str, stack: Stack, x: Tensor, output: Tensor) -> Tensor:
         """The layer's output (..., out) with its delta of x (..., in): changed in place where that is possible."""
@@ -258,8 +258,8 @@ class Call:
                 )
             x, wide = (t.view(*self._rows_tokens, -1) for t in (x, output))
             return self.add_delta(name, stack, x, wide).view(output.shape)
-        if self._row_lobe is not None:
-            return self._add_by_row(stack, x, output)
+        if self._runs:
+            return self._add_by_run(stack, x, output)
         dtype = stack.dtype
         hidden = torch.mm(x.reshape(-1, stack.n_in).to(dtype), stack.a)
         scale = self._scale(name, stack, x)
@@ -270,12 +270,20 @@ class Call:
             return output
         return (output.to(dtype) + torch.mm(hidden, stack.b).view(output.shape)).to(output.dtype)
 
-    def _add_by_row(self, stack: Stack, x: Tensor, output: Tensor) -> Tensor:
-        a, b = stack.rows
-        if not self._row_is_place:
-            a, b = a[self._row_lobe], b[self._row_lobe]
-        hidden = torch.bmm(x.to(a.dtype), a) * self._row_weight
-        return torch.baddbmm(output.to(b.dtype), hidden, b).to(output.dtype)
+    def _add_by_run(self, stack: Stack, x: Tensor, output: Tensor) -> Tensor:
+        output = output.contiguous()
+        for start, end, lobe, weight in self._runs:
+            pair = stack.pairs[lobe]
+            if pair is None or not weight:
+                continue
+            a, b = pair
+            hidden = torch.mm(x[start:end].reshape(-1, stack.n_in).to(stack.dtype), a.t())
+            rows = output[start:end].view(-1, stack.n_out)
+            if rows.dtype is stack.dtype:
+                rows.addmm_(hidden, b.t(), alpha=weight)
+            else:
+                rows.copy_(torch.addmm(rows.to(stack.dtype), hidden, b.t(), alpha=weight))
+        return output
 
     def _scale(self, name: str, stack: Stack, x: Tensor) -> Tensor | None:
         """Weights stretched over the ranks, broadcastable to (batch, tokens, R), or in two dimensions to (batch * tokens, R); None

@@ -38,8 +38,13 @@ CHUNK = 256
 """Tokens of prompts that are read at once while others are being answered."""
 END = None
 HAND_OUT_SECONDS = 0.03
-"""Least time between two hand-outs to one reader. To wake a reader for every token took a fifteenth of the token's time; nobody
-reads more than thirty times a second. The first token is handed out at once."""
+"""Least time between two hand-outs to one reader: nobody reads more than thirty times a second. The first token is handed out at
+once."""
+HAND_OUTS_A_SECOND = 100
+"""Most hand-outs to all readers together, but for first tokens. Every one wakes a thread that takes the interpreter from the one
+that decodes: eight readers who were woken for every other token took a twentieth of its time."""
+GATHERING_SECONDS = 0.002
+"""So long is waited for more requests when there was none: prompts that come together, as of a comparison, are read together."""
 IDLE_SECONDS = 5.0
 """After so long without a request the thread ends; the next request starts another."""
 
@@ -77,12 +82,12 @@ class _Row:
     def over(self) -> bool:
         return self.ended or self.made >= self.limit or self.request.stop.is_set() or self.left.is_set()
 
-    def add(self, token: int, now: float) -> None:
-        """Take a token, and hand it out with those before it once that is due."""
+    def add(self, token: int, now: float, apart: float) -> None:
+        """Take a token, and hand it out with those before it if the last hand-out was `apart` seconds ago."""
         self.seen.append(token)
         self.made += 1
         self._ready.append(token)
-        if now - self._handed_out >= HAND_OUT_SECONDS:
+        if now - self._handed_out >= apart:
             self._handed_out = now
             self.out.put(self._ready)
             self._ready = []
@@ -169,6 +174,8 @@ class RunningBatch:
                 if not self._lock.wait(IDLE_SECONDS) and not self._waiting:
                     self._thread = None
                     return False
+            if not (self._rows or self._reading):
+                self._lock.wait_for(lambda: self._ending, GATHERING_SECONDS)
             if self._ending:
                 return False
             while not self._reading_is_full():
@@ -193,6 +200,7 @@ class RunningBatch:
             self._reading_cache = None
             return
         if self._reading_cache is None:
+            rows.sort(key=_lobes_of)  # those on one lobe next to each other: they can be multiplied together
             self._reading_cache, self._tokens_read = new_cache(self._bank.backbone.config), 0
         ids, mask = pad_left([row.request.ids for row in rows], self._bank.backbone.tokenizer.pad_token_id, device)
         first, length = self._tokens_read, ids.shape[1]
@@ -251,12 +259,12 @@ class RunningBatch:
     def _draw(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Give out the rows' next tokens."""
         drawn = draw([row.sampler for row in rows], logits, [row.seen for row in rows], [not row.over for row in rows])
-        now = time.monotonic()
+        now, apart = time.monotonic(), max(HAND_OUT_SECONDS, len(self._rows) / HAND_OUTS_A_SECOND)
         for row, token in zip(rows, drawn, strict=True):
             if token is None or token in self._bank.backbone.stop_ids:
                 row.ended = True
                 continue
-            row.add(token, now)
+            row.add(token, now, apart)
 
     def _fail(self, error: BaseException) -> None:
         for row in {*self._rows, *self._reading}:
@@ -278,8 +286,7 @@ class RunningBatch:
                 ours.values = torch.cat([_padded(ours.values, longest), _padded(new.values, longest)])
         self._rows = [*self._rows, *rows]
         self._lengths = [*self._lengths, *lengths]
-        # those on one lobe next to each other: then nothing need be gathered to run them together (`bank._Groups`)
-        self._keep(sorted(range(len(self._rows)), key=lambda i: tuple(self._rows[i].request.weights)))
+        self._keep(sorted(range(len(self._rows)), key=lambda i: _lobes_of(self._rows[i])))  # as in `_read`
 
     def _leave(self) -> None:
         """Take those out whose answers are over."""
@@ -310,6 +317,10 @@ def _mix_of(rows: Sequence[_Row]) -> Mix:
     """Each row's own weights; all rows under the same ones are cheaper to run."""
     weights = [row.request.weights for row in rows]
     return Mix.of(weights[0]) if all(weight == weights[0] for weight in weights) else Mix.rows(weights)
+
+
+def _lobes_of(row: _Row) -> tuple[str, ...]:
+    return tuple(row.request.weights)
 
 
 def _padded(states: Tensor, length: int) -> Tensor:
