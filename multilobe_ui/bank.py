@@ -238,9 +238,9 @@ class LobeBank:
             return kept
         call = Call(plan, mix.weights.to(self.backbone.device), rows_tokens, logits_to_keep)
         if call.is_quick and not torch.is_grad_enabled():
-            vars(mix)["last_call"] = call
             if self.backbone.device.type == "cpu":
                 call.groups = mix.groups
+            vars(mix)["last_call"] = call  # last: another thread may run with it from here on
         return call
 
     def _listen(self, module: nn.Module, name: str) -> None:

@@ -44,7 +44,7 @@ HAND_OUTS_A_SECOND = 100
 """Most hand-outs to all readers together, but for first tokens. Every one wakes a thread that takes the interpreter from the one
 that decodes: eight readers who were woken for every other token took a twentieth of its time."""
 GATHERING_SECONDS = 0.002
-"""So long is waited for more requests when there was none: prompts that come together, as of a comparison, are read together."""
+"""So long is waited for more requests when there was none: prompts that come together are read together."""
 IDLE_SECONDS = 5.0
 """After so long without a request the thread ends; the next request starts another."""
 
