@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # a room imports from its own floor and those below
     "errors config files assets archive progress",
-    "records complexity lean_base last_layer packed_linear",
+    "records complexity lean_base last_layer packed_linear delta mix",
     "dataset backbone adapter lean_lora lean_functions packed_attention kv_cache routers.base",
     "bank lobe embedding fits mixing xlora arrow tiers",
     "routers routers.* corrections serving scoring training generation xlora_training router_mlp experts",
