@@ -117,7 +117,7 @@ def chat(options: argparse.Namespace) -> None:
         return "".join(pieces).strip()
 
     if prompt:
-        answer([{"role": "user", "content": " ".join(prompt)}])
+        answer([{"role": "user", "content": _words(" ".join(prompt))}])
         return
     messages: list[dict[str, str]] = []
     while (line := _read_line("you> ")) is not None:
@@ -128,8 +128,9 @@ def chat(options: argparse.Namespace) -> None:
 
 def route(options: argparse.Namespace) -> None:
     """Say which lobe would answer each prompt (from the arguments, else a line each from standard input)."""
+    prompts = [_words(prompt) for prompt in options.prompt]
     model, mixing = _model(options), _mixing(options)
-    for prompt in options.prompt or (line.rstrip("\n") for line in sys.stdin):
+    for prompt in prompts or (line.rstrip("\n") for line in sys.stdin):
         decision = model.route(prompt, mixing=mixing)
         if options.json:
             print(json.dumps({"prompt": prompt, **decision.to_json()}, ensure_ascii=False))
@@ -532,6 +533,8 @@ def _followed(run: Generator[Any, None, Any], quiet: bool, shown: Callable[[Any]
                     ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
                 )
     except StopIteration as end:
+        if bar is not None and bar.n == bar.total - 1:
+            bar.update()  # some work tells of a step when it begins
         return end.value
     finally:
         if bar is not None:
@@ -579,6 +582,12 @@ def _who(decision: RoutingDecision) -> str:
     if len(decision.weights) > 1:
         return " + ".join(f"{name} {weight:.0%}" for name, weight in decision.weights.items())
     return decision.chosen or "base"
+
+
+def _words(prompt: str) -> str:
+    if not prompt.strip():
+        raise ConfigError("The prompt is empty: write a question with at least one character.")
+    return prompt
 
 
 def _say(options: argparse.Namespace, data: Any, text: str) -> None:

@@ -18,8 +18,9 @@ LONGEST_TEXT = 4000
 """Characters of a text that are read; the encoder itself reads its first 256 tokens."""
 
 Words = tuple[np.ndarray[Any, Any], Vector]
-"""(ids (t,), vectors (t, d)) of a text's tokens."""
-WORDS_KEPT = 32
+"""(ids (t,), vectors (t, d)) of a text's tokens, rounded to half precision."""
+WORDS_KEPT = 128 * 2**20
+"""Bytes of words that are remembered: those of the rows that a hybrid router is fitted on, which else were read again each time."""
 
 
 class Embedder:
@@ -37,6 +38,7 @@ class Embedder:
         self._remember = remember
         self._known: OrderedDict[str, Vector] = OrderedDict()
         self._words: OrderedDict[str, Words] = OrderedDict()
+        self._words_bytes = 0
         self._model: Any = None
         self._lock = threading.Lock()
 
@@ -66,7 +68,7 @@ class Embedder:
         with self._lock:
             for text in texts:
                 self._known.pop(text[:LONGEST_TEXT], None)
-                self._words.pop(text[:LONGEST_TEXT], None)
+                self._forget_words(text[:LONGEST_TEXT])
 
     def words(self, texts: Sequence[str]) -> list[Words]:
         """(ids (t,), vectors (t, d)) of each text's tokens in context, without those that open and close a text.
@@ -78,12 +80,14 @@ class Embedder:
         with self._lock:
             found = {text: self._words[text] for text in texts if text in self._words}
             new = [text for text in dict.fromkeys(texts) if text not in found]
+            for text in found:
+                self._words.move_to_end(text)
             if new:
                 found |= self._read(new)
         return [found[text] for text in texts]
 
     def _read(self, texts: Sequence[str]) -> dict[str, Words]:
-        """The words of texts, whose own vectors come with them; those of the last few texts are remembered."""
+        """The words of texts, whose own vectors come with them."""
         read = self.model.encode(list(texts), output_value=None, show_progress_bar=False, batch_size=32)
         tokenizer = getattr(self.model, "tokenizer", None)
         opens_or_closes = set(getattr(tokenizer, "all_special_ids", ())) - {getattr(tokenizer, "unk_token_id", None)}
@@ -96,11 +100,18 @@ class Embedder:
                 continue
             ids, real = parts["input_ids"].cpu().numpy(), parts["attention_mask"].cpu().numpy()
             own = [i for i, token in enumerate(ids.tolist()) if real[i] and token not in opens_or_closes]
-            found[text] = ids[own], parts["token_embeddings"].float().cpu().numpy()[own]
-        self._words.update(list(found.items())[-WORDS_KEPT:])
-        while len(self._words) > WORDS_KEPT:
-            self._words.popitem(last=False)
+            found[text] = ids[own], parts["token_embeddings"].half().cpu().numpy()[own]
+        for text, words in found.items():
+            self._forget_words(text)
+            self._words[text] = words
+            self._words_bytes += _size(words)
+        while self._words_bytes > WORDS_KEPT:
+            self._forget_words(next(iter(self._words)))
         return found
+
+    def _forget_words(self, text: str) -> None:
+        if text in self._words:
+            self._words_bytes -= _size(self._words.pop(text))
 
     @property
     def model(self) -> Any:
@@ -118,6 +129,11 @@ class Embedder:
                 )
                 raise BackboneError(f"The embedding model {self.name!r} cannot be loaded ({way_out}).") from error
         return self._model
+
+
+def _size(words: Words) -> int:
+    """Bytes, with about what the text and the arrays themselves take."""
+    return words[0].nbytes + words[1].nbytes + 512
 
 
 def prototypes_of(vectors: Vector, count: int = 8, seed: int = 0) -> Vector:

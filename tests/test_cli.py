@@ -172,6 +172,8 @@ def test_merge(run: Callable, files: dict[str, Path], tmp_path: Path) -> None:
         (("train", "", "{bad}", "--skip-bad", *SETTINGS), "no name"),
         (("train", "x", "{bad}", "--epochs", "0"), "epochs is 0"),
         (("train", "x", "{bad}", "--map", "prompt"), "must be ROLE=COLUMN"),
+        (("chat", ""), "prompt is empty"),
+        (("route", "cat", " "), "prompt is empty"),
         (("chat", "hello", "--lobe", "Nobody"), "Nobody"),
         (("chat", "hello", "--home", "{bad}/home"), "cannot be made"),
         (("eval", "report", "--quiet"), "no"),

@@ -135,16 +135,24 @@ class EmbeddingRouter(Router):
 
     def held_out(self) -> tuple[Vector, np.ndarray[Any, Any]]:
         """(scores (n, lobes), owner (n,)) of the rows that calibrate, evenly from every lobe."""
-        parts, owner = [], []
+        parts: list[Vector] = []
+        owner: list[int] = []
+        leave_out: list[bool] = []
         most = max(1, CALIBRATION_ROWS // max(1, len(self.names)))
         for i, name in enumerate(self.names):
             rows = self.context.rows[name]
-            own = rows.validation if len(rows.validation) >= 5 else rows.train
-            own = own[:: -(-len(own) // most) or 1]
-            if len(own):
-                parts.append(self.scores(own, leave_out_self=len(rows.validation) < 5))
-                owner += [i] * len(own)
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.names)), np.float32), np.array(owner)
+            held_out = len(rows.validation) >= 5
+            own = rows.validation if held_out else rows.train
+            if not len(own):
+                continue
+            parts.append(own[:: -(-len(own) // most)])
+            owner += [i] * len(parts[-1])
+            leave_out += [not held_out] * len(parts[-1])
+        scores = np.zeros((len(owner), len(self.names)), np.float32)
+        for alone in {*leave_out}:  # one product for all lobes, not one for each
+            these = np.array(leave_out) == alone
+            scores[these] = self.scores(np.concatenate(parts)[these], leave_out_self=alone)
+        return scores, np.array(owner)
 
     def state(self) -> dict[str, Any]:
         return {"lobes": self.names, "margin": self.margin, "floor": self.floor, "temperature": self.temperature}

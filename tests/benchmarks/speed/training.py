@@ -53,17 +53,26 @@ def trained(
     config = TrainingConfig(epochs=epochs, learning_rate=rate, prompt_weight=0.0)
     steps = -(-rows // config.batch_size) * epochs
     work = f"training, {rows} rows × {epochs}" if epochs > 1 else f"training, {rows} rows once"
-    folders = {name: world.scratch / f"trained-{name}" for name in ("ours", "trainer")}
+    adapters: dict[str, list[Path]] = {"ours": [], "trainer": []}
     curve: list[float] = []  # of our last run
 
+    def place(name: str) -> tuple[Path, TrainingConfig]:
+        """Where the next adapter goes, and the settings with the next seed: the draw of order and dropout moves the loss at the
+        end by a tenth of a nat, so one seed compares nothing."""
+        seed = len(adapters[name])
+        folder = world.scratch / "trained" / f"{base.replace(' ', '-')}-{rows}-{name}-{seed}"
+        shutil.rmtree(folder, ignore_errors=True)
+        adapters[name].append(folder)
+        return folder, replace(config, seed=seed)
+
     def ours() -> None:
-        shutil.rmtree(folders["ours"], ignore_errors=True)
-        records = train_lobe(backbone, examples, [], config, folders["ours"])
+        folder, settings = place("ours")
+        records = train_lobe(backbone, examples, [], settings, folder)
         curve[:] = [record.loss for record in records if record.loss is not None]
 
     def trainer() -> None:
-        shutil.rmtree(folders["trainer"], ignore_errors=True)
-        train_with_trainer(world.plain(base), examples, config, folders["trainer"])
+        folder, settings = place("trainer")
+        train_with_trainer(world.plain(base), examples, settings, folder)
 
     runs: dict[str, Callable[[], float | None]] = {"ours": ours, "trainer": trainer}
     peer = settings.peer
@@ -76,8 +85,9 @@ def trained(
     if peer is not None and not whole_peer and base == BUILTIN:
         runs["peer"] = peer_steps
     times = race(settings.rounds, runs)
-    reached = [loss_with(backbone, folder, examples, config) for folder in folders.values()]
-    note = f"{steps} steps on {base}; mean loss on the rows at the end {reached[0]:.3f}, Trainer {reached[1]:.3f} nats."
+    reached = [[loss_with(backbone, folder, examples, config) for folder in made] for made in adapters.values()]
+    ends = [f"{sum(losses) / len(losses):.3f} ({min(losses):.3f}–{max(losses):.3f})" for losses in reached]
+    note = f"{steps} steps on {base}, {len(reached[0])} seeds; loss on the rows at the end {ends[0]}, Trainer {ends[1]} nats."
     goals = (1.6, 14) if base == BUILTIN else (None, None)
     yield Result(work, base, "transformers.Trainer + PEFT", times["ours"], times["trainer"], "s", goals[0], note=note)
     if peer is None:
