@@ -57,6 +57,9 @@ def build_page(studio: Studio) -> gr.Blocks:
         for tab in (chat, lab):
             tab.follow(pulse.lobes.change)
             tab.follow(page.load)
+    for function in page.fns.values():
+        if function.show_progress == "hidden" and not function.show_progress_on:
+            function.show_progress_on = [pulse.timer]
     return page
 
 
@@ -87,13 +90,13 @@ class Pulse:
 
     def build(self) -> None:
         key, strip = self._look()
+        self.timer = gr.Timer(PROBE_SECONDS)
         with gr.Row(elem_classes="ml-head"):
             gr.HTML(self._brand())
             self.strip = gr.HTML(strip, elem_id="status")
         self.key = gr.State(key)
         self.lobes = gr.Textbox(self._lobes(), visible="hidden", label="Lobes", elem_id="lobes-now")
-        timer = gr.Timer(PROBE_SECONDS)
-        timer.tick(
+        self.timer.tick(
             self.probe, [self.key, self.lobes], [self.strip, self.key, self.lobes], queue=False, show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
