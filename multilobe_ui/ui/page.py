@@ -57,10 +57,19 @@ def build_page(studio: Studio) -> gr.Blocks:
         for tab in (chat, lab):
             tab.follow(pulse.lobes.change)
             tab.follow(page.load)
+    _spare_loading_states(page, pulse.timer)
+    return page
+
+
+def _spare_loading_states(page: gr.Blocks, carrier: gr.Timer) -> None:
+    """Let `carrier`, the page's first component, have the loading state of all events that show none.
+
+    Every event writes into all outputs that any event has had so far, twice, whether they are loading, and Gradio 6.31 looks
+    each of them up by walking the tree of all components: on this page an answer took twice as long to arrive.
+    """
     for function in page.fns.values():
         if function.show_progress == "hidden" and not function.show_progress_on:
-            function.show_progress_on = [pulse.timer]
-    return page
+            function.show_progress_on = [carrier]
 
 
 def launch_options(studio: Studio) -> dict[str, Any]:

@@ -57,6 +57,16 @@ def test_the_page_builds_and_its_handlers_are_private():
         assert f'"/{private}"' not in named
 
 
+def test_events_that_show_no_progress_leave_their_outputs_alone():
+    config = build_page(FakeStudio(6)).config
+    first = config["layout"]["children"][0]["id"]
+    shown = {d["show_progress"]: set() for d in config["dependencies"]}
+    for d in config["dependencies"]:
+        shown[d["show_progress"]].add(tuple(d["show_progress_on"] or ()))
+    assert shown["hidden"] == {(first,)}
+    assert all(first not in where for kind, found in shown.items() if kind != "hidden" for where in found)
+
+
 def test_what_was_cancelled_ends_with_a_list_of_data():
     """Gradio's page looks into it: without one it takes the end for a failure, and covers the conversation."""
     build_page(FakeStudio(1))
