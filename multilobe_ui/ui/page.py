@@ -57,7 +57,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         for tab in (chat, lab):
             tab.follow(pulse.lobes.change)
             tab.follow(page.load)
-    _spare_loading_states(page, pulse.timer)
+        _spare_loading_states(page, pulse.timer)
     return page
 
 
