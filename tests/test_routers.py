@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import routing_report
@@ -611,6 +612,17 @@ def test_temperature_recovers_the_one_that_made_the_labels() -> None:
     scores = rng.normal(size=(4000, 5)).astype(np.float32) * 0.2
     owner = np.array([rng.choice(5, p=row / row.sum()) for row in softmax(scores / 0.1).astype(np.float64)])
     assert fit_temperature(scores, owner) == pytest.approx(0.1, rel=0.15)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.1, 0.5, 3.0])
+def test_no_temperature_of_the_grid_is_likelier(spread: float) -> None:
+    rng = np.random.default_rng(4)
+    owner = rng.integers(7, size=300)
+    scores = (rng.normal(size=(300, 7)) * spread + 0.3 * np.eye(7)[owner]).astype(np.float32)
+    grid = np.geomspace(0.02, 1.0, 60)
+    losses = [-log_softmax(scores.astype(np.float64) / t, axis=1)[np.arange(300), owner].mean() for t in grid]
+    found = fit_temperature(scores, owner)
+    assert found in grid and losses[grid.tolist().index(found)] == pytest.approx(min(losses), abs=1e-6)
 
 
 def test_calibration_error_against_a_plain_computation() -> None:

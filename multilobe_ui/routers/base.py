@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -361,10 +362,16 @@ def fit_temperature(scores: Vector, owner: np.ndarray[Any, Any], lowest: float =
 
     On rows that are told apart without a mistake the likeliest is zero; `lowest` keeps such a router from being sure of all.
     """
-    grid = np.geomspace(lowest, 1.0, 60)
-    places = np.arange(len(owner))
-    losses = [-np.log(softmax(scores / t)[places, owner] + 1e-12).mean() for t in grid]
-    return float(grid[int(np.argmin(losses))])
+    grid: list[float] = np.geomspace(lowest, 1.0, 60).tolist()
+    behind = scores - scores[np.arange(len(owner)), owner, None]
+    furthest = behind.max(1)
+
+    def loss(t: float) -> float:
+        powers = np.exp((behind - furthest[:, None]) / t)
+        return float((furthest / t + np.log(powers.sum(1))).mean())
+
+    # it is convex in 1 / T, so one can see on which side of a point the least one lies
+    return grid[bisect_left(range(len(grid) - 1), True, key=lambda i: loss(grid[i]) <= loss(grid[i + 1]))]
 
 
 def calibration_error(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, Any], bins: int = 15) -> float:

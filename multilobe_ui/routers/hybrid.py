@@ -356,6 +356,8 @@ class _Kernel:
     prompts, which are a class of their own: (n, lobes + 1), that class last, zeros where there are none."""
 
     def __init__(self, context: RoutingContext, names: Sequence[str], without: set[str] | None = None) -> None:
+        from scipy.linalg import solve  # not imported by the page
+
         rows, owner = [], []
         most = max(4, KERNEL_ROWS // max(1, len(names)))
         for i, name in enumerate(names):
@@ -373,7 +375,8 @@ class _Kernel:
         self._rows = np.concatenate(rows)
         labels = np.eye(len(names) + 1, dtype=np.float32)[owner]
         gram = np.exp(WIDTH * (self._rows @ self._rows.T - 1))
-        self._weights = np.linalg.solve(gram + RIDGE * np.eye(len(gram), dtype=np.float32), labels)
+        gram[np.diag_indices_from(gram)] += RIDGE
+        self._weights = solve(gram, labels, assume_a="pos", overwrite_a=True, overwrite_b=True, check_finite=False)
 
     def __call__(self, vectors: Vector) -> Vector:
         return np.asarray(np.exp(WIDTH * (vectors @ self._rows.T - 1)) @ self._weights, np.float32)
