@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from sklearn.kernel_ridge import KernelRidge
 
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import routing_report
@@ -22,6 +23,7 @@ from multilobe_ui.progress import Progress
 from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
 from multilobe_ui.routers.base import Mixing, Router, calibration_error, fit_temperature, manual_decision, softmax
 from multilobe_ui.routers.gate import GateRouter
+from multilobe_ui.routers.hybrid import HybridRouter
 from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
 
 DIMENSIONS = 24
@@ -199,6 +201,16 @@ class TestEmbedding:
 
 
 class TestHybrid:
+    def test_the_kernel_gate_is_ridge_regression(self) -> None:
+        """On unit vectors exp(-2 (1 - cosine)) is the RBF kernel with gamma 1."""
+        router = ROUTERS["hybrid"](context(5), None)
+        assert isinstance(router, HybridRouter)
+        rows = [router.context.rows[name].train for name in router.context.lobes] + [router.context.generic()]
+        labels = np.repeat(np.eye(6), [len(part) for part in rows], axis=0)
+        reference = KernelRidge(alpha=0.3, kernel="rbf", gamma=1.0).fit(np.concatenate(rows).astype(np.float64), labels)
+        asked = embed(["lobe0 100", "lobe4 7", "strange99 5"])
+        np.testing.assert_allclose(router.kernel(asked), reference.predict(asked), atol=1e-4)
+
     def test_what_is_clear_never_reaches_the_language_model(self) -> None:
         asked: list[str] = []
 
