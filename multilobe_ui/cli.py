@@ -117,7 +117,7 @@ def chat(options: argparse.Namespace) -> None:
         return "".join(pieces).strip()
 
     if prompt:
-        answer([{"role": "user", "content": _words(" ".join(prompt))}])
+        answer([{"role": "user", "content": _not_empty(" ".join(prompt))}])
         return
     messages: list[dict[str, str]] = []
     while (line := _read_line("you> ")) is not None:
@@ -128,7 +128,7 @@ def chat(options: argparse.Namespace) -> None:
 
 def route(options: argparse.Namespace) -> None:
     """Say which lobe would answer each prompt (from the arguments, else a line each from standard input)."""
-    prompts = [_words(prompt) for prompt in options.prompt]
+    prompts = [_not_empty(prompt) for prompt in options.prompt]
     model, mixing = _model(options), _mixing(options)
     for prompt in prompts or (line.rstrip("\n") for line in sys.stdin):
         decision = model.route(prompt, mixing=mixing)
@@ -584,7 +584,7 @@ def _who(decision: RoutingDecision) -> str:
     return decision.chosen or "base"
 
 
-def _words(prompt: str) -> str:
+def _not_empty(prompt: str) -> str:
     if not prompt.strip():
         raise ConfigError("The prompt is empty: write a question with at least one character.")
     return prompt

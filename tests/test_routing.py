@@ -11,6 +11,7 @@ from test_model import TOPICS, WordEmbedder, rows
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.backbone import Backbone
+from multilobe_ui.bank import LobeBank
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.prompt_map import prompt_map
 from multilobe_ui.routers import ROUTERS
@@ -202,6 +203,17 @@ def test_mean_hidden_states_are_those_of_the_plain_base(make: Callable) -> None:
         for _ in range(2):
             np.testing.assert_allclose(hidden([text])[0], (mean / mean.norm()).numpy(), atol=1e-5)
     assert not hidden([""]).any()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "opt", "gpt_neox", "gemma2"])
+def test_prompts_that_are_read_together_are_read_as_alone(base_folder: Callable[..., Path], architecture: str) -> None:
+    bank = LobeBank(Backbone.from_pretrained(base_folder(architecture), device="cpu"))
+    texts = ["one", "cat dog bird fish cow hen " * 5, "", "red green", "one two three"]
+    together, alone = (MeanHidden(bank, PromptScores(bank, 5)) for _ in range(2))
+    np.testing.assert_allclose(together(texts), np.concatenate([alone([text]) for text in texts]), atol=1e-5)
+    noted = PromptScores(bank, 5)
+    MeanHidden(bank, noted)(texts)
+    np.testing.assert_allclose(noted(texts, []), prompt_nll(bank, texts, [], 5), atol=1e-5)
 
 
 def test_reading_a_prompt_with_the_base_gives_its_score_as_well(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
