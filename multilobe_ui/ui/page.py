@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TITLE = "MultiLobe"
 PROBE_SECONDS = 1.5
 MOST_WAITING = 64
+QUEUE_SECONDS = 0.02
+"""Until an event that has to queue is seen, at most."""
 _BUSY = ("running", "stopping")
 _VERBS = {"lobe": "Training", "router": "Fitting", "lab": "Measuring"}
 
@@ -39,6 +41,8 @@ def build_page(studio: Studio) -> gr.Blocks:
     mend_cancelling()
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         page.queue(max_size=MOST_WAITING)  # first: it makes an app that describes every component there is
+        # Gradio looks a thousand times a second whether somebody waits: a tenth of a core while nobody is there
+        page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = QUEUE_SECONDS, 5 * QUEUE_SECONDS
         pulse = Pulse(studio)
         pulse.build()
         chat, lab = ChatTab(studio), LabTab(studio)
