@@ -7,7 +7,6 @@ format; the peer has a format of its own.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,18 +60,17 @@ def trained(
         end by a tenth of a nat, so one seed compares nothing."""
         seed = len(adapters[name])
         folder = world.scratch / "trained" / f"{base.replace(' ', '-')}-{rows}-{name}-{seed}"
-        shutil.rmtree(folder, ignore_errors=True)
         adapters[name].append(folder)
         return folder, replace(config, seed=seed)
 
     def ours() -> None:
-        folder, settings = place("ours")
-        records = train_lobe(backbone, examples, [], settings, folder)
+        folder, seeded = place("ours")
+        records = train_lobe(backbone, examples, [], seeded, folder)
         curve[:] = [record.loss for record in records if record.loss is not None]
 
     def trainer() -> None:
-        folder, settings = place("trainer")
-        train_with_trainer(world.plain(base), examples, settings, folder)
+        folder, seeded = place("trainer")
+        train_with_trainer(world.plain(base), examples, seeded, folder)
 
     runs: dict[str, Callable[[], float | None]] = {"ours": ours, "trainer": trainer}
     peer = settings.peer
