@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from .bank import LobeBank
 from .delta import Matrices
@@ -178,9 +179,9 @@ class MeanHidden:
 
     def _prompt(self, text: str) -> _Prompt:
         opening, words = self._bank.backbone.encode_prompt(text)
-        before, scored = _opening_and_words(self._bank, text)
-        places = range(len(before) - 1, len(before) - 1 + min(len(scored), self._scores.max_tokens))
-        return _Prompt(text, (opening + words)[: self._bank.backbone.context_length], len(opening), places)
+        ids = (opening + words)[: self._bank.backbone.context_length]
+        start = max(len(opening), 1) - 1  # as `_opening_and_words` has it
+        return _Prompt(text, ids, len(opening), range(start, min(start + self._scores.max_tokens, len(ids) - 1)))
 
     def forget(self, texts: Sequence[str]) -> None:
         """Read these anew when they come next."""
@@ -193,13 +194,13 @@ class MeanHidden:
         """(texts, hidden). Padding stands on the right, where no token of a text sees it."""
         backbone = self._bank.backbone
         result = np.zeros((len(batch), backbone.hidden_size), np.float32)
-        longest = max(len(prompt.ids) for prompt in batch)
+        if not any(prompt.ids for prompt in batch):
+            return result
         scored = [prompt.scored for prompt in batch if prompt.scored]
         first, end = min((p.start for p in scored), default=0), max((p.stop for p in scored), default=1)
-        if not longest:
-            return result
-        padded = [prompt.ids + [backbone.tokenizer.pad_token_id] * (longest - len(prompt.ids)) for prompt in batch]
-        ids, keep = torch.tensor(padded, device=backbone.device), torch.arange(first, end, device=backbone.device)
+        rows = [torch.tensor(prompt.ids, dtype=torch.long) for prompt in batch]
+        ids = pad_sequence(rows, batch_first=True, padding_value=backbone.tokenizer.pad_token_id).to(backbone.device)
+        keep = torch.arange(first, end, device=backbone.device)
         output = self._bank.run(None, input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
         left_out = first if output.logits.shape[1] == len(keep) else 0  # an architecture may give them all
         for i, prompt in enumerate(batch):
