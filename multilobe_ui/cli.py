@@ -415,7 +415,7 @@ def _add_settings(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
 
 def _add_mixing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--mixing", default="top_1", help="how many lobes answer: top_1, top_k or soft (default: top_1)"
+        "--mixing", default="auto", help="how many lobes answer: auto, top_1, top_k or soft (default: auto)"
     )
     parser.add_argument("--k", type=int, default=2, help="lobes of top_k (default: 2)")
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import SamplingConfig, check
 from .errors import ConfigError
-from .routers.base import TOP_1, Mixing, RoutingDecision
+from .routers.base import AUTO, Mixing, RoutingDecision
 
 if TYPE_CHECKING:
     from .backbone import Messages
@@ -53,7 +53,7 @@ class Column:
 
     choice: str = AUTOMATIC
     router: str | None = None
-    mixing: Mixing = TOP_1
+    mixing: Mixing = AUTO
     weights: Mapping[str, float] = field(default_factory=dict)
 
 

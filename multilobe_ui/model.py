@@ -30,7 +30,7 @@ from .lobe import Card, Lobe, LobeStore, RowsOfLobes, now, write_routing_rows
 from .progress import Progress, finish
 from .residency import Residency
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
-from .routers.base import TOP_1, FitOutcome, Mixing, Vector, manual_decision
+from .routers.base import AUTO, FitOutcome, Mixing, Vector, manual_decision
 from .routing import Routing
 from .scoring import MeanHidden, PromptScores
 from .serving import RunningBatch
@@ -331,7 +331,7 @@ class MultiLobeModel:
 
     # ---- routing ----------------------------------------------------------------------------------------------------------
 
-    def route(self, prompt: str, router: str | None = None, mixing: Mixing = TOP_1) -> RoutingDecision:
+    def route(self, prompt: str, router: str | None = None, mixing: Mixing = AUTO) -> RoutingDecision:
         """Decide which lobes should answer a prompt, by the router of that name. Lobes whose weights turn out to be damaged when
         they are first read are left out, and the others decided among."""
         while True:
@@ -351,7 +351,7 @@ class MultiLobeModel:
         weights: Mapping[str, float] | None = None,
         *,
         router: str | None = None,
-        mixing: Mixing = TOP_1,
+        mixing: Mixing = AUTO,
     ) -> RoutingDecision:
         """The decision for a conversation: by hand (`lobe`, or `weights` by name; {} is the base), else by the router.
 
@@ -442,7 +442,7 @@ class MultiLobeModel:
         *,
         weights: Mapping[str, float] | None = None,
         router: str | None = None,
-        mixing: Mixing = TOP_1,
+        mixing: Mixing = AUTO,
         **sampling: Any,
     ) -> str | tuple[str, dict[str, Any]]:
         """Answer a prompt or a conversation.
@@ -488,7 +488,7 @@ class MultiLobeModel:
         *,
         weights: Mapping[str, float] | None = None,
         router: str | None = None,
-        mixing: Mixing = TOP_1,
+        mixing: Mixing = AUTO,
         stop: threading.Event | None = None,
         **sampling: Any,
     ) -> Iterator[str]:
@@ -507,7 +507,7 @@ class MultiLobeModel:
         decision: RoutingDecision,
         sampling: SamplingConfig,
         *,
-        mixing: Mixing = TOP_1,
+        mixing: Mixing = AUTO,
         stop: threading.Event | None = None,
         watch: Callable[[Tensor], None] | None = None,
         ids: Sequence[int] | None = None,

@@ -15,7 +15,7 @@ from .fits import Fit, Key, read_fit, write_fit
 from .lobe import now
 from .progress import Progress, finish
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision
-from .routers.base import TOP_1, FitOutcome, Mixing
+from .routers.base import AUTO, FitOutcome, Mixing
 
 ASIDE = "uncorrected"
 
@@ -62,7 +62,7 @@ class Routing:
                 self._routers[name] = self._made(name)
             return self._routers[name]
 
-    def route(self, prompt: str, router: str | None = None, mixing: Mixing = TOP_1) -> RoutingDecision:
+    def route(self, prompt: str, router: str | None = None, mixing: Mixing = AUTO) -> RoutingDecision:
         return self.named(router).route(prompt, mixing)
 
     def fit_of(self, name: str) -> Fit | None:

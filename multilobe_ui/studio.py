@@ -37,7 +37,7 @@ from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lab import Lab
 from .ledger import Ledger
 from .lobe import Lobe, LobeStore
-from .routers.base import TOP_1, Mixing, Router, RoutingDecision
+from .routers.base import AUTO, Mixing, Router, RoutingDecision
 from .routing import without_lobes
 from .views import ChatEvent, JobView, LobeView, MemoryView, PromptMap, RouterView, StudioStatus
 
@@ -220,7 +220,7 @@ class Studio:
         stop: threading.Event | None = None,
         *,
         router: str | None = None,
-        mixing: Mixing = TOP_1,
+        mixing: Mixing = AUTO,
         weights: Mapping[str, float] | None = None,
     ) -> Iterator[ChatEvent]:
         """Answer the last message: first an event with the decision, then the growing text, last one that is done.
@@ -426,7 +426,7 @@ class Studio:
 
     def route(self, prompt: str, router: str | None = None, mixing: Mixing | None = None) -> RoutingDecision:
         """Decide without answering."""
-        return self._ready().route(prompt, router, mixing or TOP_1)
+        return self._ready().route(prompt, router, mixing or AUTO)
 
     def compare_routers(self, prompt: str) -> list[RoutingDecision]:
         """What every router that can be used decides, the default first."""

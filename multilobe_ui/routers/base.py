@@ -24,18 +24,21 @@ from ..progress import Progress
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 NEGLIGIBLE = 0.01
 """Weight below which "soft" leaves a lobe out: the bank's time grows with the lobes that it runs."""
-MODES = ("top_1", "top_k", "soft")
+MODES = ("auto", "top_1", "top_k", "soft")
+STANDS_OUT = 0.35
+"""Share of the best lobe's weight that another needs for "auto" to let it answer too."""
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """How many lobes answer: "top_1" the best, "top_k" the `k` best, "soft" all that are not negligible.
+    """How many lobes answer: "auto" the best and those that stand out beside it, "top_1" the best, "top_k" the `k` best, "soft"
+    all that are not negligible. A router that weighs tokens mixes softly under "auto".
 
     Raises:
         RoutingError: no such mode, or fewer than one lobe.
     """
 
-    mode: str = "top_1"
+    mode: str = "auto"
     k: int = 2
 
     def __post_init__(self) -> None:
@@ -44,18 +47,20 @@ class Mixing:
         if self.k < 1:
             raise RoutingError(f"k is {self.k}; at least 1 lobe must answer.")
 
-    def weights(self, probabilities: Mapping[str, float]) -> dict[str, float]:
-        """The best lobes' probabilities, as many as the mode says, made to sum to 1; heaviest first."""
-        ranked = sorted(probabilities, key=lambda name: -probabilities[name])
-        if self.mode == "soft":
-            chosen = [name for name in ranked if probabilities[name] >= NEGLIGIBLE] or ranked[:1]
+    def weights(self, shares: Mapping[str, float]) -> dict[str, float]:
+        """The shares of the lobes that answer, made to sum to 1; heaviest first."""
+        ranked = sorted((name for name in shares if shares[name] > 0), key=lambda name: -shares[name])
+        if self.mode == "auto":
+            chosen = [name for name in ranked if shares[name] >= STANDS_OUT * shares[ranked[0]]]
+        elif self.mode == "soft":
+            chosen = [name for name in ranked if shares[name] >= NEGLIGIBLE] or ranked[:1]
         else:
-            chosen = [name for name in ranked[: self.k if self.mode == "top_k" else 1] if probabilities[name] > 0]
-        total = sum(probabilities[name] for name in chosen)
-        return {name: probabilities[name] / total for name in chosen} if total > 0 else {}
+            chosen = ranked[: self.k if self.mode == "top_k" else 1]
+        total = sum(shares[name] for name in chosen)
+        return {name: shares[name] / total for name in chosen}
 
 
-TOP_1 = Mixing()
+AUTO, TOP_1 = Mixing(), Mixing("top_1")
 
 
 @dataclass(frozen=True)
@@ -279,7 +284,7 @@ class Router(ABC):
     def refit(self, earlier: Mapping[str, Any]) -> None:
         """Adjust to lobes that came or went without running the language model; `earlier` is the last router's state."""
 
-    def route(self, prompt: str, mixing: Mixing = TOP_1) -> RoutingDecision:
+    def route(self, prompt: str, mixing: Mixing = AUTO) -> RoutingDecision:
         """Decide, with what every router shares: no lobes, an empty prompt, the mixing mode, and the time it took."""
         start = time.perf_counter()
         if not self.context.lobes and not self.context.experts:

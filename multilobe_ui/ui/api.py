@@ -101,7 +101,7 @@ class Endpoints:
         temperature: float = 0.7,
         seed: int | None = None,
         router: str = "hybrid",
-        mixing: str = "top_1",
+        mixing: str = "auto",
         k: int = 2,
         weights: dict[str, float] | None = None,
     ) -> Iterator[dict[str, Any]]:
@@ -134,10 +134,10 @@ class Endpoints:
             stop.set()  # the client has gone, or all is said: nothing may go on computing
 
     @friendly(markup=False)
-    def route(self, prompt: str, router: str = "hybrid", mixing: str = "top_1", k: int = 2) -> dict[str, Any]:
+    def route(self, prompt: str, router: str = "hybrid", mixing: str = "auto", k: int = 2) -> dict[str, Any]:
         """Which lobes would answer a prompt, and why: scores, probabilities, weights, chosen, confidence, reason, evidence.
 
-        router: a name that /routers gives. mixing: "top_1", "top_k" (the k best) or "soft" (all that are not negligible).
+        router: a name that /routers gives. mixing: "auto" (the best and those that stand out), "top_1", "top_k" (the k best) or "soft" (all that are not negligible).
         """
         words = guard.a_text(prompt, "The prompt", LONGEST_PROMPT, may_be_empty=True)
         return self.studio.route(words, guard.a_text(router, "router", 60), _mixing(mixing, k)).to_json()
