@@ -14,7 +14,7 @@ import pytest
 from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BusyError
-from multilobe_ui.routers.base import RoutingDecision, base_decision
+from multilobe_ui.routers.base import MODES, RoutingDecision, base_decision
 from multilobe_ui.ui import routing_row, token_view
 from multilobe_ui.ui.evidence import evidence_sections, highlighted
 from multilobe_ui.ui.figures import probabilities, score_bars, share_bar
@@ -224,15 +224,27 @@ def row():
 
 def test_the_fold_says_the_settings_and_what_stands_in_the_way(row):
     views = row.studio.routers()
-    assert fold_label(views) == "Routing: Hybrid, one lobe"
+    assert fold_label(views) == "Routing: Hybrid, automatic"
+    assert fold_label(views, "hybrid", "top_1") == "Routing: Hybrid, one lobe"
     assert fold_label(views, "gate", "top_k", 3) == "Routing: Gate, best 3"
     assert ("Gate (needs a fit)", "gate") in router_choices(views)
-    fold, mode, k, about = row.picked("arrow", "top_1", 2)
-    assert fold["label"] == "Routing: Arrow, soft mix of each token" and mode == "soft" and not k["visible"]
+    fold, k, about = row.told("arrow", "auto", 2)
+    assert fold["label"] == "Routing: Arrow, weighs each token" and not k["visible"]
     assert "each token and layer" in about
-    _, mode, k, about = row.picked("gate", "top_k", 2)
-    assert mode == "top_k" and k["visible"] and "See the Routers tab" in about
-    assert row.told("gate", "top_1", 2)[1] == gr.skip()
+    fold, k, about = row.told("gate", "top_k", 2)
+    assert fold["label"] == "Routing: Gate, best 2" and k["visible"] and "See the Routers tab" in about
+
+
+def test_another_router_changes_no_other_setting(row):
+    """U11: after X-LoRA, Hybrid mixes as the person had it."""
+    assert row.mode.value == "auto" and [value for _, value in row.mode.choices] == list(MODES)
+    with gr.Blocks() as page:
+        built = RoutingRow(FakeStudio(6))
+        built.build()
+        built.build_mix()
+        built.wire(gr.Dropdown(), gr.Textbox())
+    listening = [f for f in page.fns.values() if any(target == (built.router._id, "input") for target in f.targets)]
+    assert len(listening) == 1 and built.mode not in listening[0].outputs
 
 
 def test_while_the_studio_cannot_say_there_is_the_default(monkeypatch):
@@ -241,7 +253,7 @@ def test_while_the_studio_cannot_say_there_is_the_default(monkeypatch):
     row = RoutingRow(studio)
     with gr.Blocks():
         row.build()
-    assert row.router.value == "hybrid" and row.fold.label == "Routing: hybrid, one lobe"
+    assert row.router.value == "hybrid" and row.fold.label == "Routing: hybrid, automatic"
 
 
 def test_a_mix_says_its_sum():
@@ -263,12 +275,14 @@ def sliders(values):
 
 
 def test_a_router_can_set_the_sliders(row):
-    values = row.try_example("hybrid", "top_1", 2, list(row.names.value))
+    values = row.try_example("hybrid", "auto", 2, list(row.names.value))
     moved = {update["label"]: update["value"] for update in sliders(values) if update["visible"]}
     assert moved["python"] > 0.3 and moved["maths"] > 0.3 and moved["legal"] < 0.1
     assert values[-1] == PRESET and "Sum" in values[-2]
-    assert row.studio.calls[-1][1][2].mode == "soft"
-    values = row.take_weights("Is this contract lawful?", "keyword", "top_1", 2, list(row.names.value))
+    assert [call[1][2].mode for call in row.studio.calls] == ["auto"]
+    row.try_example("hybrid", "top_1", 2, list(row.names.value))
+    assert [call[1][2].mode for call in row.studio.calls] == ["auto", "top_1", "soft"], "one lobe is no mix"
+    values = row.take_weights("Is this contract lawful?", "keyword", "auto", 2, list(row.names.value))
     assert {u["label"]: u["value"] for u in sliders(values) if u["visible"]}["legal"] == 1
     with pytest.raises(gr.Error, match="Write a message first"):
         row.take_weights("", "keyword", "top_1", 2, [])
