@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .report_curves import abstention_figure, calibration_figure, share
-from .text import colour, count, css_string, duration, escape, is_number, listed, milliseconds, percent, short
+from .text import colour, count, css_string, duration, escape, is_number, listed, milliseconds, percent, short, sure
 
 Result = Mapping[str, Any]
 Colours = Mapping[str, str]
@@ -247,8 +247,8 @@ def cell_prompts(
     heading = f"{_name(_wanted(wanted), colours)} <span>{went}</span> {_name(_decided(decided), colours)}"
     return (
         f'<div class="rc rc-list"><h4>{heading}</h4>'
-        f"<p>{count(len(found), 'prompt')} by {escape(_title(router, own))}, {order}{more}. "
-        f"Click one to say who should answer it.</p><ol>{items}</ol></div>"
+        f"<p>{count(len(found), 'prompt')} by {escape(_title(router, own))}, {order}{more}; numbers say how sure "
+        f"it was of its choice. Click one to say who should answer it.</p><ol>{items}</ol></div>"
     )
 
 
@@ -259,7 +259,7 @@ def _prompt(result: Result, own: Result, i: int, picked: bool, corrected: Mappin
     source = f"<small>{escape(short(str(prompt['source']), 32))}</small>" if prompt.get("source") else ""
     return (
         f'<li><button type="button" data-row="prompt|{i}" aria-pressed="{str(picked).lower()}">'
-        f"<b>{percent(own['confidence'][i])}</b><span>{escape(short(words, 220))}</span>{mark}{source}</button></li>"
+        f"{_sure(result, own, i)}<span>{escape(short(words, 220))}</span>{mark}{source}</button></li>"
     )
 
 
@@ -283,8 +283,15 @@ def _chip(title: str, own: Result, labels: Sequence[str], prompt: Result, place:
     word = "right" if right else "wrong"
     return (
         f'<li class="is-{word}"><span>{escape(title)}</span>{_name(_decided(decided), colours)}'
-        f'<b>{percent(own["confidence"][place])}</b><i role="img" aria-label="{word}">{"✓" if right else "✗"}</i></li>'
+        f'{_sure({"labels": labels}, own, place)}<i role="img" aria-label="{word}">{"✓" if right else "✗"}</i></li>'
     )
+
+
+def _sure(result: Result, own: Result, place: int) -> str:
+    """How sure a router was of what it decided on a prompt; in full when pointed at."""
+    abstained = result["labels"][own["decided"][place]] == ""
+    confidence = own["confidence"][place]
+    return f'<b title="{escape(sure(confidence, abstained))}">{percent(confidence)}</b>'
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

@@ -68,8 +68,9 @@ class RoutingRow:
                     min_width=180,
                 )  # fmt: skip
                 self.mode = gr.Radio(
-                    list(MODE_TITLES), value=AUTO.mode, label="How many lobes answer", elem_id="routing-mode", scale=3, min_width=280
-                )
+                    list(MODE_TITLES), value=AUTO.mode, label="How many lobes answer", elem_id="routing-mode",
+                    scale=3, min_width=280,
+                )  # fmt: skip
             self.k = gr.Slider(
                 2, MOST_K, 2, step=1, label="k", info="lobes that answer together", visible=False, elem_id="routing-k"
             )
@@ -296,7 +297,12 @@ def mix_card(weights: Mapping[str, float], lobes: Lobes, names: Sequence[str] | 
 
 
 def _remark(view: RouterView) -> str:
-    return " (needs a fit)" if not view.fitted else " (stale)" if view.stale else ""
+    remarks = ["experimental"] if view.experimental else []
+    if not view.fitted:
+        remarks.append("needs a fit")
+    elif view.stale:
+        remarks.append("stale")
+    return f" ({', '.join(remarks)})" if remarks else ""
 
 
 def _mixes(choice: Any) -> tuple[Any, Any]:
