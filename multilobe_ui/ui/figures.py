@@ -33,14 +33,16 @@ LINES = {"embedding": ("floor", "floor"), "logprob": ("base_logprob", "base mode
 """Of a stage: what in the evidence its scores are held against, and what that is called."""
 
 
-def score_bars(decision: RoutingDecision, colours: Mapping[str, str], *, over: str = "the prompt") -> str:
+def score_bars(
+    decision: RoutingDecision, colours: Mapping[str, str], *, over: str = "the prompt", note: str = ""
+) -> str:
     """What the router made of the lobes, as bars from 0 to 1, best first; the raw scores follow as numbers, folded away.
 
     Where a router weighs tokens, or a person mixed, the bars are weights; else they are probabilities, and that of what was
     decided is the decision's confidence.
 
     Args:
-        over: what the mean weights of a router that weighs tokens are the mean of.
+        over: what the mean weights of a router that weighs tokens are the mean of. note: a sentence below probabilities.
     """
     if decision.stage == "manual":
         several = len(decision.weights) > 1
@@ -52,7 +54,8 @@ def score_bars(decision: RoutingDecision, colours: Mapping[str, str], *, over: s
     if not shares:
         return ""
     figure = bars(shares, colours, decision.chosen or NONE)
-    return titled("Probability", "that it is the right one", figure) + raw_scores(decision)
+    said = f'<p class="ml-more">{escape(note)}</p>' if note else ""
+    return titled("Probability", "that it is the right one", figure) + said + raw_scores(decision)
 
 
 def probabilities(decision: RoutingDecision) -> dict[str, float]:
@@ -153,7 +156,7 @@ def raw_scores(decision: RoutingDecision) -> str:
         columns = {"": decision.scores, **columns}
     if not columns:
         return ""
-    names = list(dict.fromkeys(name for scores in columns.values() for name in ranked(scores)))[:MOST_BARS]
+    names = list(dict.fromkeys(name for scores in columns.values() for name in _ranked(scores)))[:MOST_BARS]
     heads = "".join(
         f'<th scope="col" title="{escape(_unit(name, decision))}">{STAGES.get(name, "score")}</th>' for name in columns
     )
@@ -174,7 +177,7 @@ def raw_scores(decision: RoutingDecision) -> str:
     )
 
 
-def ranked(scores: Mapping[str, float]) -> list[str]:
+def _ranked(scores: Mapping[str, float]) -> list[str]:
     """Names of the scores that are numbers, best first."""
     return sorted((name for name in scores if is_number(scores[name])), key=lambda name: -scores[name])
 

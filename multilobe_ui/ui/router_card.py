@@ -251,7 +251,7 @@ def _who(decision: RoutingDecision) -> str:
 def _said(decision: RoutingDecision) -> str:
     """The line below who answers: how sure the router is, or what the numbers above are."""
     if decision.per_token:
-        return f"most of the weight, {text.percent(max(decision.weights.values(), default=0.0))}"
+        return f"the greatest weight, {text.percent(max(decision.weights.values(), default=0.0))}"
     mixed = len(text.parts_of(decision.weights)) > 1
     said = text.certainty(decision)
     if mixed and said:

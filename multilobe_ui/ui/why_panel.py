@@ -145,7 +145,7 @@ def _label(number: int, reply: Reply) -> str:
     words += f" · {said}" if said and not mixed else ""
     words += "  stopped" if reply.stopped else ""
     place = f'#chat .bot-row:nth-child({number} of .bot-row) [data-testid="bot"]'
-    bar = f"padding-left:46px;background:{_stripes(reply)}" if mixed else ""
+    bar = f"padding-left:46px !important;background:{_stripes(reply)} !important" if mixed else ""
     return f"{place}{{{look}}}{place}::before{{content:{css_string(words)};{bar}}}"
 
 
@@ -197,7 +197,7 @@ def _why(reply: Reply) -> str:
     if not (decision.per_token and reply.parts):
         return decision_sentence(decision)
     best = reply.parts[0]
-    said = f"{best} has most of the weight: {percent(reply.weights[best])}, the mean over {_over(reply)}."
+    said = f"{best} has the greatest weight: {percent(reply.weights[best])}, the mean over {_over(reply)}."
     return said if decision.evidence.get("tokens") else f"{said} {decision_sentence(decision)}"
 
 
@@ -214,11 +214,9 @@ def _figure(reply: Reply) -> str:
     if decision.per_token:
         told = replace(decision, weights=reply.weights, chosen=reply.parts[0] if reply.parts else None)
         return score_bars(told, reply.colours, over="the answer" if reply.done and reply.trace else "the prompt")
-    figure = score_bars(decision, reply.colours)
-    if len(reply.parts) < 2 or not estimated(decision) or not figure:
-        return figure
+    mixed = len(reply.parts) > 1 and estimated(decision)
     sure = f"The router is {percent(decision.confidence)} sure that {decision.chosen} is the right one."
-    return f'{figure}<p class="ml-more">{escape(sure)}</p>'
+    return score_bars(decision, reply.colours, note=sure if mixed else "")
 
 
 def _facts(reply: Reply) -> str:

@@ -17,7 +17,7 @@ from multilobe_ui.errors import BusyError
 from multilobe_ui.routers.base import MODES, RoutingDecision, base_decision
 from multilobe_ui.ui import routing_row, token_view
 from multilobe_ui.ui.evidence import evidence_sections, highlighted
-from multilobe_ui.ui.figures import probabilities, score_bars, share_bar
+from multilobe_ui.ui.figures import NONE, probabilities, score_bars, share_bar
 from multilobe_ui.ui.routing_row import MOST_SLIDERS, PRESET, RoutingRow, fold_label, mix_card, router_choices
 from multilobe_ui.ui.why_panel import Reply, why_panel
 from multilobe_ui.views import TokenTrace
@@ -78,28 +78,26 @@ def test_long_prompts_are_cut_and_strangers_words_escaped():
 # ---- bars ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_gate_shows_probabilities_with_none():
-    found = decision(stage="gate", scores={"law": 9.0, "code": -4.0}, evidence={"none": 0.25})
-    page = score_bars(found, COLOURS)
-    assert "none of these" in page and ">0.60<" in page and ">9.00<" not in page
-
-
 @pytest.mark.parametrize(
     ("found", "expected"),
-    [(decision(evidence={"none": 0.25}), {"law": 0.6, "code": 0.15, "base": 0.25}),
-     (decision(probabilities={"law": 0.5}, evidence={"none": 0.5}), {"law": 0.5, "base": 0.5}),
+    [(decision(probabilities={"law": 0.8, "code": 0.1}, evidence={"none": 0.1}), {"law": 0.8, "code": 0.1, NONE: 0.1}),
+     (decision(evidence={"none": 0.25}), {"law": 0.8, "code": 0.2 * 0.2 / 0.45, NONE: 0.25 * 0.2 / 0.45}),
      (decision(), {"law": 0.8, "code": 0.2}),
-     (base_decision("x", "embedding", "", confidence=0.7, probabilities={"law": 0.3}), {"law": 0.3, "base": 0.7}),
-     (decision(probabilities={}), {"law": 1.0})],
+     (base_decision("x", "embedding", "", confidence=0.7, probabilities={"law": 0.3}), {"law": 0.3, NONE: 0.7}),
+     (base_decision("x", "not fitted", ""), {}),
+     (decision(per_token=True), {}),
+     (decision(stage="corrected"), {}),
+     (decision(probabilities={}), {"law": 0.8})],
 )  # fmt: skip
-def test_shares_of_all_routers_come_to_one(found, expected):
-    assert probabilities(found, "base") == pytest.approx(expected)
+def test_what_was_decided_has_the_confidence_and_all_is_at_most_one(found, expected):
+    assert probabilities(found) == pytest.approx(expected)
+    assert sum(probabilities(found).values()) <= 1 + 1e-9
 
 
-def test_three_stages_are_numbered():
+def test_three_stages_are_told_apart():
     evidence = {"embedding": {"law": 0.5}, "gate": {"law": 0.6}, "logprob": {"law": -2.0}, "floor": 0.3}
     page = score_bars(decision(router="hybrid", stage="logprob", evidence=evidence), COLOURS)
-    for words in ("Stage 1: embedding", "Stage 2: gate", "Stage 3: log-prob", "floor 0.30"):
+    for words in (">embedding<", ">gate<", ">log-prob<", "floor 0.30"):
         assert words in page
 
 
@@ -113,7 +111,7 @@ def test_a_mix_lights_several_regions_and_says_shares():
     lobes = tuple(COLOURS.items())
     page = why_panel(Reply(decision(router="manual", stage="manual", weights={"law": 0.5, "code": 0.4}), lobes, done=True))
     assert page.count("ml-brain-glow") == 2
-    assert "law + 1 more" in page and "You mixed them by hand." in page and "sure" not in page
+    assert "law <b>50 %</b>" in page and "You mixed them by hand." in page and "% sure" not in page
 
 
 def test_complexity_has_a_scale_and_a_radar():
@@ -131,7 +129,8 @@ def test_a_chain_says_who_was_asked():
     stages = [{"router": "keyword", "chosen": None, "confidence": 0.4, "threshold": 0.8},
               {"router": "gate", "chosen": "law", "confidence": 0.9, "threshold": 0.7}]  # fmt: skip
     page = evidence_sections(decision(router="chain", stage="gate", evidence={"stages": stages}), COLOURS)
-    assert "keyword: base model" in page and "40 % of 80 % asked" in page and "gate: law" in page
+    assert "keyword: base model" in page and "40 % sure that no lobe fits, 80 % needed" in page
+    assert "gate: law" in page and "90 % sure of the choice, 70 % needed" in page
 
 
 def test_the_message_is_shown_as_it_was_weighed():
