@@ -50,17 +50,24 @@ def report_card(result: Result, colours: Colours) -> str:
 
 
 def headline(result: Result) -> str:
-    """Which router is right most often, and of how many prompts. HTML."""
+    """Which router is right most often, and of how many prompts. HTML.
+
+    Where a router could not be asked everything, nobody knows whether it would have been first, and that is said.
+    """
     asked = {name: own for name, own in result["routers"].items() if is_number(own.get("accuracy"))}
+    torn = [_title(name, own) for name, own in result["routers"].items() if own.get("unfinished")]
     if not asked:
-        return "No router could be asked."
+        return "No router could be asked everything." if torn else "No router could be asked."
     best = max(own["accuracy"] for own in asked.values())
     first = [own for own in asked.values() if own["accuracy"] == best]
     who = escape(listed(_title(name, own) for name, own in asked.items() if own["accuracy"] == best))
     verb = "is" if len(first) == 1 else "are"
     most = " most often" if len(asked) > 1 else ""
     took = f" Measured in {duration(result['seconds'])}." if is_number(result.get("seconds")) else ""
-    return f"<b>{who}</b> {verb} right{most}: <b>{share(best)}</b> of {count(first[0]['of'], 'prompt')}.{took}"
+    said = f"<b>{who}</b> {verb} right{most}: <b>{share(best)}</b> of {count(first[0]['of'], 'prompt')}.{took}"
+    if not torn:
+        return said
+    return f"{escape(listed(torn))} could not be asked everything, so no router is the best here. Of the others, {said}"
 
 
 def best_router(result: Result, default: str = "") -> str:
@@ -73,7 +80,9 @@ def best_router(result: Result, default: str = "") -> str:
 
 def best_values(routers: Mapping[str, Result]) -> dict[str, float]:
     """The best of each column, where more than one router has a number and they differ."""
-    found = {}
+    found: dict[str, float] = {}
+    if any(own.get("unfinished") for own in routers.values()):
+        return found  # who was not asked everything might have been better
     for key in COLUMNS:
         values = [float(own[key]) for own in routers.values() if is_number(own.get(key)) and not own.get("error")]
         if len(set(values)) > 1:

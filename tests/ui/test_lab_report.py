@@ -542,3 +542,16 @@ def test_a_page_that_opens_while_the_model_loads_is_there(monkeypatch):
         section.build()
     assert section.routers.choices == [] and "appear here once the base model is loaded" in section.missing.value
     assert "No corrections yet" in section.told.value
+
+
+def test_where_a_router_was_not_asked_everything_no_other_is_crowned(result):
+    """U8: nobody knows how it would have done."""
+    torn = next(iter(result["routers"]))
+    result["routers"][torn] |= {"error": "The lobe x was deleted.", "unfinished": True, "accuracy": None}
+    said = headline(result)
+    assert "could not be asked everything, so no router is the best here. Of the others, <b>" in said
+    page = report_card(result, {})
+    assert "The lobe x was deleted." in page and "is-best" not in page
+    for own in result["routers"].values():
+        own |= {"accuracy": None}
+    assert headline(result) == "No router could be asked everything."
