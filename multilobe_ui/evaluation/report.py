@@ -252,17 +252,22 @@ class Roll:
 
     def __init__(self, model: MultiLobeModel) -> None:
         self._model = model
-        self._then = {lobe.id: (lobe.name, lobe.card.created) for lobe in model.lobes}
+        self._names = {lobe.id: lobe.name for lobe in model.lobes}
+        self._then = self._births()
+
+    def _births(self) -> dict[str, tuple[str, str]]:
+        """By id what tells a lobe from a later one that got the id of a deleted one."""
+        return {lobe.id: (lobe.card.created, repr(lobe.card.adapter)) for lobe in self._model.lobes}
 
     def gone(self) -> list[str]:
         """Names, as they were, of the lobes that were deleted since."""
-        here = {lobe.id: lobe.card.created for lobe in self._model.lobes}
-        return [name for id, (name, created) in self._then.items() if here.get(id) != created]
+        here = self._births()
+        return [self._names[id] for id, birth in self._then.items() if here.get(id) != birth]
 
     def replaced(self) -> bool:
         """Whether a new lobe has the id of one that was deleted: what knows lobes by their ids would take it for that one."""
-        here = {lobe.id: lobe.card.created for lobe in self._model.lobes}
-        return any(id in here and here[id] != created for id, (_, created) in self._then.items())
+        here = self._births()
+        return any(here.get(id, birth) != birth for id, birth in self._then.items())
 
 
 def _what_happened(gone: Sequence[str], asked: int, of: int) -> _Failure:

@@ -258,8 +258,8 @@ def refit_result(report: Mapping[str, Any], corrections: Sequence[Mapping[str, A
     ]  # fmt: skip
     changed += [{"prompt": "Is this a rule?", "wanted": labels[0], "before": labels[0], "after": None}]
     routers = {
-        name: {"title": own["title"], "before": own["right"], "after": own["right"] + gain, "of": own["of"], "seconds": 1.4,
-               "error": ""}
+        name: {"title": own["title"], "now": own["right"], "added": [], "gone": [], "before": own["right"],
+               "after": own["right"] + gain, "of": own["of"], "seconds": 1.4, "error": ""}
         for (name, own), gain in zip(report["routers"].items(), (6, 3, 0, -2, 1, 4, 0, 0, 0), strict=False)
         if not own["error"]
     }  # fmt: skip
