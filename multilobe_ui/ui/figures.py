@@ -189,7 +189,9 @@ def titled(heading: str, about: str, figure: str) -> str:
 
 
 def _row(name: str, value: float, colours: Mapping[str, str], chosen: bool) -> str:
-    mark = ' class="is-chosen" aria-current="true"' if chosen else ""
+    kinds = " ".join((["is-none"] if name == NONE else []) + (["is-chosen"] if chosen else []))
+    mark = f' class="{kinds}"' if kinds else ""
+    mark += ' aria-current="true"' if chosen else ""
     tone = colour(colours.get(name)) if name != NONE else BASE_COLOUR
     said = escape(name) if name != NONE else NONE_TITLE
     about = said if name != NONE else "No lobe fits, and the base model answers"

@@ -147,7 +147,7 @@ CSS = """
   .tier-columns { grid-template-columns: 1fr; } .compare-line > .form { flex-basis: 100% !important; }
   .compare-grid { grid-template-columns: 1fr; } .chain-stage { flex-wrap: wrap !important; }
   .chain-stage > .form { flex-basis: 100% !important; }
-  .compare-grid .ml-bars li:nth-child(n+4):not(.is-chosen):not(:last-child) { display: none; }
+  .compare-grid .ml-bars li:nth-child(n+4):not(.is-chosen):not(.is-none) { display: none; }
 }
 """
 

@@ -507,7 +507,7 @@ def test_what_a_refit_changes_is_that_of_its_result(result):
     corrected, changed = tree.all("details")
     said = [item.text for item in corrected.all("li")]
     assert said == ["one python → legal ✓ as wanted", "two legal → legal ✗ wanted: base model"]
-    assert "7 prompts of the report would change: 6 right now, 1 wrong now" in changed.text
+    assert "7 prompts of the report would change by the corrections: 6 right now, 1 wrong now" in changed.text
     assert len(changed.all("li")) == len(refit["changed"]) == 7
     assert "No other prompt of the report changes" in refit_card({**refit, "changed": []}, COLOURS)
     assert "No router was fitted again" in refit_card({"routers": {}}, COLOURS)
