@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
@@ -15,6 +16,7 @@ from multilobe_ui.routers.base import RoutingDecision, base_decision
 from multilobe_ui.ui import router_card, router_plots, routers_tab, text
 from multilobe_ui.ui.complexity_card import meter, radar, stratification_card
 from multilobe_ui.ui.routers_tab import PRESET, RoutersTab, moved, on_display
+from multilobe_ui.ui.routing_row import router_choices
 
 SKIP = gr.skip()
 NOBODY = SimpleNamespace(username=None)
@@ -417,3 +419,12 @@ def test_wiring_is_private(studio):
         RoutersTab(studio).build()
     functions = [f for f in page.fns.values() if f.fn is not None]
     assert functions and all(f.api_visibility == "private" for f in functions)
+
+
+def test_an_experimental_router_says_so_wherever_it_is_chosen(studio):
+    views = [replace(view, experimental=view.name == "arrow") for view in studio.routers()]
+    listed = router_card.router_list(views, {}, "hybrid")
+    assert listed.count("experimental</span>") == 1 and 'Arrow<span class="router-badge">experimental' in listed
+    arrow = next(view for view in views if view.name == "arrow")
+    assert "experimental" in router_card.router_detail(arrow) and "experimental" not in router_card.router_detail(views[0])
+    assert ("Arrow (experimental)", "arrow") in router_choices(views)
