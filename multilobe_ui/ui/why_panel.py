@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..routers.base import RoutingDecision
+from ..routers.base import NEGLIGIBLE, RoutingDecision
 from .brain_map import brain_map
 from .evidence import evidence_sections
 from .figures import BASE_COLOUR, mix_title, score_bars, share_bar
@@ -75,8 +75,14 @@ class Reply:
 
     @property
     def parts(self) -> Sequence[str]:
-        """The lobes that ran, heaviest first; none for the base model."""
-        return parts_of(self.weights)
+        """The lobes that ran, heaviest first, without those of negligible weight; none for the base model."""
+        found = parts_of(self.weights)
+        return [name for name in found if abs(self.weights[name]) >= NEGLIGIBLE] or found[:1]
+
+    @property
+    def mix(self) -> Mapping[str, float]:
+        """The weights of `parts`."""
+        return {name: self.weights[name] for name in self.parts}
 
     @property
     def colour(self) -> str:
@@ -140,7 +146,7 @@ def _label(number: int, reply: Reply) -> str:
     """A rule: who answered and how sure the router was of that; of a mix its weights, with a small bar of them."""
     decision, look = reply.decision, f"--c:{reply.colour}"
     mixed = len(reply.parts) > 1
-    words = f"Weights: {shares(reply.weights)}" if mixed else short(answerer(decision), 40)
+    words = f"Weights: {shares(reply.mix)}" if mixed else short(_who(reply), 40)
     said = certainty(decision)
     words += f" · {said}" if said and not mixed else ""
     words += "  stopped" if reply.stopped else ""
@@ -171,18 +177,23 @@ def _verdict(reply: Reply) -> str:
     doing = "Answered by" if reply.done else "Answering now"
     bar = ""
     if len(reply.parts) > 1:
-        who = f'<h3 class="ml-mixed">{mix_title(reply.weights, reply.colours)}</h3>'
+        who = f'<h3 class="ml-mixed">{mix_title(reply.mix, reply.colours)}</h3>'
         beside = f'<div class="ml-sure">{_kind_of_weights(decision)}</div>'
         many = len(reply.parts) > 3
-        bar = share_bar(reply.weights, reply.colours, "Weights of the lobes", legend=many) if not decision.per_token else ""
+        bar = share_bar(reply.mix, reply.colours, "Weights of the lobes", legend=many) if not decision.per_token else ""
     else:
-        who = f"<h3><i></i><span>{escape(answerer(decision))}</span></h3>"
+        who = f"<h3><i></i><span>{escape(_who(reply))}</span></h3>"
         number, _, words = certainty(decision).rpartition(" % ")
         beside = f'<div class="ml-sure"><b>{escape(number)} %</b>{escape(words)}</div>' if number else ""
     return (
         f'<p class="ml-eyebrow">{doing}</p><div class="ml-verdict">{who}{beside}</div>{bar}'
         f'<p class="ml-reason">{escape(_why(reply))}</p>'
     )
+
+
+def _who(reply: Reply) -> str:
+    """The one that answers: the lobe that is left of a mix of which all else is negligible, or as decided."""
+    return reply.parts[0] if reply.parts else answerer(reply.decision)
 
 
 def _kind_of_weights(decision: RoutingDecision) -> str:

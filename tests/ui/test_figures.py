@@ -179,6 +179,13 @@ def test_a_router_that_weighs_tokens_shows_weights_and_no_certainty():
     assert "Weights\\3a  law 54 \\25 " in sheet and "sure" not in sheet
 
 
+def test_what_is_negligible_makes_no_mix():
+    found = decision(router="xlora", stage="xlora", per_token=True, weights={"code": 0.996, "law": 0.004}, threshold=None)
+    page = panel(found)
+    assert "<h3><i></i><span>code</span></h3>" in page and "greatest weight: &gt; 99 %" in page
+    assert '"code"' in labels([Reply(found, LOBES, done=True)])
+
+
 def test_a_mix_by_hand_has_weights_and_no_certainty():
     found = decision(router="manual", stage="manual", weights={"law": 0.5, "code": 0.4}, confidence=1.0)
     page = panel(found)
