@@ -52,7 +52,8 @@ def refit_card(result: Mapping[str, Any], colours: Colours) -> str:
     told = len(result.get("corrections") or ())
     said = f"<b>{len(learned)} of {count(told, 'correction')}</b> answered as you said after the refit.{took}"
     rows = "".join(_router(name, own) for name, own in routers.items())
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Router", "Right without corrections", "Right with them", "Change", "Fit"))
+    titles = ("Router", "Right without corrections", "Right with them", "Change", "Fit")
+    heads = "".join(f'<th scope="col">{head}</th>' for head in titles)
     table = (
         f'<div class="rc-scroll"><table class="rc-table rc-refit"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
