@@ -135,7 +135,7 @@ def route(options: argparse.Namespace) -> None:
         if options.json:
             print(json.dumps({"prompt": prompt, **decision.to_json()}, ensure_ascii=False))
         else:
-            print(f"{_who(decision)}\t{decision.confidence:.0%}\t{decision.elapsed_ms:.0f} ms\t{prompt}")
+            print(f"{_who(decision)}\t{_sure(decision)}\t{decision.elapsed_ms:.0f} ms\t{prompt}")
 
 
 def fit(options: argparse.Namespace) -> None:
@@ -578,10 +578,24 @@ def _sampling(options: argparse.Namespace) -> SamplingConfig:
 
 
 def _who(decision: RoutingDecision) -> str:
-    """The lobe that answers, or the lobes with their shares."""
+    """The lobe that answers, or the lobes with their weights."""
     if len(decision.weights) > 1:
         return " + ".join(f"{name} {weight:.0%}" for name, weight in decision.weights.items())
     return decision.chosen or "base"
+
+
+def _sure(decision: RoutingDecision) -> str:
+    """What the numbers beside are: how sure the router is of its choice, or the weights of a mix, which are no certainty."""
+    from .ui.text import estimated
+
+    if decision.per_token:
+        return "mean weights"
+    if not estimated(decision):
+        return "-"
+    if decision.chosen is None:
+        return f"{decision.confidence:.0%} sure that no lobe fits"
+    what = decision.chosen if len(decision.weights) > 1 else "the choice"
+    return f"{decision.confidence:.0%} sure of {what}"
 
 
 def _not_empty(prompt: str) -> str:

@@ -652,6 +652,7 @@ def _router_view(router: Router, fit: Fit | None, stale: bool, why: str, job_id:
         report=fit.report if fit else {},
         fitted_at=fit.created if fit and usable else "",
         job_id=job_id,
+        experimental=bool(getattr(router, "experimental", False)),
     )
 
 

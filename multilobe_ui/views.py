@@ -149,6 +149,7 @@ class RouterView:
         per_token: whether it weighs every token anew.
         settings: name → default of what a person may set for a fit. report: what the last fit measured. fitted_at: ISO 8601 or "".
         job_id: its fit that is queued or running, "" if none is.
+        experimental: whether it is there to be tried and not yet to be trusted.
     """
 
     name: str
@@ -163,6 +164,7 @@ class RouterView:
     report: Mapping[str, Any] = field(default_factory=dict)
     fitted_at: str = ""
     job_id: str = ""
+    experimental: bool = False
 
 
 @dataclass(frozen=True)

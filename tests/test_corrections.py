@@ -151,11 +151,39 @@ def test_the_trial_counts_as_a_plain_count_does(model: MultiLobeModel, tmp_path:
     for name in ("embedding", "keyword"):
         router = ROUTERS[name](model.routing_context(model.corrections.all()), None)
         router.fit()
+        plain = ROUTERS[name](model.routing_context(), None)
+        plain.fit()
         found = trial.routers[name]
+        assert (found["added"], found["gone"]) == ([], [])
         assert found["of"] == 2, "the corrected prompt itself is not counted"
-        assert found["before"] == sum(model.route(row.prompt, name).chosen == row.lobe for row in rows[:2])
+        assert found["now"] == sum(model.route(row.prompt, name).chosen == row.lobe for row in rows[:2])
+        assert found["before"] == sum(plain.route(row.prompt).chosen == row.lobe for row in rows[:2])
         assert found["after"] == sum(router.route(row.prompt).chosen == row.lobe for row in rows[:2])
     assert json.dumps(trial.to_json())
+
+
+def test_what_new_lobes_change_is_told_apart_from_what_corrections_change(model: MultiLobeModel, tmp_path: Path) -> None:
+    """U15: a gate that does not know a lobe is compared with one that does, before and after the corrections."""
+    model.fit_router("gate")
+    words = ["tin", "iron", "zinc", "lead", "gold", "silver", "copper", "nickel"]
+    rows = [{"input": f"{a} {b}", "output": "metal"} for a in words for b in words]
+    model.add_lobe("Metals", rows, epochs=1, lora_r=2)
+    asked = [LabelledRow(f"{a} tin", "", "Metals") for a in words] + [LabelledRow("cat cow", "", ANIMALS)]
+    write_rows(tmp_path / "rows.jsonl", asked)
+    correct(model, PROMPT, NUMBERS)
+    found = refit(model, tmp_path / "made", "gate", data=tmp_path / "rows.jsonl").routers["gate"]
+    assert (found["added"], found["gone"]) == (["Metals"], [])
+    assert found["now"] <= 1, "the gate that serves has never heard of metals"
+    plain, told = ROUTERS["gate"](model.routing_context(), None), ROUTERS["gate"](
+        model.routing_context(model.corrections.all()), None
+    )
+    for router, count in ((plain, found["before"]), (told, found["after"])):
+        router.fit()
+        assert count == sum(router.route(row.prompt).chosen == row.lobe for row in asked)
+    assert found["before"] >= 8, "most of the change is due to the new lobe, and it is not put down to the correction"
+    model.fit_router("gate")
+    again = refit(model, tmp_path / "again", "gate", data=tmp_path / "rows.jsonl").routers["gate"]
+    assert (again["added"], again["gone"]) == ([], []) and again["now"] == again["before"] == found["before"]
 
 
 def test_a_deleted_lobe_takes_its_corrections_out_of_force(model: MultiLobeModel, tmp_path: Path) -> None:

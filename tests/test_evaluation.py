@@ -336,6 +336,31 @@ def test_a_router_that_fails_does_not_take_the_others_with_it(model: MultiLobeMo
     assert card.routers["embedding"].of == len(labelled())
 
 
+@pytest.mark.parametrize("deleted", [[], ["Animals"], ["Animals", "色 / colours"]])
+def test_a_report_runs_on_the_lobes_that_were_there_when_it_began(backbone: Backbone, deleted: list[str]) -> None:
+    """U8: lobes are deleted, another is renamed and one is added, while the first router is asked."""
+    model, rows = trained(backbone), labelled()
+    asked = ["keyword", "embedding", "logprob"]
+    expected = report_card(model, asked, rows)
+
+    def meddle(p: Any) -> None:
+        if p.step == 10:
+            for name in deleted:
+                model.remove_lobe(name)
+            model.rename_lobe("Numbers v1.0", "Counting")
+            model.add_lobe("New", [{"input": "cat dog", "output": "x"}] * 8, epochs=1, lora_r=2)
+
+    card = report_card(model, asked, rows, progress=meddle)
+    assert card.labels == expected.labels and list(card.routers) == asked
+    for name in asked[:2] if deleted else asked:  # these remember all that they need, and know lobes by their old names
+        assert card.routers[name].decided == expected.routers[name].decided and not card.routers[name].error
+    if deleted:
+        torn = card.routers["logprob"]
+        who = "The lobe Animals was" if len(deleted) == 1 else "The lobes Animals, 色 / colours were"
+        assert torn.error.startswith(f"{who} deleted while the report ran") and "0 of" in torn.error
+        assert torn.unfinished and torn.accuracy is None
+
+
 def test_a_card_that_is_stopped_keeps_the_routers_that_are_complete(model: MultiLobeModel) -> None:
     rows, stop = labelled(), threading.Event()
     card = report_card(

@@ -12,7 +12,7 @@ from typing import Any
 from ..config import check
 from ..corrections import Correction
 from ..errors import MultiLobeError, RoutingError
-from ..fits import read_fit, write_fit
+from ..fits import Key, read_fit, write_fit
 from ..model import MultiLobeModel
 from ..progress import Progress
 from ..routers import ROUTERS, Router
@@ -44,7 +44,9 @@ class Refit:
 
     Attributes:
         routers: name → title, before and after (prompts right, of `of`; corrected prompts are not counted, for the person has
-            decided them), error.
+            decided them), now (prompts right by the router that serves), added and gone (names of lobes that came or went since
+            it was fitted), error. `before` is a fit to the same lobes without the corrections that are tried, so that what
+            changes from `before` to `after` is due to these alone.
         corrections: prompt, lobe, and who the default router sent it to before and after; None is the base.
         changed: other prompts that the default router now sends elsewhere: prompt, wanted, before, after; at most MOST_SHOWN.
         ids: of the corrections that were tried. kept: whether they are in force.
@@ -77,39 +79,50 @@ def refitting(
     if not told:
         raise RoutingError("There is no correction to learn from. Correct a prompt in the report card first.")
     context, key = model.routing_context(told), model.routing_key(told)
+    plain, plain_key = model.routing_context(), model.routing_key()
+    serving = {name: model.routing.named(name) for name in settings.routers or model.routing.names}
+    serving = {name: router for name, router in serving.items() if router.is_fitted and router.learns_labels}
     rows = _asked(load_rows(data) if data else held_out_rows(model), context, settings.most)
-    names = [name for name in settings.routers or model.routing.names if _can_learn(model, name)]
-    steps = len(names) * (len(rows) + 1)
+    steps = len(serving) * (len(rows) + 1)
     found: dict[str, dict[str, Any]] = {}
     decided: dict[str, tuple[list[str | None], list[str | None]]] = {}
     trials: dict[str, Router] = {}
-    for number, name in enumerate(names):
+    for number, (name, router) in enumerate(serving.items()):
         if stop.is_set():
             break
-        step, title = number * (len(rows) + 1), model.routing.named(name).title
+        step, title = number * (len(rows) + 1), router.title
         yield Progress(step, steps, f"Fitting {title} anew", {})
-        began = time.perf_counter()
+        began, fit_now = time.perf_counter(), model.routing.fit_of(name)
         try:
-            trials[name], fit = model.routing.trial(name, context, key, stop)
+            trial, fit = model.routing.trial(name, context, key, stop)
+            seconds = time.perf_counter() - began
+            # what a person fits is the same after another fit to the same lobes; the others adjust without one
+            same = router.asks_for_fit and fit_now is not None and fit_now.key == plain_key
+            alike = router if same else model.routing.trial(name, plain, plain_key, stop)[0]
+            now, before, after = list[str | None](), list[str | None](), list[str | None]()
+            for i, row in enumerate(rows):
+                if stop.is_set():
+                    break
+                if i % AT_ONCE == 0:
+                    yield Progress(step + 1 + i, steps, f"Asking {title}", {})
+                now.append(router.route(row.prompt).chosen)
+                before.append(now[-1] if same else alike.route(row.prompt).chosen)
+                after.append(trial.route(row.prompt).chosen)
         except MultiLobeError as error:
             found[name] = {"title": title, "error": str(error)}
             continue
         write_fit(made / name, fit)
-        seconds, before, after = time.perf_counter() - began, list[str | None](), list[str | None]()
-        for i, row in enumerate(rows):
-            if stop.is_set():
-                break
-            if i % AT_ONCE == 0:
-                yield Progress(step + 1 + i, steps, f"Asking {title}", {})
-            before.append(model.route(row.prompt, name).chosen)
-            after.append(trials[name].route(row.prompt).chosen)
-        decided[name] = before, after
+        trials[name], decided[name] = trial, (before, after)
         wanted = [row.lobe for row in rows]
+        added, gone = _came_and_went(fit_now.key if fit_now else plain_key, plain_key)
         found[name] = {
             "title": title,
-            "before": sum(a == b for a, b in zip(before, wanted, strict=False)),
-            "after": sum(a == b for a, b in zip(after, wanted, strict=False)),
+            "now": _right(now, wanted),
+            "before": _right(before, wanted),
+            "after": _right(after, wanted),
             "of": len(after),
+            "added": added,
+            "gone": gone,
             "seconds": seconds,
             "error": "",
         }
@@ -146,9 +159,14 @@ def _asked(rows: Sequence[LabelledRow], context: RoutingContext, most: int) -> l
     return [kept[i * len(kept) // most] for i in range(most)] if len(kept) > most else kept
 
 
-def _can_learn(model: MultiLobeModel, name: str) -> bool:
-    router = model.routing.named(name)
-    return router.is_fitted and router.learns_labels
+def _right(decided: Sequence[str | None], wanted: Sequence[str | None]) -> int:
+    return sum(a == b for a, b in zip(decided, wanted, strict=False))
+
+
+def _came_and_went(then: Key, now: Key) -> tuple[list[str], list[str]]:
+    """Names of the lobes of the one key that the other has not: (added, gone). A lobe trained again is both."""
+    before, here = [list(lobe) for lobe in then[1:]], [list(lobe) for lobe in now[1:]]
+    return [lobe[0] for lobe in here if lobe not in before], [lobe[0] for lobe in before if lobe not in here]
 
 
 def _corrected(

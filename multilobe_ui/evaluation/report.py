@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..config import check
-from ..errors import DataError, MultiLobeError, RoutingError
+from ..errors import DataError, MultiLobeError
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
-from ..routers import ROUTERS, RoutingDecision
+from ..routers import ROUTERS, Router, RoutingContext, RoutingDecision
 from ..routing import without_lobes
 from . import measures
 from .labelled import LabelledRow, held_out_rows, load_rows
@@ -55,7 +55,8 @@ class RouterScore:
         strangers: share of the prompts of no lobe that were sent to the base; None if there are none.
         ms, ms_mean: median and mean time of a decision on a prompt that nothing is remembered of, in milliseconds.
         decided: place among the labels, for each prompt. confidence: for each prompt, None where it is no number.
-        error: why it could not be asked; "" if it could. note: what to know when reading its numbers.
+        error: why it could not be asked, or not to the end; "" if it could. note: what to know when reading its numbers.
+        unfinished: it was being asked when it failed, so nothing can be said of how it would have done.
     """
 
     title: str
@@ -76,6 +77,7 @@ class RouterScore:
     confidence: Sequence[float | None] = ()
     error: str = ""
     note: str = ""
+    unfinished: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,7 +118,7 @@ def report_card(
     progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
 ) -> ReportCard:
-    """Ask routers for a decision on labelled prompts, and compare.
+    """Ask routers for a decision on labelled prompts, and compare. The lobes are those that were there when it began.
 
     Args:
         routers: names; () means all that can be used. rows: None takes those that lobes held out from training.
@@ -152,7 +154,9 @@ def evenly(rows: Sequence[T], most: int, group: Callable[[T], Any]) -> list[T]:
 def _card(
     model: MultiLobeModel, settings: ReportSettings, rows: Sequence[LabelledRow] | None, stop: threading.Event
 ) -> Generator[Progress, None, ReportCard]:
-    began = time.perf_counter()
+    began, then, lobes = time.perf_counter(), model.routing_context(), Roll(model)
+    names = settings.routers or [name for name in model.routing.names if model.routing.named(name).is_fitted]
+    routers = {name: _as_it_is(model, name) for name in names}
     rows = evenly(held_out_rows(model) if rows is None else rows, settings.most, lambda row: row.lobe)
     if not rows:
         raise DataError(
@@ -160,10 +164,10 @@ def _card(
             '"input" and "lobe".'
         )
     turns = _turns(rows)
-    names = settings.routers or [name for name in model.routing.names if model.routing.named(name).is_fitted]
-    decided: dict[str, list[RoutingDecision] | str] = {}
-    for place, name in enumerate(names):
-        found = yield from _asked(model, name, [rows[i].prompt for i in turns], stop, (place, len(names)))
+    decided: dict[str, list[RoutingDecision] | _Failure] = {}
+    for place, (name, router) in enumerate(routers.items()):
+        prompts = [rows[i].prompt for i in turns]
+        found = yield from _asked(model, lobes, name, router, prompts, stop, (place, len(names)))
         if isinstance(found, list) and len(found) < len(rows):  # stopped
             if found and not any(isinstance(other, list) for other in decided.values()):
                 turns, decided[name] = turns[: len(found)], found
@@ -171,7 +175,26 @@ def _card(
         decided[name] = found
     order = sorted(range(len(turns)), key=turns.__getitem__)
     in_order = {n: [d[i] for i in order] if isinstance(d, list) else d for n, d in decided.items()}
-    return _compared(model, [rows[turns[i]] for i in order], in_order, stop.is_set(), time.perf_counter() - began)
+    return _compared(then, [rows[turns[i]] for i in order], in_order, stop.is_set(), time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why a router could not be asked, and whether it had been asked some prompts by then."""
+
+    error: str
+    unfinished: bool = False
+
+
+def _as_it_is(model: MultiLobeModel, name: str) -> Router | _Failure:
+    """The router with the lobes that are there now: it keeps them, whatever comes or goes meanwhile."""
+    try:
+        router = model.routing.named(name)
+    except MultiLobeError as error:
+        return _Failure(str(error))
+    if not router.is_fitted:
+        return _Failure(f"{title_of(name)} has not been fitted yet. Fit it under Routers, then ask again.")
+    return router
 
 
 def _turns(rows: Sequence[LabelledRow]) -> list[int]:
@@ -185,28 +208,77 @@ def _turns(rows: Sequence[LabelledRow]) -> list[int]:
 
 
 def _asked(
-    model: MultiLobeModel, name: str, prompts: Sequence[str], stop: threading.Event, place: tuple[int, int]
-) -> Generator[Progress, None, list[RoutingDecision] | str]:
-    """A router's decisions, fewer than prompts if it was stopped; or why there are none."""
+    model: MultiLobeModel,
+    lobes: Roll,
+    name: str,
+    router: Router | _Failure,
+    prompts: Sequence[str],
+    stop: threading.Event,
+    place: tuple[int, int],
+) -> Generator[Progress, None, list[RoutingDecision] | _Failure]:
+    """A router's decisions, fewer than prompts if it was stopped; or why there are none.
+
+    Args:
+        lobes: those that were there when the report began.
+    """
     title = title_of(name)
     decisions: list[RoutingDecision] = []
     first, steps = place[0] * len(prompts), place[1] * len(prompts)
     yield Progress(first, steps, f"Asking {title}", {})
+    if isinstance(router, _Failure):
+        return router
     try:
-        router = model.routing.named(name)
-        if not router.is_fitted:
-            raise RoutingError(f"{title} has not been fitted yet. Fit it under Routers, then ask again.")
         router.route("What do you need to begin?")  # models that are loaded at first use are no part of a decision's time
         for prompt in prompts:
             if stop.is_set():
                 break
             model.forget_prompts([prompt])
+            if router.needs_model and lobes.replaced():  # it would read another lobe, and say nothing of it
+                return _what_happened(lobes.gone(), len(decisions), len(prompts))
             decisions.append(router.route(prompt))
             if len(decisions) % EVERY == 0 or len(decisions) == len(prompts):
                 yield Progress(first + len(decisions), steps, f"Asking {title}", {"prompts": float(len(decisions))})
-    except MultiLobeError as error:
-        return str(error)
+    except (MultiLobeError, LookupError) as error:
+        if gone := lobes.gone():
+            return _what_happened(gone, len(decisions), len(prompts))
+        if not isinstance(error, MultiLobeError):
+            raise
+        return _Failure(str(error), unfinished=bool(decisions))
     return decisions
+
+
+class Roll:
+    """The lobes of a model at one moment, to see later which of them are gone. A lobe that was renamed is still there."""
+
+    def __init__(self, model: MultiLobeModel) -> None:
+        self._model = model
+        self._names = {lobe.id: lobe.name for lobe in model.lobes}
+        self._then = self._births()
+
+    def _births(self) -> dict[str, tuple[str, str]]:
+        """By id what tells a lobe from a later one that got the id of a deleted one."""
+        return {lobe.id: (lobe.card.created, repr(lobe.card.adapter)) for lobe in self._model.lobes}
+
+    def gone(self) -> list[str]:
+        """Names, as they were, of the lobes that were deleted since."""
+        here = self._births()
+        return [self._names[id] for id, birth in self._then.items() if here.get(id) != birth]
+
+    def replaced(self) -> bool:
+        """Whether a new lobe has the id of one that was deleted: what knows lobes by their ids would take it for that one."""
+        here = self._births()
+        return any(here.get(id, birth) != birth for id, birth in self._then.items())
+
+
+def _what_happened(gone: Sequence[str], asked: int, of: int) -> _Failure:
+    """Why a router whose lobe was deleted could not be asked everything."""
+    who = f"The lobe {gone[0]} was" if len(gone) == 1 else f"The lobes {', '.join(gone)} were"
+    it = "it" if len(gone) == 1 else "them"
+    return _Failure(
+        f"{who} deleted while the report ran, and this router reads {it}: it had been asked {asked:,} of {of:,} prompts. "
+        "Run the report again.",
+        unfinished=True,
+    )
 
 
 def title_of(router: str) -> str:
@@ -215,22 +287,23 @@ def title_of(router: str) -> str:
 
 
 def _compared(
-    model: MultiLobeModel,
+    context: RoutingContext,
     rows: Sequence[LabelledRow],
-    decided: Mapping[str, Sequence[RoutingDecision] | str],
+    decided: Mapping[str, Sequence[RoutingDecision] | _Failure],
     stopped: bool,
     seconds: float,
 ) -> ReportCard:
     """The card of decisions, one for each row in order, or of why there are none."""
-    context = model.routing_context()
-    chosen = [d.chosen or "" for each in decided.values() if not isinstance(each, str) for d in each]
+    chosen = [d.chosen or "" for each in decided.values() if not isinstance(each, _Failure) for d in each]
     others = dict.fromkeys([*(row.lobe or "" for row in rows), *chosen])  # experts that a router made for itself
     labels = [*context.lobes, *(name for name in others if name and name not in context.lobes), ""]
     experts = set(context.experts.values())
-    scores = {
-        name: RouterScore(title_of(name), error=each) if isinstance(each, str) else score(name, labels, rows, each, experts)
-        for name, each in decided.items()
-    }
+    scores = {}
+    for name, each in decided.items():
+        if isinstance(each, _Failure):
+            scores[name] = RouterScore(title_of(name), error=each.error, unfinished=each.unfinished)
+        else:
+            scores[name] = score(name, labels, rows, each, experts)
     return ReportCard(labels, rows, scores, stopped, seconds)
 
 

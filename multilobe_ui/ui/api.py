@@ -137,7 +137,10 @@ class Endpoints:
     def route(self, prompt: str, router: str = "hybrid", mixing: str = "auto", k: int = 2) -> dict[str, Any]:
         """Which lobes would answer a prompt, and why: scores, probabilities, weights, chosen, confidence, reason, evidence.
 
-        router: a name that /routers gives. mixing: "auto" (the best and those that stand out), "top_1", "top_k" (the k best) or "soft" (all that are not negligible).
+        confidence is the probability that what was decided is right: the lobe chosen, or that no lobe fits. Probabilities of the
+        lobes are at most 1 together; evidence["none"], where it is there, is that of no lobe. weights say what answers.
+        router: a name that /routers gives. mixing: "auto" (the best and those that stand out), "top_1", "top_k" (the k best) or
+        "soft" (all that are not negligible).
         """
         words = guard.a_text(prompt, "The prompt", LONGEST_PROMPT, may_be_empty=True)
         return self.studio.route(words, guard.a_text(router, "router", 60), _mixing(mixing, k)).to_json()

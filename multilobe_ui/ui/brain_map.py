@@ -122,7 +122,7 @@ def _shown(lobes: Sequence[tuple[str, str]], lit: Mapping[str, float]) -> list[t
 
 
 def _region(index: int, name: str, tone: str, weight: float, region: tuple[str, Point]) -> str:
-    says = f"{name}: {percent(weight)}" if weight else name
+    says = f"{name}: {_lights(weight)}" if weight else name
     return (
         f'<path class="ml-brain-cell{" is-lit" if weight else ""}" style="--i:{index}" fill="{tone}" '
         f'fill-opacity="{0.24 + 0.7 * weight:.2f}" d="{region[0]}"><title>{escape(says)}</title></path>'
@@ -134,8 +134,13 @@ def _glow(name: str, tone: str, weight: float, path: str, uid: str) -> str:
     light = f"filter:drop-shadow(0 0 {3 + 7 * weight:.0f}px {tone})"
     return (
         f'<g class="ml-brain-glow" style="{light}"><g clip-path="url(#{uid})"><path fill="{tone}" '
-        f'fill-opacity="{weight:.2f}" d="{path}"><title>{escape(name)}: {percent(weight)}</title></path></g></g>'
+        f'fill-opacity="{weight:.2f}" d="{path}"><title>{escape(name)}: {_lights(weight)}</title></path></g></g>'
     )
+
+
+def _lights(weight: float) -> str:
+    """What a lit region says when pointed at: its light is a weight, and no certainty."""
+    return "answers" if weight >= 1 else f"weight {percent(weight)}"
 
 
 def _label(item: tuple[str, str, float], centre: Point, lit: Mapping[str, float]) -> str:
@@ -158,7 +163,9 @@ def _spoken(lobes: Sequence[tuple[str, str]], lit: Mapping[str, float], base: bo
     if base or not lit:
         return about + ("The base model is lit." if base else "None is lit.")
     heaviest = sorted(lit, key=lambda name: -lit[name])[:3]
-    return about + "Lit: " + ", ".join(f"{name} {percent(lit[name])}" for name in heaviest) + "."
+    if len(heaviest) == 1 and lit[heaviest[0]] >= 1:
+        return f"{about}Lit: {heaviest[0]}."
+    return about + "Lit by weight: " + ", ".join(f"{name} {percent(lit[name])}" for name in heaviest) + "."
 
 
 def _on(tone: str) -> str:

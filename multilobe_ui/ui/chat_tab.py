@@ -115,7 +115,7 @@ class ChatTab:
             limit = gr.Slider(1, 1024, 200, step=1, label="Longest answer", info="tokens")
             temperature = gr.Slider(0, 2, 0.3, step=0.05, label="Temperature", info="0 is always the likeliest token")
             top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="share of probability to draw from")
-            top_k = gr.Slider(0, 200, 0, step=1, label="Top-k", info="tokens to draw from, 0 for all")
+            top_k = gr.Slider(0, 200, 0, step=1, label="Likeliest tokens", info="so many to draw from, 0 for all")
             penalty = gr.Slider(0.8, 2, 1.1, step=0.05, label="Repetition penalty", info="1 is none")
             # gr.Number would show an empty value as 0
             seed = gr.Textbox(

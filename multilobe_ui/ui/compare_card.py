@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from ..comparison import AUTOMATIC
 from ..routers.base import RoutingDecision
 from . import text
-from .figures import share_bar
+from .figures import BASE_COLOUR, share_bar
 from .text import escape
-from .why_panel import BASE_COLOUR
 
 if TYPE_CHECKING:
     from ..comparison import Agreement, Answer, Comparison
@@ -107,7 +106,7 @@ def _card(answer: Answer, colours: Colours, letter: str, note: str, agreement: A
     told = f'<p class="lab-compare-note">{escape(note)}</p>' if note else ""
     return (
         f'<article class="lab-compare-card" style="--c:{_colour(decision, colours)}"><header><span>{letter}</span><i></i>'
-        f"<b>{escape(text.answerer(decision))}</b>{_sure(answer)}</header>{_mixture(decision, colours)}"
+        f"<b>{escape(text.answerer(decision))}</b></header>{_sure(answer)}{_mixture(decision, colours)}"
         f'<p class="lab-compare-why">{escape(text.decision_sentence(decision))}</p>'
         f'<div class="lab-compare-text">{said}{cursor}</div>{told}{_facts(answer)}</article>'
     )
@@ -118,16 +117,17 @@ def _colour(decision: RoutingDecision, colours: Colours) -> str:
 
 
 def _sure(answer: Answer) -> str:
-    """How sure the router was; a person who chose has no confidence."""
+    """How sure the router was; a mix has its weights instead, and a person who chose has no certainty."""
     decision = answer.decision
-    asked = answer.column.choice == AUTOMATIC and not decision.per_token
-    known = asked and decision.stage not in ("no lobes", "empty prompt", "not fitted", "only lobe")
-    return f"<small>{text.percent(decision.confidence)} sure</small>" if known else ""
+    said = text.certainty(decision) if answer.column.choice == AUTOMATIC else ""
+    if len(text.parts_of(decision.weights)) > 1:
+        said = "Mean weights over the prompt" if decision.per_token else "Weights"
+    return f'<p class="lab-compare-sure">{escape(said)}</p>' if said else ""
 
 
 def _mixture(decision: RoutingDecision, colours: Colours) -> str:
-    used = {name: weight for name, weight in decision.weights.items() if weight}
-    return share_bar(used, colours, "Weights of the lobes") if len(used) > 1 else ""
+    mixed = len(text.parts_of(decision.weights)) > 1
+    return share_bar(decision.weights, colours, "Weights of the lobes") if mixed else ""
 
 
 def _facts(answer: Answer) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .text import colour, count, duration, escape, short, when
+from .text import colour, count, duration, escape, listed, short, when
 
 Colours = Mapping[str, str]
 BASE = "base model"
@@ -52,14 +52,17 @@ def refit_card(result: Mapping[str, Any], colours: Colours) -> str:
     told = len(result.get("corrections") or ())
     said = f"<b>{len(learned)} of {count(told, 'correction')}</b> answered as you said after the refit.{took}"
     rows = "".join(_router(name, own) for name, own in routers.items())
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Router", "Right before", "Right after", "Change", "Fit"))
+    titles = ("Router", "Right without corrections", "Right with them", "Change", "Fit")
+    heads = "".join(f'<th scope="col">{head}</th>' for head in titles)
     table = (
         f'<div class="rc-scroll"><table class="rc-table rc-refit"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
+    notes = "".join(f"<p>{escape(since)}</p>" for own in routers.values() if (since := since_the_fit(own)))
+    notes = f'<div class="rc-since">{notes}</div>' if notes else ""
     corrected = _moves("Your corrections", [{**c, "wanted": c["lobe"]} for c in result.get("corrections") or ()], colours, True)
     return (
-        f'<div class="rc rc-trial">{kept}<p class="rc-headline">{said}</p>{early}{table}{corrected}'
+        f'<div class="rc rc-trial">{kept}<p class="rc-headline">{said}</p>{early}{table}{notes}{corrected}'
         f"{_moves(_changed_title(result), result.get('changed') or (), colours, False)}</div>"
     )
 
@@ -78,15 +81,36 @@ def _router(name: str, own: Mapping[str, Any]) -> str:
     )
 
 
+def since_the_fit(own: Mapping[str, Any]) -> str:
+    """What differs between the router that serves and the one before the corrections, in plain text: lobes that came or went since
+    it was fitted, and what a fit to the present lobes alone changes. "" if nothing does."""
+    if own.get("error") or "now" not in own:
+        return ""
+    title, said = own.get("title") or "the router", []
+    for names, was in ((own.get("added") or (), "added"), (own.get("gone") or (), "deleted or trained again")):
+        if names:
+            many = "Lobe" if len(names) == 1 else "Lobes"
+            verb = "was" if len(names) == 1 else "were"
+            said.append(f"{many} {listed(short(name, 30) for name in names)} {verb} {was} since {title} was fitted.")
+    if said:
+        said.append("The refit knows the lobes that there are now.")
+    if said or own["now"] != own["before"]:
+        said.append(
+            f"As it serves now, {title} has {own['now']:,} of {own['of']:,} right; fitted anew to the present lobes, without your "
+            f"corrections, {own['before']:,}; with them {own['after']:,}."
+        )
+    return " ".join(said)
+
+
 def _changed_title(result: Mapping[str, Any]) -> str:
     changed = result.get("changed") or ()
     better = sum(same(c["after"], c["wanted"]) for c in changed)
     worse = sum(same(c["before"], c["wanted"]) for c in changed)
     if not changed:
-        return "No other prompt of the report changes its lobe"
+        return "No other prompt of the report changes its lobe by the corrections"
     rest = len(changed) - better - worse
     said = [f"{better} right now", f"{worse} wrong now", *([f"{rest} still wrong"] if rest else [])]
-    return f"{count(len(changed), 'prompt')} of the report would change: {', '.join(said)}"
+    return f"{count(len(changed), 'prompt')} of the report would change by the corrections: {', '.join(said)}"
 
 
 def _moves(title: str, moves: Sequence[Mapping[str, Any]], colours: Colours, open: bool) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from ..routers.base import RoutingDecision
 from ..views import TokenTrace
 from .complexity_card import complexity_section
-from .text import colour, escape, percent, score, short, stage
+from .text import colour, escape, is_number, percent, score, short, stage, sure
 from .token_view import strip
 
 MOST_MATCHES = 12
@@ -31,7 +31,7 @@ def evidence_sections(decision: RoutingDecision, colours: Colours, prompt: str =
         chain_section(decision.evidence.get("stages", ()), colours),
         keyword_section(decision, colours, prompt),
         complexity_section(decision.evidence, colours.get(decision.chosen or "")),
-        tokens_section(decision.evidence.get("tokens", ()), colours),
+        tokens_section(decision.evidence.get("tokens", ()), colours, decision.reason if decision.per_token else ""),
         nearest_section(decision.evidence.get("nearest", ()), colours),
     ]
     return "".join(f"<section>{part}</section>" for part in parts if part)
@@ -113,10 +113,11 @@ def _neighbour(row: Mapping[str, Any], colours: Colours) -> str:
     return f"<li {look}><i></i><span>{escape(words)}</span><b>{said}</b></li>"
 
 
-def tokens_section(tokens: Sequence[Mapping[str, Any]], colours: Colours) -> str:
-    """The message as a router that weighs tokens read it: [{text, weights}]."""
+def tokens_section(tokens: Sequence[Mapping[str, Any]], colours: Colours, reason: str = "") -> str:
+    """The message as a router that weighs tokens read it: [{text, weights}], and what it says of that."""
     read = [TokenTrace(str(t.get("text", "")), t.get("weights", {}), np.zeros((0, 0))) for t in list(tokens)[:MOST_TOKENS]]
-    return f"<h4>Your message, token by token</h4>{strip(read, colours, keys=False)}" if read else ""
+    said = f'<p class="ml-reason">{escape(reason)}</p>' if reason else ""
+    return f"<h4>Your message, token by token</h4>{strip(read, colours, keys=False)}{said}" if read else ""
 
 
 def chain_section(stages: Sequence[Mapping[str, Any]], colours: Colours) -> str:
@@ -125,10 +126,11 @@ def chain_section(stages: Sequence[Mapping[str, Any]], colours: Colours) -> str:
         return ""
     items = []
     for asked in stages:
-        lobe, sure = asked.get("chosen"), asked.get("confidence")
+        lobe, confidence = asked.get("chosen"), asked.get("confidence")
         bar = asked.get("threshold")
-        said = f"{percent(float(sure))}" if isinstance(sure, (int, float)) else ""
-        asks = f" of {percent(float(bar))} asked" if isinstance(bar, (int, float)) and bar else ""
+        estimate = is_number(confidence) and (lobe is not None or confidence > 0)  # an unfitted stage has none
+        said = sure(float(confidence), lobe is None) if estimate else ""  # type: ignore[arg-type]
+        asks = f", {percent(float(bar))} needed" if is_number(bar) and bar else ""
         look = f"--c:{colour(colours.get(str(lobe)))}" if lobe else "--c:var(--ml-base)"
         items.append(
             f'<li style="{look}"><i></i><span>{escape(stage(str(asked.get("router", ""))))}: '

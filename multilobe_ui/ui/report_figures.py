@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .report_curves import abstention_figure, calibration_figure, share
-from .text import colour, count, css_string, duration, escape, is_number, listed, milliseconds, percent, short
+from .text import colour, count, css_string, duration, escape, is_number, listed, milliseconds, percent, short, sure
 
 Result = Mapping[str, Any]
 Colours = Mapping[str, str]
@@ -50,17 +50,24 @@ def report_card(result: Result, colours: Colours) -> str:
 
 
 def headline(result: Result) -> str:
-    """Which router is right most often, and of how many prompts. HTML."""
+    """Which router is right most often, and of how many prompts. HTML.
+
+    Where a router could not be asked everything, nobody knows whether it would have been first, and that is said.
+    """
     asked = {name: own for name, own in result["routers"].items() if is_number(own.get("accuracy"))}
+    torn = [_title(name, own) for name, own in result["routers"].items() if own.get("unfinished")]
     if not asked:
-        return "No router could be asked."
+        return "No router could be asked everything." if torn else "No router could be asked."
     best = max(own["accuracy"] for own in asked.values())
     first = [own for own in asked.values() if own["accuracy"] == best]
     who = escape(listed(_title(name, own) for name, own in asked.items() if own["accuracy"] == best))
     verb = "is" if len(first) == 1 else "are"
     most = " most often" if len(asked) > 1 else ""
     took = f" Measured in {duration(result['seconds'])}." if is_number(result.get("seconds")) else ""
-    return f"<b>{who}</b> {verb} right{most}: <b>{share(best)}</b> of {count(first[0]['of'], 'prompt')}.{took}"
+    said = f"<b>{who}</b> {verb} right{most}: <b>{share(best)}</b> of {count(first[0]['of'], 'prompt')}.{took}"
+    if not torn:
+        return said
+    return f"{escape(listed(torn))} could not be asked everything, so no router is the best here. Of the others, {said}"
 
 
 def best_router(result: Result, default: str = "") -> str:
@@ -73,7 +80,9 @@ def best_router(result: Result, default: str = "") -> str:
 
 def best_values(routers: Mapping[str, Result]) -> dict[str, float]:
     """The best of each column, where more than one router has a number and they differ."""
-    found = {}
+    found: dict[str, float] = {}
+    if any(own.get("unfinished") for own in routers.values()):
+        return found  # who was not asked everything might have been better
     for key in COLUMNS:
         values = [float(own[key]) for own in routers.values() if is_number(own.get(key)) and not own.get("error")]
         if len(set(values)) > 1:
@@ -247,8 +256,8 @@ def cell_prompts(
     heading = f"{_name(_wanted(wanted), colours)} <span>{went}</span> {_name(_decided(decided), colours)}"
     return (
         f'<div class="rc rc-list"><h4>{heading}</h4>'
-        f"<p>{count(len(found), 'prompt')} by {escape(_title(router, own))}, {order}{more}. "
-        f"Click one to say who should answer it.</p><ol>{items}</ol></div>"
+        f"<p>{count(len(found), 'prompt')} by {escape(_title(router, own))}, {order}{more}; numbers say how sure "
+        f"it was of its choice. Click one to say who should answer it.</p><ol>{items}</ol></div>"
     )
 
 
@@ -259,7 +268,7 @@ def _prompt(result: Result, own: Result, i: int, picked: bool, corrected: Mappin
     source = f"<small>{escape(short(str(prompt['source']), 32))}</small>" if prompt.get("source") else ""
     return (
         f'<li><button type="button" data-row="prompt|{i}" aria-pressed="{str(picked).lower()}">'
-        f"<b>{percent(own['confidence'][i])}</b><span>{escape(short(words, 220))}</span>{mark}{source}</button></li>"
+        f"{_sure(result, own, i)}<span>{escape(short(words, 220))}</span>{mark}{source}</button></li>"
     )
 
 
@@ -283,8 +292,15 @@ def _chip(title: str, own: Result, labels: Sequence[str], prompt: Result, place:
     word = "right" if right else "wrong"
     return (
         f'<li class="is-{word}"><span>{escape(title)}</span>{_name(_decided(decided), colours)}'
-        f'<b>{percent(own["confidence"][place])}</b><i role="img" aria-label="{word}">{"✓" if right else "✗"}</i></li>'
+        f'{_sure({"labels": labels}, own, place)}<i role="img" aria-label="{word}">{"✓" if right else "✗"}</i></li>'
     )
+
+
+def _sure(result: Result, own: Result, place: int) -> str:
+    """How sure a router was of what it decided on a prompt; in full when pointed at."""
+    abstained = result["labels"][own["decided"][place]] == ""
+    confidence = own["confidence"][place]
+    return f'<b title="{escape(sure(confidence, abstained))}">{percent(confidence)}</b>'
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

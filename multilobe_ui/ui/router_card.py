@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..routers.base import RoutingDecision
 from . import text
-from .figures import NONE, probabilities
+from .figures import BASE_COLOUR, NONE, bars_in_order, mix_title, probabilities, share_bar
 from .table import fact
 
 if TYPE_CHECKING:
@@ -41,6 +41,11 @@ def pill(state: str) -> str:
     return f'<span class="router-pill is-{text.escape(state)}">{text.escape(STATES.get(state, state))}</span>'
 
 
+def badge(view: RouterView) -> str:
+    """Says that a router is experimental; "" for the others."""
+    return '<span class="router-badge">experimental</span>' if view.experimental else ""
+
+
 def router_list(views: Sequence[RouterView], jobs: Mapping[str, JobView], picked: str) -> str:
     """Buttons, one for each router, with its state and one sentence."""
     items = "".join(_item(view, jobs.get(view.name), view.name == picked) for view in views)
@@ -54,14 +59,15 @@ def _item(view: RouterView, job: JobView | None, picked: bool) -> str:
     done = f"<small>{_done(job)}</small>" if job is not None and state == "fitting" else ""
     return (
         f'<button type="button" class="router-item" data-row="{text.escape(view.name)}" aria-pressed="{str(picked).lower()}">'
-        f"<span><b>{text.escape(view.title)}</b>{pill(state)}</span><em>{text.escape(view.sentence)}</em>{when}{done}</button>"
+        f"<span><b>{text.escape(view.title)}{badge(view)}</b>{pill(state)}</span><em>{text.escape(view.sentence)}</em>{when}{done}</button>"
     )
 
 
 def router_detail(view: RouterView, job: JobView | None = None) -> str:
     """What the router is, how it stands, and what to do about it."""
     state = state_of(view, job)
-    head = f'<div class="train-head"><b class="train-title">{text.escape(view.title)}</b>{pill(state)}</div>'
+    title = f'<b class="train-title">{text.escape(view.title)}{badge(view)}</b>'
+    head = f'<div class="train-head">{title}{pill(state)}</div>'
     kind = "Weighs every token anew, layer by layer." if view.per_token else ""
     own = "" if view.asks_for_fit else "It calibrates itself when lobes come or go; there is nothing to start."
     about = " ".join(filter(None, [view.sentence, kind, own]))
@@ -186,7 +192,7 @@ def comparison(decisions: Sequence[RoutingDecision], titles: Mapping[str, str], 
     """A small card for each router, its lobes in one order and one colour, so that the eye compares."""
     if not decisions:
         return '<p class="train-ask">No router can decide yet. Fit one above, or train a lobe first.</p>'
-    columns = [probabilities(decision, NONE) for decision in decisions]
+    columns = [_shares(decision) for decision in decisions]
     order = _order(columns)
     cards = "".join(
         _verdict(decision, shares, order, titles, colours) for decision, shares in zip(decisions, columns, strict=True)
@@ -194,14 +200,19 @@ def comparison(decisions: Sequence[RoutingDecision], titles: Mapping[str, str], 
     return f'<p class="compare-sum" role="status">{_agreement(decisions)}</p><div class="compare-grid">{cards}</div>'
 
 
+def _shares(decision: RoutingDecision) -> Mapping[str, float]:
+    """What the bars of a card show: probabilities, or weights where every token is weighed anew."""
+    return decision.weights if decision.per_token else probabilities(decision)
+
+
 def _order(columns: Sequence[Mapping[str, float]]) -> list[str]:
-    """The lobes that matter to any router, heaviest in all first."""
+    """The lobes that matter to any router, heaviest in all first; "no lobe fits" last."""
     total: dict[str, float] = {}
     for shares in columns:
         for name, share in shares.items():
             if name != NONE:
                 total[name] = total.get(name, 0.0) + share
-    return sorted(total, key=lambda name: -total[name])
+    return [*sorted(total, key=lambda name: -total[name]), NONE]
 
 
 def _verdict(
@@ -211,29 +222,41 @@ def _verdict(
     titles: Mapping[str, str],
     colours: Mapping[str, str],
 ) -> str:
-    known = [name for name in order if name in shares][:MOST_ROWS]
-    if decision.chosen and decision.chosen in shares and decision.chosen not in known:
-        known[-1] = decision.chosen
-    rows = "".join(_bar(name, shares[name], colours.get(name), name == decision.chosen) for name in known)
-    base = _bar("base model", shares.get(NONE, 0.0), None, decision.chosen is None)
-    tone = text.colour(colours.get(decision.chosen)) if decision.chosen else "var(--ml-base)"
+    """One router's card: who answers, how sure that is or with which weights, the bars, and why."""
+    tone = text.colour(colours.get(decision.chosen)) if decision.chosen else BASE_COLOUR
     title = text.escape(titles.get(decision.router, decision.router))
     took = text.milliseconds(decision.elapsed_ms)
+    mixed = not decision.per_token and len(text.parts_of(decision.weights)) > 1
+    who = f"<i></i>{text.escape(text.short(_who(decision), 34))}"
+    if mixed:
+        who = mix_title(decision.weights, colours)
+    bar = share_bar(decision.weights, colours, "Weights of the lobes", legend=False) if mixed else ""
+    kind = "Mean weight over the prompt" if decision.per_token else "Probability"
+    figure = bars_in_order(shares, order, colours, decision.chosen or NONE, MOST_ROWS)
+    heading = f"<h5>{kind}</h5>" if figure else ""
     return (
         f'<article style="--c:{tone}"><header><span>{title}</span><small>{took}</small></header>'
-        f"<h4><i></i>{text.escape(text.short(text.answerer(decision), 26))}<b>{text.percent(decision.confidence)}</b></h4>"
-        f'<div class="ml-bars"><ol>{rows}{base}</ol></div>'
-        f'<p title="{text.escape(decision.reason)}">{text.escape(text.short(decision.reason, 118))}</p></article>'
+        f'<h4{" class=ml-mixed" if mixed else ""}>{who}</h4>{bar}<p class="compare-sure">{text.escape(_said(decision))}</p>'
+        f"{heading}{figure}<p>{text.escape(decision.reason)}</p></article>"
     )
 
 
-def _bar(name: str, share: float, tone: str | None, chosen: bool) -> str:
-    mark = ' class="is-chosen" aria-current="true"' if chosen else ""
-    look = f"--c:{text.colour(tone) if tone else 'var(--ml-base)'};--w:{100 * min(1.0, max(0.0, share)):.1f}%"
-    return (
-        f'<li{mark} style="{look}"><span title="{text.escape(name)}">{text.escape(name)}</span><div><i></i></div>'
-        f"<b>{text.percent(share)}</b></li>"
-    )
+def _who(decision: RoutingDecision) -> str:
+    """Who answers; of a router that weighs each token, the lobe with most of the weight."""
+    if decision.per_token and decision.weights:
+        return text.parts_of(decision.weights)[0]
+    return text.answerer(decision)
+
+
+def _said(decision: RoutingDecision) -> str:
+    """The line below who answers: how sure the router is, or what the numbers above are."""
+    if decision.per_token:
+        return f"the greatest weight, {text.percent(max(decision.weights.values(), default=0.0))}"
+    mixed = len(text.parts_of(decision.weights)) > 1
+    said = text.certainty(decision)
+    if mixed and said:
+        return f"weights; {text.percent(decision.confidence)} sure that {decision.chosen} is the right one"
+    return said or "no estimate"
 
 
 def _agreement(decisions: Sequence[RoutingDecision]) -> str:

@@ -96,6 +96,8 @@ CSS = """
 .router-pill { font-size: .75rem; padding: .05rem .55rem; border-radius: 99px; white-space: nowrap; font-weight: 400;
   border: 1px solid currentColor; color: var(--body-text-color-subdued); }
 .router-pill.is-ready { color: var(--ml-good); } .router-pill.is-needs { color: var(--color-accent); }
+.router-badge { font-size: .75rem; font-weight: 400; padding: .05rem .5rem; margin-left: .45rem; border-radius: 99px;
+  color: var(--ml-wait); background: color-mix(in srgb, var(--ml-wait) 13%, transparent); }
 .router-pill.is-stale { color: var(--ml-wait); } .router-pill.is-fitting { color: var(--color-accent); }
 .router-about { font-size: .9rem; line-height: 1.5; color: var(--body-text-color-subdued); }
 .router-form .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
@@ -132,18 +134,20 @@ CSS = """
 .compare-grid article { border: 1px solid var(--border-color-primary); border-radius: 12px; padding: .75rem .9rem .8rem;
   background: var(--block-background-fill); border-top: 3px solid var(--c); min-width: 0; }
 .compare-grid header { display: flex; justify-content: space-between; font-size: .8rem; color: var(--body-text-color-subdued); }
-.compare-grid h4 { display: flex; align-items: center; gap: .5rem; margin: .1rem 0 .55rem; font-size: 1.05rem; font-weight: 700; }
+.compare-grid h4 { display: flex; align-items: center; gap: .5rem; margin: .1rem 0 .2rem; font-size: 1.05rem; font-weight: 700; }
 .compare-grid h4 i { flex: none; width: .7rem; height: .7rem; border-radius: 50%; background: var(--c); }
-.compare-grid h4 b { margin-left: auto; font-family: var(--font-mono); font-size: .9rem; white-space: nowrap; }
+.compare-grid h5 { margin: .55rem 0 .2rem; font-size: .78rem; font-weight: 700; color: var(--body-text-color); }
+.compare-grid article > .compare-sure { margin: .1rem 0 0; font-size: .84rem; color: var(--body-text-color); }
+.compare-grid .ml-shares { margin: .1rem 0 .35rem; }
 .compare-grid article > p { font-size: .78rem; line-height: 1.4; margin: .55rem 0 0; color: var(--body-text-color-subdued); }
-.compare-grid .ml-bars { --name: 6.6rem; --value: 3.7rem; }
+.compare-grid .ml-bars { --name: 6.6rem; --value: 3.5rem; }
 .compare-grid .ml-bars li { min-height: 1.3rem; font-size: .8rem; }
 #routers-try { margin-top: 1.4rem; }
 @media (max-width: 640px) {
   .tier-columns { grid-template-columns: 1fr; } .compare-line > .form { flex-basis: 100% !important; }
   .compare-grid { grid-template-columns: 1fr; } .chain-stage { flex-wrap: wrap !important; }
   .chain-stage > .form { flex-basis: 100% !important; }
-  .compare-grid .ml-bars li:nth-child(n+4):not(.is-chosen):not(:last-child) { display: none; }
+  .compare-grid .ml-bars li:nth-child(n+4):not(.is-chosen):not(.is-none) { display: none; }
 }
 """
 
@@ -283,13 +287,13 @@ class RoutersTab:
 
     def _try_side(self) -> None:
         with gr.Column(elem_id="routers-try"):
-            bare(_heading("Ask all routers", "One message, every router's answer side by side; nothing is generated."))
+            bare(_heading("Ask the routers", "One message, every router's answer side by side; nothing is generated."))
             with gr.Row(elem_classes="compare-line"):
                 self.prompt = gr.Textbox(
                     label="Message", show_label=False, container=False, placeholder=f"Such as: {PRESET}", lines=1, max_lines=6,
                     max_length=LONGEST_PROMPT, min_width=260, elem_id="compare-prompt",
                 )  # fmt: skip
-                self.ask = gr.Button("Ask all routers", variant="primary", elem_id="compare-ask")
+                self.ask = gr.Button("Ask the routers", variant="primary", elem_id="compare-ask")
             self.results = bare(elem_id="compare-results")
             self.map_title = bare(visible=False, elem_id="router-map-title")
             self.map = gr.Plot(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..errors import ConfigError, MultiLobeError
-from ..routers.base import MODES, Mixing
+from ..routers.base import AUTO, MODES, Mixing, RoutingDecision
 from . import guard
 from .figures import share_bar
 from .guard import friendly
@@ -32,7 +32,12 @@ MOST_K = 8
 STRONG = 1.5
 """Sum of weights from which a mix is likely to talk nonsense."""
 PRESET = "Write Python code to solve quadratic equations"
-MODE_TITLES = (("Top-1", "top_1"), ("Top-k", "top_k"), ("Soft: all that matter", "soft"))
+MODE_TITLES = (
+    ("Automatic: one lobe, or those that stand out", "auto"),
+    ("Top-1", "top_1"),
+    ("Top-k", "top_k"),
+    ("Soft: all that matter", "soft"),
+)
 
 Lobes = Sequence[tuple[str, str]]
 
@@ -63,8 +68,9 @@ class RoutingRow:
                     min_width=180,
                 )  # fmt: skip
                 self.mode = gr.Radio(
-                    list(MODE_TITLES), value="top_1", label="How many lobes answer", elem_id="routing-mode", scale=3, min_width=280
-                )
+                    list(MODE_TITLES), value=AUTO.mode, label="How many lobes answer", elem_id="routing-mode",
+                    scale=3, min_width=280,
+                )  # fmt: skip
             self.k = gr.Slider(
                 2, MOST_K, 2, step=1, label="k", info="lobes that answer together", visible=False, elem_id="routing-k"
             )
@@ -97,8 +103,7 @@ class RoutingRow:
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         settings: list[Any] = [self.router, self.mode, self.k]
         for control in settings:
-            handler = self.picked if control is self.router else self.told
-            control.input(handler, settings, [self.fold, self.mode, self.k, self.about], **quick)
+            control.input(self.told, settings, [self.fold, self.k, self.about], **quick)
         choice.change(_mixes, choice, [self.mix, self.fold], **quick)
         moved = [self.names, *self.sliders]
         for slider in self.sliders:
@@ -114,19 +119,11 @@ class RoutingRow:
     # ---- handlers ------------------------------------------------------------------------------------------------
 
     @friendly(quiet=True)
-    def told(self, router: Any, mode: Any, k: Any) -> tuple[Any, Any, Any, str]:
-        """A setting was changed: say it on the fold, and what the router is."""
+    def told(self, router: Any, mode: Any, k: Any) -> tuple[Any, Any, str]:
+        """A setting was changed: say it on the fold, and what the router is. What else the person set stays."""
         views = routers_of(self.studio)
         fold = gr.update(label=fold_label(views, router, mode, k))
-        return fold, gr.skip(), gr.update(visible=mode == "top_k"), about_router(views, router)
-
-    @friendly(quiet=True)
-    def picked(self, router: Any, mode: Any, k: Any) -> tuple[Any, Any, Any, str]:
-        """Another router. What weighs tokens is made to mix, so one lobe for each token is not what it begins with."""
-        per_token = any(view.per_token for view in routers_of(self.studio) if view.name == router)
-        mode = "soft" if per_token and mode == "top_1" else mode
-        fold, _, number, about = self.told(router, mode, k)
-        return fold, mode, number, about
+        return fold, gr.update(visible=mode == "top_k"), about_router(views, router)
 
     @friendly(quiet=True)
     def summed(self, names: Any, *weights: Any) -> str:
@@ -145,16 +142,18 @@ class RoutingRow:
         prompt = words if isinstance(words, str) and words.strip() else ""
         if not prompt:
             raise ConfigError("Write a message first; then the router can say how it would mix the lobes for it.")
-        return (*self._taken(prompt, router, mode, k, names), gr.skip())
+        decision = self.studio.route(prompt, router_of(router), mixing_of(mode, k))
+        return (*self._taken(decision, names), gr.skip())
 
     @friendly
     def try_example(self, router: Any, mode: Any, k: Any, names: Any) -> tuple[Any, ...]:
         """A prompt that wants several lobes, with the weights that the router gives it."""
-        mode = mode if mode != "top_1" else "soft"  # one lobe is no mix
-        return (*self._taken(PRESET, router, mode, k, names), PRESET)
+        decision = self.studio.route(PRESET, router_of(router), mixing_of(mode, k))
+        if decision.chosen and len(decision.weights) < 2:  # one lobe is no mix
+            decision = self.studio.route(PRESET, router_of(router), Mixing("soft"))
+        return (*self._taken(decision, names), PRESET)
 
-    def _taken(self, prompt: str, router: Any, mode: Any, k: Any, names: Any) -> tuple[Any, ...]:
-        decision = self.studio.route(prompt, router_of(router), mixing_of(mode, k))
+    def _taken(self, decision: RoutingDecision, names: Any) -> tuple[Any, ...]:
         weights = {name: max(0.0, float(weight)) for name, weight in decision.weights.items()}
         shown = list(guard.some_names(names, "The lobes to mix"))
         missing = [name for name in weights if name not in shown]
@@ -266,11 +265,12 @@ def router_choices(views: Sequence[RouterView]) -> list[tuple[str, str]]:
     return [(view.title + _remark(view), view.name) for view in views] or [("Automatic", DEFAULT)]
 
 
-def fold_label(views: Sequence[RouterView], router: Any = DEFAULT, mode: Any = "top_1", k: Any = 2) -> str:
+def fold_label(views: Sequence[RouterView], router: Any = DEFAULT, mode: Any = AUTO.mode, k: Any = AUTO.k) -> str:
     """The present settings in a few words."""
     view = next((view for view in views if view.name == router), None)
-    how = {"top_1": "one lobe", "top_k": f"best {k}", "soft": "soft mix"}.get(str(mode), "")
-    how += " of each token" if view and view.per_token else ""
+    how = {"auto": "automatic", "top_1": "one lobe", "top_k": f"best {k}", "soft": "soft mix"}.get(str(mode), "")
+    if view and view.per_token:
+        how = "weighs each token" if mode == AUTO.mode else f"{how} for each token"
     return f"Routing: {view.title if view else router}, {how}"
 
 
@@ -297,7 +297,12 @@ def mix_card(weights: Mapping[str, float], lobes: Lobes, names: Sequence[str] | 
 
 
 def _remark(view: RouterView) -> str:
-    return " (needs a fit)" if not view.fitted else " (stale)" if view.stale else ""
+    remarks = ["experimental"] if view.experimental else []
+    if not view.fitted:
+        remarks.append("needs a fit")
+    elif view.stale:
+        remarks.append("stale")
+    return f" ({', '.join(remarks)})" if remarks else ""
 
 
 def _mixes(choice: Any) -> tuple[Any, Any]:

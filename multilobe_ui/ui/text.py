@@ -31,6 +31,8 @@ STAGES = {
     "no lobes": "no lobes yet",
     "only lobe": "only one lobe",
 }
+NO_ESTIMATE = ("manual", "corrected", "no lobes", "empty prompt", "not fitted", "only lobe")
+"""Stages of which nobody estimated how likely they are right."""
 
 
 def escape(value: object) -> str:
@@ -198,25 +200,47 @@ def stage(name: str) -> str:
     return STAGES.get(name, name)
 
 
+def parts_of(weights: Mapping[str, float]) -> list[str]:
+    """The lobes that a decision's weights let answer, heaviest first; two or more are a mix."""
+    return sorted((name for name in weights if weights[name]), key=lambda name: -abs(weights[name]))
+
+
 def answerer(decision: RoutingDecision | None) -> str:
-    """Who answers: the lobe's name, 'medical + 2 more' for a mix, or 'Base model'. Not escaped."""
+    """Who answers: the lobe's name, 'python + maths + 2 more' for a mix, or 'Base model'. Not escaped."""
     if decision is None or not decision.chosen:
         return "Base model"
-    others = sum(1 for name, weight in decision.weights.items() if weight and name != decision.chosen)
-    return f"{decision.chosen} + {others} more" if others else decision.chosen
+    names = parts_of(decision.weights) or [decision.chosen]
+    return " + ".join([*names[:2], *([f"{len(names) - 2} more"] if len(names) > 2 else [])])
+
+
+def estimated(decision: RoutingDecision) -> bool:
+    """Whether `confidence` is an estimate of a router's: not where a person decided, where nothing was read, or where every token
+    is weighed anew and no one lobe is chosen."""
+    if decision.per_token or decision.stage in NO_ESTIMATE:
+        return False
+    return bool(decision.chosen or decision.probabilities or is_number(decision.evidence.get("none")))
+
+
+def sure(confidence: float | None, abstained: bool) -> str:
+    """'92 % sure of the choice', '76 % sure that no lobe fits'."""
+    return f"{percent(confidence)} sure {'that no lobe fits' if abstained else 'of the choice'}"
+
+
+def certainty(decision: RoutingDecision) -> str:
+    """How sure the router is of what it decided, or "" where nobody estimated it."""
+    return sure(decision.confidence, decision.chosen is None) if estimated(decision) else ""
 
 
 def shares(weights: Mapping[str, float], most: int = 3) -> str:
     """'python 52 %, maths 31 %, 2 more': who takes part, heaviest first. Not escaped."""
-    order = sorted((name for name in weights if weights[name]), key=lambda name: -abs(weights[name]))
+    order = parts_of(weights)
     told = [f"{short(name, 24)} {percent(weights[name])}" for name in order[:most]]
     return ", ".join([*told, *([f"{len(order) - most} more"] if len(order) > most else [])])
 
 
 def decision_sentence(decision: RoutingDecision) -> str:
     """Why, in one sentence: the router's own, or one made from its numbers. Not escaped."""
-    mixed = sum(1 for weight in decision.weights.values() if weight) > 1
-    if decision.stage == "manual" and mixed:
+    if decision.stage == "manual" and len(parts_of(decision.weights)) > 1:
         return "You mixed them by hand."
     if decision.reason:
         return decision.reason

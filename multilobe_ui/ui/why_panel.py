@@ -6,19 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..routers.base import RoutingDecision
+from ..routers.base import NEGLIGIBLE, RoutingDecision
 from .brain_map import brain_map
 from .evidence import evidence_sections
-from .figures import score_bars, share_bar
+from .figures import BASE_COLOUR, mix_title, score_bars, share_bar
 from .ledger_card import cost_note
 from .text import (
     answerer,
+    certainty,
     colour,
     count,
     css_string,
     decision_sentence,
     escape,
+    estimated,
     milliseconds,
+    parts_of,
     percent,
     rate,
     shares,
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
     from ..ledger import Cost
     from ..views import TokenTrace
 
-BASE_COLOUR = "var(--ml-base)"
 MOST_LABELS = 200
 ROUTER_STAGES = ("keyword", "gate", "embedding", "logprob", "complexity")
 
@@ -67,30 +69,32 @@ class Reply:
         object.__setattr__(self, "colours", dict(self.lobes))
 
     @property
-    def colour(self) -> str:
-        """Of the lobe that answers; the base model's own otherwise."""
-        return colour(self.colours.get(self.decision.chosen)) if self.decision.chosen else BASE_COLOUR
-
-    @property
     def weights(self) -> Mapping[str, float]:
         """What ran: of a complete answer whose tokens were weighed one by one, their mean; else what was decided."""
         return mean_weights(self.trace) if self.done and self.trace else self.decision.weights
 
     @property
-    def certain(self) -> bool:
-        """Whether a router was sure of something; a person who chose, or a mix by token, has no confidence."""
-        decision = self.decision
-        return decision.stage not in ("manual", "no lobes", "empty prompt", "not fitted") and not decision.per_token
+    def parts(self) -> Sequence[str]:
+        """The lobes that ran, heaviest first, without those of negligible weight; none for the base model."""
+        found = parts_of(self.weights)
+        return [name for name in found if abs(self.weights[name]) >= NEGLIGIBLE] or found[:1]
+
+    @property
+    def mix(self) -> Mapping[str, float]:
+        """The weights of `parts`."""
+        return {name: self.weights[name] for name in self.parts}
+
+    @property
+    def colour(self) -> str:
+        """Of the heaviest lobe; the base model's own where none ran."""
+        return colour(self.colours.get(self.parts[0])) if self.parts else BASE_COLOUR
 
 
 def why_panel(reply: Reply) -> str:
     """The whole panel for one reply, under way or complete."""
     decision = reply.decision
-    base = not any(decision.weights.values())
-    picture = brain_map(reply.lobes, reply.weights, base=base, state="still" if reply.done else "live")
-    # of tokens weighed one by one the mean is shown; a mix by hand has its bar in the verdict
-    told = replace(decision, weights=reply.weights) if decision.per_token else decision
-    figure = score_bars(told, reply.colours) if decision.stage != "manual" else ""
+    picture = brain_map(reply.lobes, reply.weights, base=not reply.parts, state="still" if reply.done else "live")
+    figure = _figure(reply) if decision.stage != "manual" else ""
     parts = [
         picture, _verdict(reply), f"<section>{figure}</section>" if figure else "",
         evidence_sections(decision, reply.colours, reply.prompt), _facts(reply),
@@ -139,13 +143,28 @@ def labels(replies: Sequence[Reply], shown: int | None = None) -> str:
 
 
 def _label(number: int, reply: Reply) -> str:
-    decision = reply.decision
-    mixed = len([weight for weight in decision.weights.values() if weight]) > 1
-    sure = f"  {percent(decision.confidence)}" if reply.certain else ""
-    words = shares(reply.weights) if mixed else short(answerer(decision), 40) + sure
+    """A rule: who answered and how sure the router was of that; of a mix its weights, with a small bar of them."""
+    decision, look = reply.decision, f"--c:{reply.colour}"
+    mixed = len(reply.parts) > 1
+    words = f"Weights: {shares(reply.mix)}" if mixed else short(_who(reply), 40)
+    said = certainty(decision)
+    words += f" · {said}" if said and not mixed else ""
     words += "  stopped" if reply.stopped else ""
     place = f'#chat .bot-row:nth-child({number} of .bot-row) [data-testid="bot"]'
-    return f"{place}{{--c:{reply.colour}}}{place}::before{{content:{css_string(words)}}}"
+    bar = f"padding-left:46px !important;background:{_stripes(reply)} !important" if mixed else ""
+    return f"{place}{{{look}}}{place}::before{{content:{css_string(words)};{bar}}}"
+
+
+def _stripes(reply: Reply) -> str:
+    """A CSS background: the weights of a mix side by side in their lobes' colours, on the label's own ground."""
+    total = sum(abs(reply.weights[name]) for name in reply.parts)
+    stops, place = [], 0.0
+    for name in reply.parts:
+        end = place + 100 * abs(reply.weights[name]) / total
+        stops.append(f"{colour(reply.colours.get(name))} {place:.1f}% {end:.1f}%")
+        place = end
+    bar = f"linear-gradient(90deg,{','.join(stops)}) 10px 50%/28px 9px no-repeat"
+    return f"{bar},color-mix(in srgb,var(--c) 14%,transparent)"
 
 
 def _panel(inside: str, tone: str = BASE_COLOUR) -> str:
@@ -153,15 +172,62 @@ def _panel(inside: str, tone: str = BASE_COLOUR) -> str:
 
 
 def _verdict(reply: Reply) -> str:
+    """Who answers, with the certainty of one choice or the weights of a mix, and why."""
     decision = reply.decision
-    sure = f'<div class="ml-sure"><b>{percent(decision.confidence)}</b>sure</div>' if reply.certain else ""
-    used = {name: weight for name, weight in reply.weights.items() if weight}
-    mixed = share_bar(used, reply.colours, "Weights of the lobes") if len(used) > 1 and not decision.per_token else ""
     doing = "Answered by" if reply.done else "Answering now"
+    bar = ""
+    if len(reply.parts) > 1:
+        who = f'<h3 class="ml-mixed">{mix_title(reply.mix, reply.colours)}</h3>'
+        beside = f'<div class="ml-sure">{_kind_of_weights(decision)}</div>'
+        many = len(reply.parts) > 3
+        bar = share_bar(reply.mix, reply.colours, "Weights of the lobes", legend=many) if not decision.per_token else ""
+    else:
+        who = f"<h3><i></i><span>{escape(_who(reply))}</span></h3>"
+        number, _, words = certainty(decision).rpartition(" % ")
+        beside = f'<div class="ml-sure"><b>{escape(number)} %</b>{escape(words)}</div>' if number else ""
     return (
-        f'<p class="ml-eyebrow">{doing}</p><div class="ml-verdict"><h3><i></i><span>{escape(answerer(decision))}</span></h3>'
-        f'{sure}</div>{mixed}<p class="ml-reason">{escape(decision_sentence(decision))}</p>'
+        f'<p class="ml-eyebrow">{doing}</p><div class="ml-verdict">{who}{beside}</div>{bar}'
+        f'<p class="ml-reason">{escape(_why(reply))}</p>'
     )
+
+
+def _who(reply: Reply) -> str:
+    """The one that answers: the lobe that is left of a mix of which all else is negligible, or as decided."""
+    return reply.parts[0] if reply.parts else answerer(reply.decision)
+
+
+def _kind_of_weights(decision: RoutingDecision) -> str:
+    if decision.per_token:
+        return "mean weights"
+    return "your weights" if decision.stage == "manual" else "weights"
+
+
+def _why(reply: Reply) -> str:
+    """The router's sentence. Of tokens weighed one by one it is about the prompt, so the answer's own weights come first."""
+    decision = reply.decision
+    if not (decision.per_token and reply.parts):
+        return decision_sentence(decision)
+    best = reply.parts[0]
+    said = f"{best} has the greatest weight: {percent(reply.weights[best])}, the mean over {_over(reply)}."
+    return said if decision.evidence.get("tokens") else f"{said} {decision_sentence(decision)}"
+
+
+def _over(reply: Reply) -> str:
+    """What the weights on display are the mean of."""
+    if reply.done and reply.trace:
+        return f"the answer's {count(len(reply.trace), 'token')} and all layers"
+    return "the prompt's tokens and all layers"
+
+
+def _figure(reply: Reply) -> str:
+    """What the router made of every lobe. Beside the weights of a mix it also says how sure the router is of its choice."""
+    decision = reply.decision
+    if decision.per_token:
+        told = replace(decision, weights=reply.weights, chosen=reply.parts[0] if reply.parts else None)
+        return score_bars(told, reply.colours, over="the answer" if reply.done and reply.trace else "the prompt")
+    mixed = len(reply.parts) > 1 and estimated(decision)
+    sure = f"The router is {percent(decision.confidence)} sure that {decision.chosen} is the right one."
+    return score_bars(decision, reply.colours, note=sure if mixed else "")
 
 
 def _facts(reply: Reply) -> str:

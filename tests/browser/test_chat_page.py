@@ -22,13 +22,14 @@ def test_a_newcomer_asks_and_sees_which_lobe_answers_and_why(visitor: Visitor) -
     assert visitor.chip().startswith("medical")
     assert "%" in visitor.chip()
     lit = visitor.on("#why .ml-brain-cell.is-lit title")
-    assert lit.all_text_contents() == ["medical: 100 %"]
-    bars = visitor.on("#why .ml-bars").first.locator("> ol > li")  # those of single stages are folded away below
-    assert sorted(bars.locator("span").all_text_contents()) == list(DEMO)
-    expect(visitor.on("#why .ml-bars > ol > li.is-chosen").first).to_have_text(re.compile(r"medical\s*[01]\.\d\d"))
-    expect(visitor.on("#why .ml-threshold").first).to_have_text(re.compile(r"threshold 0\.\d\d"))
+    assert lit.all_text_contents() == ["medical: answers"]
+    bars = visitor.on("#why .ml-bars").first.locator("> ol > li")
+    assert {*bars.locator("span").all_text_contents()} - {"none of these"} == {*DEMO}
     expect(visitor.on("#why .ml-verdict h3")).to_have_text("medical")
-    expect(visitor.on("#why .ml-sure")).to_have_text(re.compile(r"\d %\s*sure"))
+    expect(visitor.on("#why .ml-sure")).to_have_text(re.compile(r"\d %\s*sure of the choice"))
+    sure = visitor.on("#why .ml-sure b").text_content()
+    expect(visitor.on("#why .ml-bars > ol > li.is-chosen")).to_have_text(re.compile(rf"medical\s*{sure}"))
+    assert visitor.chip() == f"medical \u00b7 {sure} sure of the choice"
     facts = dict(zip(visitor.on("#why dt").all_text_contents(), visitor.on("#why dd").all_text_contents(), strict=True))
     assert facts["Decided by"] in ("embedding", "log-prob")
     assert re.fullmatch(r"[\d.]+ (ms|s)", facts["Routing took"])
@@ -43,7 +44,8 @@ def test_what_no_lobe_knows_goes_to_the_base_model_and_the_panel_says_why(visito
     visitor.sees("#why .ml-reason", re.compile(r"Nothing that a lobe has learned is near|no lobe", re.I))
     expect(visitor.on("#why svg.ml-brain")).to_have_attribute("aria-label", re.compile("The base model is lit"))
     assert visitor.on("#why .ml-brain-cell.is-lit").count() == 0
-    assert visitor.on("#why .ml-bars > ol > li.is-chosen").count() == 0
+    expect(visitor.on("#why .ml-sure")).to_have_text(re.compile(r"\d %\s*sure that no lobe fits"))
+    expect(visitor.on("#why .ml-bars > ol > li.is-chosen span")).to_have_text("none of these")
     # another turn, of another kind: every answer keeps its own label and its own panel
     visitor.ask(INSULIN)
     assert visitor.chip().startswith("medical")
@@ -66,7 +68,7 @@ def test_a_person_can_say_who_answers(visitor: Visitor) -> None:
     visitor.choose("Always legal")
     visitor.ask(INSULIN)
     assert visitor.chip() == "legal"
-    assert visitor.on("#why .ml-brain-cell.is-lit title").all_text_contents() == ["legal: 100 %"]
+    assert visitor.on("#why .ml-brain-cell.is-lit title").all_text_contents() == ["legal: answers"]
     visitor.choose("Automatic: the router decides")
     visitor.ask(INSULIN)
     assert visitor.chip().startswith("medical")

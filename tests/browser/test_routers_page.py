@@ -30,7 +30,7 @@ def test_an_answer_is_shown_token_by_token(visitor: Visitor) -> None:
     visitor.set(Temperature=0)
     pick_router(visitor, "X-LoRA")
     answer = visitor.ask(INSULIN)
-    visitor.sees("#why", "Weight of every lobe")
+    visitor.sees("#why", "Mean weight")
     tokens = visitor.on("#tokens .ml-strip [data-w]")
     until("every token is in the strip", lambda: "".join(tokens.all_text_contents()).strip() == answer)
     assert tokens.count() > 4

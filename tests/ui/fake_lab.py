@@ -233,7 +233,7 @@ def router_result(
         "f1": dict(zip(labels, f1, strict=True)), "confusion": confusion.tolist(), "ece": sum(gaps) / n if n else None,
         "calibration": calibration, "abstention": abstention, "strangers": recall[labels.index("")] if "" in labels else None,
         "ms": ms, "ms_mean": 1.1 * ms, "decided": list(decided), "confidence": list(confidence), "error": "",
-        "note": "",
+        "note": "", "unfinished": False,
     }  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def failed_router(title: str, error: str) -> dict[str, Any]:
     return {
         "title": title, "accuracy": None, "right": 0, "of": 0, "precision": {}, "recall": {}, "f1": {}, "confusion": [],
         "ece": None, "calibration": [], "abstention": [], "strangers": None, "ms": None, "ms_mean": None, "decided": [],
-        "confidence": [], "error": error, "note": "",
+        "confidence": [], "error": error, "note": "", "unfinished": False,
     }  # fmt: skip
 
 
@@ -258,8 +258,8 @@ def refit_result(report: Mapping[str, Any], corrections: Sequence[Mapping[str, A
     ]  # fmt: skip
     changed += [{"prompt": "Is this a rule?", "wanted": labels[0], "before": labels[0], "after": None}]
     routers = {
-        name: {"title": own["title"], "before": own["right"], "after": own["right"] + gain, "of": own["of"], "seconds": 1.4,
-               "error": ""}
+        name: {"title": own["title"], "now": own["right"], "added": [], "gone": [], "before": own["right"],
+               "after": own["right"] + gain, "of": own["of"], "seconds": 1.4, "error": ""}
         for (name, own), gain in zip(report["routers"].items(), (6, 3, 0, -2, 1, 4, 0, 0, 0), strict=False)
         if not own["error"]
     }  # fmt: skip

@@ -27,7 +27,7 @@ from multilobe_ui.assets import folder
 from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.errors import BusyError, ConfigError, JobError, LobeError, RoutingError
 from multilobe_ui.ledger import Cost
-from multilobe_ui.routers.base import TOP_1, Mixing, RoutingDecision, base_decision, manual_decision
+from multilobe_ui.routers.base import AUTO, Mixing, RoutingDecision, base_decision, manual_decision
 from multilobe_ui.views import MemoryView, PromptMap, RouterView, TokenTrace
 
 AUTOMATIC = "automatic"
@@ -240,12 +240,12 @@ class FakeStudio:
 
     def route(self, prompt: str, router: str | None = None, mixing: Mixing | None = None) -> RoutingDecision:
         self._log("route", prompt, router, mixing)
-        return self._route(prompt, router or "hybrid", mixing or TOP_1)
+        return self._route(prompt, router or "hybrid", mixing or AUTO)
 
     def compare_routers(self, prompt: str) -> list[RoutingDecision]:
         self._log("compare_routers", prompt)
         self.wait_ready()
-        return [self._route(prompt, view.name, TOP_1) for view in self.routers() if view.fitted]
+        return [self._route(prompt, view.name, AUTO) for view in self.routers() if view.fitted]
 
     def _route(self, prompt: str, router: str, mixing: Mixing) -> RoutingDecision:
         if router not in ROUTERS:
@@ -324,7 +324,7 @@ class FakeStudio:
             lobes[lobe.name] = centre + 0.16 * random.normal(size=(40, 2))
             prototypes[lobe.name] = centre + 0.12 * random.normal(size=(4, 2))
             texts[lobe.name] = [f"{lobe.name} question {k} <b>" for k in range(40)]
-        best = self._route(prompt, "hybrid", TOP_1).chosen if prompt and self._lobes else None
+        best = self._route(prompt, "hybrid", AUTO).chosen if prompt and self._lobes else None
         place = np.array([0.06, -0.04]) if best is None else prototypes[best].mean(0) * 0.9
         return PromptMap(lobes, prototypes, place if prompt else None, texts, 0.41)
 
@@ -336,7 +336,7 @@ class FakeStudio:
         stop: threading.Event | None = None,
         *,
         router: str = "hybrid",
-        mixing: Mixing = TOP_1,
+        mixing: Mixing = AUTO,
         weights: Mapping[str, float] | None = None,
     ) -> Iterator[ChatEvent]:
         self._log("chat", list(messages), choice, sampling, router, mixing, dict(weights or {}))

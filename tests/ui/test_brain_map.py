@@ -35,7 +35,7 @@ def test_beyond_twelve_the_heaviest_and_the_others(count):
     found = cells(brain_map(lobes(count), {last: 1.0}))
     titles = [cell.find(f"{SVG}title").text for cell in found]
     assert len(found) == MOST_REGIONS + 1
-    assert titles[-2:] == [f"{last}: 100 %", f"{count - MOST_REGIONS} others"]
+    assert titles[-2:] == [f"{last}: answers", f"{count - MOST_REGIONS} others"]
     assert found[-1].get("fill") == OTHERS
 
 
@@ -61,7 +61,8 @@ def test_the_base_is_lit_when_it_answers():
 def test_it_can_be_read_aloud():
     root = ET.fromstring(brain_map(lobes(3), {"lobe 1": 0.7, "lobe 2": 0.3}))
     assert root.get("role") == "img"
-    assert root.get("aria-label") == "A brain with 3 lobes. Lit: lobe 1 70 %, lobe 2 30 %."
+    assert root.get("aria-label") == "A brain with 3 lobes. Lit by weight: lobe 1 70 %, lobe 2 30 %."
+    assert brain_map(lobes(3), {"lobe 1": 1.0}).count("lobe 1: answers") == 2, "a light is a weight, no certainty"
     assert "without lobes" in brain_map([])
 
 
@@ -81,7 +82,7 @@ def test_names_and_colours_of_strangers_are_harmless():
     picture = brain_map([(evil, 'red" onload="x'), ("b", "#2f8fe0")], {evil: 1.0})
     assert "<script" not in picture
     assert "onload" not in picture
-    assert cells(picture)[0].find(f"{SVG}title").text == f"{evil}: 100 %"
+    assert cells(picture)[0].find(f"{SVG}title").text == f"{evil}: answers"
 
 
 @pytest.mark.parametrize("colours", [(), COLOURS[:1], COLOURS, COLOURS * 5])

@@ -59,7 +59,7 @@ def test_a_message_is_answered_and_explained(tab):
     assert replies[0].decision.chosen == "medical"
     assert tokens == gr.update(value="", visible=False)
     verb, (messages, choice, sampling, router, mixing, weights) = tab.studio.calls[0]
-    assert (router, mixing.mode, weights) == ("hybrid", "top_1", {})
+    assert (router, mixing.mode, weights) == ("hybrid", "auto", {})
     assert (verb, choice) == ("chat", "automatic")
     assert messages == [{"role": "user", "content": ASK}]
     assert (sampling.max_new_tokens, sampling.temperature, sampling.repetition_penalty, sampling.seed) == (
@@ -328,12 +328,12 @@ def test_two_people_do_not_mix(tab):
 # ---- routing ---------------------------------------------------------------------------------------------------------
 
 
-def routing(router="hybrid", mode="top_1", k=2, **weights):
+def routing(router="hybrid", mode="auto", k=2, **weights):
     """What `RoutingRow.inputs` would hold."""
     return (router, mode, k, list(weights), *[*weights.values(), *[0] * 12][:12])
 
 
-@pytest.mark.parametrize(("mode", "count"), [("top_1", 1), ("top_k", 3), ("soft", 6)])
+@pytest.mark.parametrize(("mode", "count"), [("auto", 6), ("top_1", 1), ("top_k", 3), ("soft", 6)])
 def test_a_router_and_a_mixing_mode_are_handed_on(tab, mode, count):
     *_, replies = merged(tab.send(ASK, [], [], "automatic", *KNOBS, *routing("keyword", mode, 3)))
     _, (*_, router, mixing, _) = tab.studio.calls[0]
@@ -386,7 +386,7 @@ def test_tokens_are_shown_where_a_router_weighs_them(tab):
     assert len(reply.trace) == 12
     assert sum(reply.weights.values()) == pytest.approx(1, abs=0.01)
     panel, again, _ = tab.look_at(normalised(ASK, "a"), [reply], SimpleNamespace(index=1))
-    assert again == tokens and "mean over tokens" in panel
+    assert again == tokens and "the mean over the answer&#x27;s 12 tokens and all layers" in panel
 
 
 def test_only_the_latest_answers_remember_their_tokens(tab, monkeypatch):

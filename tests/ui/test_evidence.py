@@ -14,10 +14,10 @@ import pytest
 from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BusyError
-from multilobe_ui.routers.base import RoutingDecision, base_decision
+from multilobe_ui.routers.base import MODES, RoutingDecision, base_decision
 from multilobe_ui.ui import routing_row, token_view
 from multilobe_ui.ui.evidence import evidence_sections, highlighted
-from multilobe_ui.ui.figures import probabilities, score_bars, share_bar
+from multilobe_ui.ui.figures import NONE, probabilities, score_bars, share_bar
 from multilobe_ui.ui.routing_row import MOST_SLIDERS, PRESET, RoutingRow, fold_label, mix_card, router_choices
 from multilobe_ui.ui.why_panel import Reply, why_panel
 from multilobe_ui.views import TokenTrace
@@ -78,28 +78,26 @@ def test_long_prompts_are_cut_and_strangers_words_escaped():
 # ---- bars ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_gate_shows_probabilities_with_none():
-    found = decision(stage="gate", scores={"law": 9.0, "code": -4.0}, evidence={"none": 0.25})
-    page = score_bars(found, COLOURS)
-    assert "none of these" in page and ">0.60<" in page and ">9.00<" not in page
-
-
 @pytest.mark.parametrize(
     ("found", "expected"),
-    [(decision(evidence={"none": 0.25}), {"law": 0.6, "code": 0.15, "base": 0.25}),
-     (decision(probabilities={"law": 0.5}, evidence={"none": 0.5}), {"law": 0.5, "base": 0.5}),
+    [(decision(probabilities={"law": 0.8, "code": 0.1}, evidence={"none": 0.1}), {"law": 0.8, "code": 0.1, NONE: 0.1}),
+     (decision(evidence={"none": 0.25}), {"law": 0.8, "code": 0.2 * 0.2 / 0.45, NONE: 0.25 * 0.2 / 0.45}),
      (decision(), {"law": 0.8, "code": 0.2}),
-     (base_decision("x", "embedding", "", confidence=0.7, probabilities={"law": 0.3}), {"law": 0.3, "base": 0.7}),
-     (decision(probabilities={}), {"law": 1.0})],
+     (base_decision("x", "embedding", "", confidence=0.7, probabilities={"law": 0.3}), {"law": 0.3, NONE: 0.7}),
+     (base_decision("x", "not fitted", ""), {}),
+     (decision(per_token=True), {}),
+     (decision(stage="corrected"), {}),
+     (decision(probabilities={}), {"law": 0.8})],
 )  # fmt: skip
-def test_shares_of_all_routers_come_to_one(found, expected):
-    assert probabilities(found, "base") == pytest.approx(expected)
+def test_what_was_decided_has_the_confidence_and_all_is_at_most_one(found, expected):
+    assert probabilities(found) == pytest.approx(expected)
+    assert sum(probabilities(found).values()) <= 1 + 1e-9
 
 
-def test_three_stages_are_numbered():
+def test_three_stages_are_told_apart():
     evidence = {"embedding": {"law": 0.5}, "gate": {"law": 0.6}, "logprob": {"law": -2.0}, "floor": 0.3}
     page = score_bars(decision(router="hybrid", stage="logprob", evidence=evidence), COLOURS)
-    for words in ("Stage 1: embedding", "Stage 2: gate", "Stage 3: log-prob", "floor 0.30"):
+    for words in (">embedding<", ">gate<", ">log-prob<", "floor 0.30"):
         assert words in page
 
 
@@ -113,7 +111,7 @@ def test_a_mix_lights_several_regions_and_says_shares():
     lobes = tuple(COLOURS.items())
     page = why_panel(Reply(decision(router="manual", stage="manual", weights={"law": 0.5, "code": 0.4}), lobes, done=True))
     assert page.count("ml-brain-glow") == 2
-    assert "law + 1 more" in page and "You mixed them by hand." in page and "sure" not in page
+    assert "law <b>50 %</b>" in page and "You mixed them by hand." in page and "% sure" not in page
 
 
 def test_complexity_has_a_scale_and_a_radar():
@@ -131,7 +129,8 @@ def test_a_chain_says_who_was_asked():
     stages = [{"router": "keyword", "chosen": None, "confidence": 0.4, "threshold": 0.8},
               {"router": "gate", "chosen": "law", "confidence": 0.9, "threshold": 0.7}]  # fmt: skip
     page = evidence_sections(decision(router="chain", stage="gate", evidence={"stages": stages}), COLOURS)
-    assert "keyword: base model" in page and "40 % of 80 % asked" in page and "gate: law" in page
+    assert "keyword: base model" in page and "40 % sure that no lobe fits, 80 % needed" in page
+    assert "gate: law" in page and "90 % sure of the choice, 70 % needed" in page
 
 
 def test_the_message_is_shown_as_it_was_weighed():
@@ -224,15 +223,27 @@ def row():
 
 def test_the_fold_says_the_settings_and_what_stands_in_the_way(row):
     views = row.studio.routers()
-    assert fold_label(views) == "Routing: Hybrid, one lobe"
+    assert fold_label(views) == "Routing: Hybrid, automatic"
+    assert fold_label(views, "hybrid", "top_1") == "Routing: Hybrid, one lobe"
     assert fold_label(views, "gate", "top_k", 3) == "Routing: Gate, best 3"
     assert ("Gate (needs a fit)", "gate") in router_choices(views)
-    fold, mode, k, about = row.picked("arrow", "top_1", 2)
-    assert fold["label"] == "Routing: Arrow, soft mix of each token" and mode == "soft" and not k["visible"]
+    fold, k, about = row.told("arrow", "auto", 2)
+    assert fold["label"] == "Routing: Arrow, weighs each token" and not k["visible"]
     assert "each token and layer" in about
-    _, mode, k, about = row.picked("gate", "top_k", 2)
-    assert mode == "top_k" and k["visible"] and "See the Routers tab" in about
-    assert row.told("gate", "top_1", 2)[1] == gr.skip()
+    fold, k, about = row.told("gate", "top_k", 2)
+    assert fold["label"] == "Routing: Gate, best 2" and k["visible"] and "See the Routers tab" in about
+
+
+def test_another_router_changes_no_other_setting(row):
+    """U11: after X-LoRA, Hybrid mixes as the person had it."""
+    assert row.mode.value == "auto" and [value for _, value in row.mode.choices] == list(MODES)
+    with gr.Blocks() as page:
+        built = RoutingRow(FakeStudio(6))
+        built.build()
+        built.build_mix()
+        built.wire(gr.Dropdown(), gr.Textbox())
+    listening = [f for f in page.fns.values() if any(target == (built.router._id, "input") for target in f.targets)]
+    assert len(listening) == 1 and built.mode not in listening[0].outputs
 
 
 def test_while_the_studio_cannot_say_there_is_the_default(monkeypatch):
@@ -241,7 +252,7 @@ def test_while_the_studio_cannot_say_there_is_the_default(monkeypatch):
     row = RoutingRow(studio)
     with gr.Blocks():
         row.build()
-    assert row.router.value == "hybrid" and row.fold.label == "Routing: hybrid, one lobe"
+    assert row.router.value == "hybrid" and row.fold.label == "Routing: hybrid, automatic"
 
 
 def test_a_mix_says_its_sum():
@@ -263,12 +274,14 @@ def sliders(values):
 
 
 def test_a_router_can_set_the_sliders(row):
-    values = row.try_example("hybrid", "top_1", 2, list(row.names.value))
+    values = row.try_example("hybrid", "auto", 2, list(row.names.value))
     moved = {update["label"]: update["value"] for update in sliders(values) if update["visible"]}
     assert moved["python"] > 0.3 and moved["maths"] > 0.3 and moved["legal"] < 0.1
     assert values[-1] == PRESET and "Sum" in values[-2]
-    assert row.studio.calls[-1][1][2].mode == "soft"
-    values = row.take_weights("Is this contract lawful?", "keyword", "top_1", 2, list(row.names.value))
+    assert [call[1][2].mode for call in row.studio.calls] == ["auto"]
+    row.try_example("hybrid", "top_1", 2, list(row.names.value))
+    assert [call[1][2].mode for call in row.studio.calls] == ["auto", "top_1", "soft"], "one lobe is no mix"
+    values = row.take_weights("Is this contract lawful?", "keyword", "auto", 2, list(row.names.value))
     assert {u["label"]: u["value"] for u in sliders(values) if u["visible"]}["legal"] == 1
     with pytest.raises(gr.Error, match="Write a message first"):
         row.take_weights("", "keyword", "top_1", 2, [])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from multilobe_ui.routers.base import RoutingDecision, base_decision
-from multilobe_ui.ui.figures import MOST_BARS, bars, score_bars
+from multilobe_ui.ui.figures import MOST_BARS, NONE, bars, score_bars
 from multilobe_ui.ui.why_panel import Reply, idle_panel, labels, waiting_panel, why_panel
+from multilobe_ui.views import TokenTrace
 
 COLOURS = {"law": "#c9880b", "code": "#2f8fe0", "medicine": "#e5484d"}
 LOBES = tuple(COLOURS.items())
@@ -30,62 +32,173 @@ def widths(figure):
     return [float(w) for w in re.findall(r"--w:([\d.]+)%", figure)]
 
 
-def test_best_first_the_winner_marked_the_threshold_drawn():
-    figure = score_bars(decision(), COLOURS)
-    assert names(figure) == ["code", "law", "medicine"]
-    assert widths(figure) == sorted(widths(figure), reverse=True)
-    assert figure.count("is-chosen") == 1
-    assert figure.index("is-chosen") < figure.index(">code<")
-    assert ">threshold 0.35<" in figure
+def values(figure):
+    return re.findall(r"</div><b>([^<]*)</b>", figure)
+
+
+def chosen_row(figure):
+    """(width, number) of the bar that is marked."""
+    (found,) = re.findall(r'is-chosen"[^>]*--w:([\d.]+)%"><span[^>]*>[^<]*</span><div><i></i></div><b>([^<]*)</b>', figure)
+    return float(found[0]), found[1]
+
+
+PROBABILITIES = {"law": 0.04, "code": 0.82, "medicine": 0.01}
+
+
+def test_best_first_the_winner_marked_and_scores_only_as_numbers():
+    figure = score_bars(decision(probabilities=PROBABILITIES, evidence={"none": 0.13}), COLOURS)
+    assert names(figure) == ["code", "No lobe fits, and the base model answers", "law", "medicine"]
+    assert widths(figure) == [82, 13, 4, 1] and values(figure) == ["82 %", "13 %", "4 %", "1 %"]
+    assert "<h4>Probability" in figure and figure.count("is-chosen") == 1
+    assert chosen_row(figure) == (82, "82 %")
     assert all(tone in figure for tone in COLOURS.values())
+    bars_, raw = figure.split("<details")
+    assert "0.62" not in bars_ and "<td>0.62</td>" in raw and "<td>0.35</td>" in raw, "the threshold is a number too"
 
 
-def test_bar_and_threshold_share_one_axis():
-    figure = bars({"a": 0.5, "b": 0.25}, {}, threshold=0.25)
-    share = float(re.search(r"--t:([\d.]+)", figure).group(1))
-    assert widths(figure)[1] == pytest.approx(100 * share, abs=0.1)
+@pytest.mark.parametrize("share", [0.0, 0.005, 0.24, 0.67, 0.999, 1.0])
+def test_a_bar_is_as_long_as_its_number(share):
+    """U14: 0.67 fills two thirds of the track, alone or beside others."""
+    assert widths(bars({"a": share}, {})) == [pytest.approx(100 * share, abs=0.06)]
+    assert widths(bars({"a": share, "b": 0.001}, {}))[0 if share > 0.001 else 1] == pytest.approx(100 * share, abs=0.06)
 
 
-@pytest.mark.parametrize(
-    "scores", [{"a": -3.2, "b": -1.1}, {"a": 0.0}, {"a": -0.02, "b": 0.4}, {"a": 1e9}, {"a": 0.0, "b": 0.0}]
-)
-def test_any_sign_and_size(scores):
-    assert all(0 <= width <= 100 for width in widths(bars(scores, {}, threshold=0.1)))
+def test_what_is_out_of_range_stays_in_its_track():
+    assert widths(bars({"a": 1e9, "b": -3.0}, {})) == [100, 0]
 
 
 def test_what_is_not_a_number_is_left_out():
     assert bars({"a": float("nan")}, {}) == ""
-    assert names(bars({"a": float("inf"), "b": 0.3}, {}, threshold=float("nan"))) == ["b"]
+    assert names(bars({"a": float("inf"), "b": 0.3}, {})) == ["b"]
 
 
 def test_no_scores_no_figure():
     assert score_bars(base_decision("hybrid", "no lobes", ""), COLOURS) == ""
     assert score_bars(decision(stage="manual", scores={"law": 1.0}), COLOURS) == ""
-    assert "Weight of every lobe" in score_bars(
-        decision(stage="manual", scores={"law": 0.6, "code": 0.4}, threshold=None), {}
-    )
+    mixed = score_bars(decision(stage="manual", weights={"law": 0.6, "code": 0.4}, threshold=None), {})
+    assert "Weight of every lobe" in mixed and widths(mixed) == [60, 40]
 
 
 def test_many_lobes_show_the_best_and_count_the_rest():
-    scores = {f"lobe {i}": i / 200 for i in range(200)}
-    figure = bars(scores, {}, chosen="lobe 3")
+    shares = {f"lobe {i}": i / 200 for i in range(200)}
+    figure = bars({**shares, NONE: 0.001}, {}, chosen="lobe 3")
     assert len(names(figure)) == MOST_BARS
-    assert names(figure)[-1] == "lobe 3"
-    assert "and 188 more, none above 0.94" in figure
+    assert names(figure)[-2:] == ["lobe 3", "No lobe fits, and the base model answers"]
+    assert "and 189 more, none above 94 %" in figure
 
 
-def test_both_stages_can_be_unfolded():
+def test_scores_of_all_stages_are_numbers_with_what_they_are_held_against():
     evidence = {
         "embedding": {"law": 0.5, "code": 0.49},
         "logprob": {"law": -3.0, "code": -2.0},
         "base_logprob": -2.5,
         "floor": 0.3,
     }
-    figure = score_bars(decision(stage="logprob", evidence=evidence, threshold=None), COLOURS)
-    assert "all stages together" in figure
-    assert "<details>" in figure
-    assert ">base model -2.50<" in figure
-    assert ">floor 0.30<" in figure
+    found = decision(stage="logprob", evidence=evidence, threshold=None)
+    _, raw = score_bars(found, COLOURS).split("<details")
+    for words in (">embedding<", ">log-prob<", "<td>-2.00</td>", ">base model -2.50<", ">floor 0.30<", ">needed<"):
+        assert words in raw
+    assert "--w:" not in raw
+
+
+# ---- text and bar agree ----------------------------------------------------------------------------------------------
+
+
+def panel(found, **more):
+    return why_panel(Reply(found, LOBES, done=True, **more))
+
+
+def said(page):
+    """(number, words) beside the title of the panel."""
+    (found,) = re.findall(r'<div class="ml-sure">(?:<b>([^<]*)</b>)?([^<]*)</div>', page)
+    return found
+
+
+def test_one_lobe_is_chosen_with_the_certainty_of_its_bar():
+    page = panel(decision(probabilities=PROBABILITIES, evidence={"none": 0.13}))
+    assert said(page) == ("82 %", "sure of the choice")
+    assert chosen_row(page) == (82, "82 %")
+    assert "code: answers" in page
+
+
+@pytest.mark.parametrize("probabilities", [{}, {"code": 1.0}, {"code": 0.3, "law": 0.7}, {"code": 0.82, "law": 0.9}])
+def test_whatever_a_router_gives_text_and_bar_agree_and_all_is_at_most_one(probabilities):
+    page = panel(decision(probabilities=probabilities, evidence={"none": 0.6}))
+    assert said(page)[0] == chosen_row(page)[1] == "82 %"
+    assert sum(widths(page)) <= 100.2
+
+
+@pytest.mark.parametrize("evidence", [{"none": 0.76}, {}])
+def test_a_refusal_is_sure_that_no_lobe_fits_and_says_why(evidence):
+    shares = {"code": 0.14, "law": 0.1}
+    found = base_decision(
+        "hybrid", "hybrid", "Nothing is near.", confidence=0.76, probabilities=shares, evidence=evidence
+    )
+    page = panel(found)
+    assert said(page) == ("76 %", "sure that no lobe fits") and "Nothing is near." in page
+    assert chosen_row(page) == (76, "76 %") and "none of these" in page
+    assert "Base model \\b7  76 \\25  sure that no lobe fits" in labels([Reply(found, LOBES, done=True)])
+
+
+def test_a_blend_has_weights_and_its_certainty_is_said_of_the_choice():
+    found = decision(
+        probabilities={"code": 0.71, "law": 0.2}, weights={"code": 0.58, "law": 0.42}, confidence=0.71,
+        evidence={"none": 0.09},
+    )  # fmt: skip
+    page = panel(found)
+    assert said(page) == ("", "weights"), "no certainty beside the weights of a mix"
+    assert "code <b>58 %</b>" in page and "law <b>42 %</b>" in page and "Weights of the lobes: code 58 %" in page
+    assert "The router is 71 % sure that code is the right one." in page
+    assert chosen_row(page) == (71, "71 %")
+    assert "code: weight 58 %" in page and "law: weight 42 %" in page
+    sheet = labels([Reply(found, LOBES, done=True)])
+    assert "Weights\\3a  code 58 \\25 \\2c  law 42 \\25 " in sheet and "sure" not in sheet
+    assert "linear-gradient(90deg,#2f8fe0 0.0% 58.0%,#c9880b 58.0% 100.0%)" in sheet
+
+
+def token(weight):
+    return TokenTrace("x", {"code": weight, "law": 1 - weight}, np.full((2, 2), 0.5))
+
+
+def test_a_router_that_weighs_tokens_shows_weights_and_no_certainty():
+    """U14: "100 % of the weight" is not said beside 0.54 and 0.46."""
+    found = decision(
+        router="xlora", stage="xlora", per_token=True, threshold=None, weights={"code": 0.97, "law": 0.03},
+        probabilities={"code": 1.0, "law": 0.0}, confidence=1.0, reason="code has 97% of the weight over the prompt.",
+        evidence={"none": 0.0, "tokens": [{"text": "x", "weights": {"code": 1.0}}]},
+    )  # fmt: skip
+    before = why_panel(Reply(found, LOBES))
+    assert chosen_row(before) == (97, "97 %") and "97 %, the mean over the prompt" in before
+    after = panel(found, trace=(token(0.34), token(0.58)))
+    assert said(after) == ("", "mean weights") and "% sure" not in after
+    assert "law <b>54 %</b>" in after and chosen_row(after) == (54, "54 %")
+    assert "law has the greatest weight: 54 %, the mean over the answer&#x27;s 2 tokens and all layers." in after
+    head, _ = after.split("Your message, token by token")
+    assert "97%" not in head, "what the router says of the message stands with the message"
+    sheet = labels([Reply(found, LOBES, done=True, trace=(token(0.34), token(0.58)))])
+    assert "Weights\\3a  law 54 \\25 " in sheet and "sure" not in sheet
+
+
+def test_what_is_negligible_makes_no_mix():
+    found = decision(router="xlora", stage="xlora", per_token=True, weights={"code": 0.996, "law": 0.004}, threshold=None)
+    page = panel(found)
+    assert "<h3><i></i><span>code</span></h3>" in page and "greatest weight: &gt; 99 %" in page
+    assert '"code"' in labels([Reply(found, LOBES, done=True)])
+
+
+def test_a_mix_by_hand_has_weights_and_no_certainty():
+    found = decision(router="manual", stage="manual", weights={"law": 0.5, "code": 0.4}, confidence=1.0)
+    page = panel(found)
+    assert said(page) == ("", "your weights") and "% sure" not in page and "law <b>50 %</b>" in page
+
+
+@pytest.mark.parametrize(
+    "found",
+    [base_decision("gate", "gate", "The gate has not been fitted yet."), base_decision("hybrid", "no lobes", "None yet."),
+     base_decision("hybrid", "empty prompt", "Empty."), decision(stage="corrected", confidence=1.0)],
+)  # fmt: skip
+def test_what_nobody_estimated_has_no_certainty(found):
+    assert "% sure" not in panel(found) and "100 %" not in panel(found) and "sure" not in labels([Reply(found, LOBES)])
 
 
 def test_names_of_strangers_are_escaped_everywhere():
@@ -153,7 +266,7 @@ def test_labels_count_answers_and_mark_the_one_explained():
     assert "nth-child(1 of .bot-row)" in sheet
     assert "nth-child(2 of .bot-row)" in sheet
     assert '"code  82\\20' not in sheet
-    assert "code  82 \\25 " in sheet
+    assert "code \\b7  82 \\25  sure of the choice" in sheet
     assert "stopped" in sheet
     assert sheet.count("border-left-color") == 1
     assert labels([]) == '<div class="ml-labels"><style></style></div>'

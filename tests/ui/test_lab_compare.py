@@ -69,7 +69,8 @@ def test_columns_grow_together_and_end_with_marks_and_votes(compare):
     page = merged(many)
     base, routed, legal, nobody = page["cards"]
     assert "Base model" in base and "<mark>" not in base and "Good morning! I am well" in base
-    assert "medical" in routed and "% sure" in routed and "--c:#e5484d" in routed and "<mark>A vaccine trains" in routed
+    assert "medical" in routed and "--c:#e5484d" in routed and "<mark>A vaccine trains" in routed
+    assert "% sure of the choice" in routed
     assert "Duress" in legal and "% sure" not in legal and "by you" in legal and "7 ms" in routed
     assert "Nobody answers here" in nobody and not any("cursor" in card for card in page["cards"])
     assert votable(page) == [True, True, True, False, True]
@@ -99,7 +100,7 @@ def test_a_mixture_is_read_shown_and_run(compare):
     page = merged(steps(compare, choices=("base", "mix", "", ""), weights=("", "python=0.6, Maths = 40 %", "", "")))
     (call,) = [arguments for verb, arguments in compare.studio.calls if verb == "lab.compare"]
     assert call[1][1] == Column("mix", weights={"python": 0.6, "maths": 0.4})
-    assert "python + 1 more" in page["cards"][1] and "60 %" in page["cards"][1]
+    assert "python + maths" in page["cards"][1] and "60 %" in page["cards"][1] and ">Weights<" in page["cards"][1]
 
 
 def test_it_is_drawn_now_and_then_only(compare, monkeypatch):

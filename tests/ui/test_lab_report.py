@@ -13,7 +13,7 @@ from gradio.utils import get_upload_folder
 from read_html import read
 
 from multilobe_ui.errors import BusyError, ConfigError
-from multilobe_ui.ui.corrections_card import corrections_list, refit_card
+from multilobe_ui.ui.corrections_card import corrections_list, refit_card, since_the_fit
 from multilobe_ui.ui.experiment import report_page
 from multilobe_ui.ui.lab_report import LOBE, ReportSection, then_picked
 from multilobe_ui.ui.report_curves import (
@@ -507,7 +507,7 @@ def test_what_a_refit_changes_is_that_of_its_result(result):
     corrected, changed = tree.all("details")
     said = [item.text for item in corrected.all("li")]
     assert said == ["one python → legal ✓ as wanted", "two legal → legal ✗ wanted: base model"]
-    assert "7 prompts of the report would change: 6 right now, 1 wrong now" in changed.text
+    assert "7 prompts of the report would change by the corrections: 6 right now, 1 wrong now" in changed.text
     assert len(changed.all("li")) == len(refit["changed"]) == 7
     assert "No other prompt of the report changes" in refit_card({**refit, "changed": []}, COLOURS)
     assert "No router was fitted again" in refit_card({"routers": {}}, COLOURS)
@@ -542,3 +542,31 @@ def test_a_page_that_opens_while_the_model_loads_is_there(monkeypatch):
         section.build()
     assert section.routers.choices == [] and "appear here once the base model is loaded" in section.missing.value
     assert "No corrections yet" in section.told.value
+
+
+def test_where_a_router_was_not_asked_everything_no_other_is_crowned(result):
+    """U8: nobody knows how it would have done."""
+    torn = next(iter(result["routers"]))
+    result["routers"][torn] |= {"error": "The lobe x was deleted.", "unfinished": True, "accuracy": None}
+    said = headline(result)
+    assert "could not be asked everything, so no router is the best here. Of the others, <b>" in said
+    page = report_card(result, {})
+    assert "The lobe x was deleted." in page and "is-best" not in page
+    for own in result["routers"].values():
+        own |= {"accuracy": None}
+    assert headline(result) == "No router could be asked everything."
+
+
+def test_a_refit_says_which_lobes_came_since_the_fit_and_what_they_change():
+    """U15."""
+    own = {"title": "Gate", "now": 151, "before": 179, "after": 181, "of": 200, "added": ["sea", "sky"], "gone": [], "error": ""}
+    assert since_the_fit(own) == (
+        "Lobes sea and sky were added since Gate was fitted. The refit knows the lobes that there are now. As it serves now, Gate "
+        "has 151 of 200 right; fitted anew to the present lobes, without your corrections, 179; with them 181."
+    )
+    page = read(refit_card({"routers": {"gate": own}, "corrections": []}, {}))
+    row = page.one("table", "rc-refit").rows()[1]
+    assert [cell.text for cell in row][:4] == ["Gate", "179 of 200", "181 of 200", "+2"]
+    assert "sea and sky" in page.one("div", "rc-since").text
+    assert since_the_fit({**own, "added": [], "now": 179}) == ""
+    assert since_the_fit({"error": "It cannot."}) == since_the_fit({"before": 1, "after": 1, "of": 2}) == ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
@@ -11,9 +13,10 @@ from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BusyError
 from multilobe_ui.routers.base import RoutingDecision, base_decision
-from multilobe_ui.ui import router_card, router_plots, routers_tab
+from multilobe_ui.ui import router_card, router_plots, routers_tab, text
 from multilobe_ui.ui.complexity_card import meter, radar, stratification_card
 from multilobe_ui.ui.routers_tab import PRESET, RoutersTab, moved, on_display
+from multilobe_ui.ui.routing_row import router_choices
 
 SKIP = gr.skip()
 NOBODY = SimpleNamespace(username=None)
@@ -294,7 +297,13 @@ def test_all_routers_side_by_side_in_the_same_colours(tab, studio):
     assert words == ASK and studio.calls[-1] == ("compare_routers", (ASK,))
     assert html.count("<article") == 7, "those not fitted cannot say anything"
     assert "<b>7 of 7</b> choose <b>medical</b>" in html
-    assert html.count("base model") >= 7
+    assert html.count("<h5>Probability</h5>") + html.count("<h5>Mean weight over the prompt</h5>") == 7
+    cards = html.split("<article")[1:]
+    for card, decision in zip(cards, studio.compare_routers(ASK), strict=True):
+        (row,) = re.findall(r'is-chosen"[^>]*--w:([\d.]+)%".*?<b>([^<]*)</b></li>', card)
+        shown = decision.weights["medical"] if decision.per_token else decision.confidence
+        assert float(row[0]) == pytest.approx(100 * shown, abs=0.06) and row[1] == text.percent(shown)
+        assert f"{row[1]} sure" in card or (decision.per_token and "% sure" not in card and row[1] in card)
     assert html.count('style="--c:#e5484d') >= 14
     assert tab.compare("  ")[1] == PRESET
 
@@ -410,3 +419,12 @@ def test_wiring_is_private(studio):
         RoutersTab(studio).build()
     functions = [f for f in page.fns.values() if f.fn is not None]
     assert functions and all(f.api_visibility == "private" for f in functions)
+
+
+def test_an_experimental_router_says_so_wherever_it_is_chosen(studio):
+    views = [replace(view, experimental=view.name == "arrow") for view in studio.routers()]
+    listed = router_card.router_list(views, {}, "hybrid")
+    assert listed.count("experimental</span>") == 1 and 'Arrow<span class="router-badge">experimental' in listed
+    arrow = next(view for view in views if view.name == "arrow")
+    assert "experimental" in router_card.router_detail(arrow) and "experimental" not in router_card.router_detail(views[0])
+    assert ("Arrow (experimental)", "arrow") in router_choices(views)

@@ -100,7 +100,7 @@ def test_who_answers_and_why():
         "manual", "manual", {}, {}, {"law": 0.5, "code": 0.4, "qa": 0.1}, "law", 1.0, reason="You chose law."
     )
     assert text.answerer(one) == "law"
-    assert text.answerer(mix) == "law + 2 more"
+    assert text.answerer(mix) == "law + code + 1 more"
     assert text.answerer(None) == text.answerer(base_decision("x", "y", "")) == "Base model"
     assert text.decision_sentence(one) == "law fits best, by embedding."
     assert text.decision_sentence(mix) == "You mixed them by hand."
