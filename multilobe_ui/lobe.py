@@ -248,15 +248,19 @@ def _embedded(rows: RoutingRows, embed: Callable[[Sequence[str]], Vector]) -> Ro
         vectors = embed([prompts[i] for i in said]) if said else np.zeros((0, 0), np.float32)
         # an encoder may have nothing to say of a text, and a vector of zeros is near to nothing
         good = [at for at, vector in enumerate(vectors) if abs(float(np.linalg.norm(vector)) - 1) <= NEARLY_UNIT]
-        # in half precision, as they are written: a lobe routes the same before and after a restart
-        values[kind] = vectors[good].astype(np.float16).astype(np.float32)
+        values[kind] = _as_written(vectors[good])
         values[f"{kind}_prompts"] = [prompts[said[at]] for at in good]
         values[f"{kind}_answers"] = [answers[said[at]] for at in good] if answers else []
     if not len(values["train"]):
         return None
     if not len(values["validation"]):
         values["validation"] = values["train"][:0]
-    return RoutingRows(prototypes=prototypes_of(values["train"], 4), **values)
+    return RoutingRows(prototypes=_as_written(prototypes_of(values["train"], 4)), **values)
+
+
+def _as_written(vectors: Vector) -> Vector:
+    """In half precision, as on disk: a lobe routes the same before and after a restart."""
+    return vectors.astype(np.float16).astype(np.float32)
 
 
 class RowsOfLobes:

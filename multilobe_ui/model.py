@@ -628,12 +628,15 @@ class MultiLobeModel:
                 self._register(lobe)
             yield
         except BaseException:
+            # a second failure must not keep the rest from coming back, nor hide the first
             for lobe in new:
-                self._forget(lobe)
+                with suppress(Exception):
+                    self._forget(lobe)
             for lobe in old:
-                self._register(lobe)
+                with suppress(Exception):
+                    self._register(lobe)
             for id in pinned:
-                with suppress(MultiLobeError, OSError):
+                with suppress(Exception):
                     self.residency.pin(id)
             raise
 

@@ -169,7 +169,9 @@ class Routing:
         with self._lock:
             for name, fit in dict(self._fits).items():
                 self._keep(name, fit.renamed(names) if _asks_for_fit(name) else _settings_renamed(fit, names))
-            self._derived = {name: fit.renamed(names) for name, fit in self._derived.items() if name != "chain"}
+            # a chain and the words are derived anew: in their states a lobe's name may be a stage's or a word as well
+            kept = {name: fit for name, fit in self._derived.items() if name not in ("chain", "keyword")}
+            self._derived = {name: fit.renamed(names) for name, fit in kept.items()}
 
     def change(self, name: str, change: Callable[[Router], None]) -> None:
         """Change what a router has learned by hand (words of a lobe, the order of a chain), and keep it.
