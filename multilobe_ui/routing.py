@@ -343,7 +343,8 @@ def _serves(router: Router, state: Mapping[str, Any]) -> bool:
     if not _takes(router.restore if router.asks_for_fit else router.refit, state):
         return False
     try:
-        decision = router.route(PROBE)
+        with np.errstate(all="ignore"):  # what overflows shows in the numbers
+            decision = router.route(PROBE)
         numbers = [decision.confidence, *decision.scores.values(), *decision.probabilities.values()]
         return bool(np.isfinite(numbers).all())
     except _FORESEEABLE:
