@@ -42,6 +42,7 @@ from .lobe import (
     Lobe,
     LobeStore,
     check_name,
+    fault_of_rows,
     now,
     write_card,
     write_routing_rows,
@@ -57,6 +58,8 @@ SHA256 = "sha256"
 
 OnClash = Literal["refuse", "rename", "replace"]
 Progress = Callable[[int, int, str], None]
+Mend = Callable[[Path, Card], Card]
+"""Makes the rows for routing in a lobe's folder sound, or takes them out; returns the card that is right for them."""
 
 _ADAPTER_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 _REQUIRED = (*_ADAPTER_FILES, CARD_FILE)
@@ -155,7 +158,7 @@ def _write(root: Path, lobes: Sequence[Lobe], fits: Mapping[str, Fit], manifest:
     entries = []
     for number, lobe in enumerate(lobes, 1):
         folder = root / "lobes" / f"lobe_{number:04d}"
-        rows = (ROUTING_FILE, PROMPTS_FILE) if _has_sound_rows(lobe) else ()
+        rows = () if _fault_of_rows(lobe) else (ROUTING_FILE, PROMPTS_FILE)
         _copy(lobe.path, folder, (*_ADAPTER_FILES, *rows))
         read_matrices(read_header(folder))
         adapter = {key: value for key, value in lobe.card.adapter.items() if key != SHA256}
@@ -238,7 +241,7 @@ def verify_bundle(path: Path | str) -> list[str]:
             listed = {str(place / name) for place, entry in _entries(bundle.manifest) for name in entry.files}
             files = {p.relative_to(bundle.root).as_posix() for p in bundle.root.rglob("*") if not p.is_dir()}
             extra = sorted(name for name in files - listed - {MANIFEST_FILE} if not is_junk(name))
-            return [*_problems(bundle, weights=True), *(f"{name} is not listed in {MANIFEST_FILE}." for name in extra)]
+            return [*_problems(bundle), *(f"{name} is not listed in {MANIFEST_FILE}." for name in extra)]
     except (BundleError, OSError) as error:
         return [str(error)]
 
@@ -303,11 +306,11 @@ def _fault(manifest: Manifest) -> str:
     return ""
 
 
-def _problems(bundle: Bundle, *, weights: bool) -> Iterator[str]:
+def _problems(bundle: Bundle, *, weights: bool = True, rows: bool = True, fits: bool = True) -> Iterator[str]:
     """All that can be wrong with the lobes and fits of a bundle, whatever base is loaded.
 
     Args:
-        weights: whether to read the lobes' weights too; else their headers alone.
+        weights: whether to read the lobes' weights too; else their headers alone. rows, fits: whether to read those.
     """
     seen: set[str] = set()
     for place, entry in _entries(bundle.manifest):
@@ -322,7 +325,8 @@ def _problems(bundle: Bundle, *, weights: bool) -> Iterator[str]:
             continue
         if kind == "router":
             try:
-                read_fit(folder)
+                if fits:
+                    read_fit(folder)
             except RoutingError as error:
                 yield f"{show} cannot be read: {error}"
             continue
@@ -338,8 +342,8 @@ def _problems(bundle: Bundle, *, weights: bool) -> Iterator[str]:
         if card.name.casefold() in seen:
             yield f"{show}: another lobe of the bundle has the same name."
         seen.add(card.name.casefold())
-        if ROUTING_FILE in entry.files and not _has_sound_rows(Lobe(entry.folder, folder, card)):
-            yield f"{show}: {ROUTING_FILE} and {PROMPTS_FILE} do not hold rows for routing."
+        if rows and ROUTING_FILE in entry.files and (fault := _fault_of_rows(Lobe(entry.folder, folder, card))):
+            yield f"{show}: {ROUTING_FILE} and {PROMPTS_FILE} do not hold rows for routing ({fault})."
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -361,7 +365,7 @@ def _card(folder: Path) -> Card:
     values = _json(folder / CARD_FILE)
     try:
         card = from_json(Card, values)
-        texts = (card.name, card.created, card.origin, card.embedding_model, card.base["fingerprint"])
+        texts = (card.name, card.created, card.origin, card.embedding_model, card.tier, card.base["fingerprint"])
         tables = (card.base, card.adapter, card.config, card.data, card.training, card.composition)
         if not (all(isinstance(t, str) for t in texts) and all(isinstance(t, dict) for t in tables)):
             raise TypeError("a value has the wrong type")
@@ -370,26 +374,27 @@ def _card(folder: Path) -> Card:
         raise BundleError(f"{CARD_FILE} is not the card of a lobe ({error}). Ask for a fresh copy.") from error
 
 
-def _has_sound_rows(lobe: Lobe) -> bool:
-    try:
-        if (rows := lobe.routing_rows()) is None:
-            return False
-        width = rows.prototypes.shape[1]
-        vectors = (rows.prototypes, rows.train, rows.validation)
-        texts = (
-            (rows.train_prompts, rows.train),
-            (rows.validation_prompts, rows.validation),
-            (rows.train_answers, rows.train),
-            (rows.validation_answers, rows.validation),
-        )
-        return all(v.ndim == 2 and v.shape[1] in (0, width) and np.isfinite(v).all() for v in vectors) and all(
-            isinstance(t, list) and len(t) in (0, len(v)) and all(isinstance(s, str) for s in t) for t, v in texts
-        )
-    except _ODD:
-        return False
+def _fault_of_rows(lobe: Lobe) -> str:
+    """Why a lobe's rows for routing are no good, whatever the encoder; "" if they are."""
+    rows = lobe.routing_rows()
+    return "they cannot be read" if rows is None else fault_of_rows(rows)
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a bundle has brought.
+
+    Attributes:
+        lobes: the new ones, in the bundle's order. replaced: those in whose place they are; gone when all has gone well.
+        fits: the routers' fits that can be read, by router; they call lobes by the names that those got here.
+    """
+
+    lobes: list[Lobe]
+    replaced: list[Lobe]
+    fits: dict[str, Fit]
 
 
 def load_bundle(
@@ -402,18 +407,36 @@ def load_bundle(
     owner: str = "",
     progress: Progress | None = None,
 ) -> tuple[list[Lobe], dict[str, Fit]]:
-    """Add all lobes of a bundle to the store, or none.
+    """`loading_bundle` where nothing else has to be told of the lobes: (the new lobes, the routers' fits)."""
+    with loading_bundle(path, store, base_fingerprint, base_name, features, on_clash, owner, progress) as loaded:
+        return loaded.lobes, loaded.fits
+
+
+@contextmanager
+def loading_bundle(
+    path: Path | str,
+    store: LobeStore,
+    base_fingerprint: str,
+    base_name: str,
+    features: Mapping[str, tuple[int, int]],
+    on_clash: OnClash = "rename",
+    owner: str = "",
+    progress: Progress | None = None,
+    mend: Mend | None = None,
+) -> Iterator[Loaded]:
+    """Add all lobes of a bundle to the store, or none. The block takes them in wherever else they are known; when it fails, the
+    store is as it was before.
+
+    All that can be refused is refused before the store changes.
 
     Args:
         features: linear layers of the base that is loaded (`adapter.linear_features`).
         on_clash: where a lobe of that name exists: refuse the bundle, rename the new lobe, or replace the old one.
         progress: called with (lobes added, lobes in all, name).
-
-    Returns:
-        the new lobes in the bundle's order, and the routers' fits, which call lobes by the names that they got here.
+        mend: called for each lobe's folder, before anything is stored; None refuses a bundle whose rows for routing are in doubt.
 
     Raises:
-        BundleError: damaged, unsafe, newer, of another base, or with a name that is taken; the store is as before.
+        BundleError: damaged, unsafe, newer, of another base, or with a name that is taken. What `mend` and the block raise.
     """
     try:
         # beside the lobes, so that files that were copied or unzipped once are moved from then on
@@ -429,7 +452,7 @@ def load_bundle(
             take = _move if bundle.root.is_relative_to(scratch) else _copy
             for place, entry in _entries(bundle.manifest):
                 take(bundle.root / place, mine.root / place, entry.files)
-            for problem in _problems(mine, weights=False):
+            for problem in _problems(mine, weights=False, rows=mend is None, fits=False):
                 raise BundleError(f"{problem} Nothing was loaded; ask for a fresh copy of the bundle.")
             lobes = []
             for entry, (folder, card) in zip(mine.manifest.lobes, mine.lobe_folders, strict=True):
@@ -443,42 +466,55 @@ def load_bundle(
                 base = {**card.base, "fingerprint": base_fingerprint}
                 adapter = {**card.adapter, SHA256: entry.files[WEIGHTS_FILE]}
                 lobes.append((folder, replace(card, origin=origin, owner=owner, base=base, adapter=adapter)))
-            fits = {entry.name: read_fit(mine.root / "routers" / entry.folder) for entry in bundle.manifest.routers}
-            added = _add_all(store, lobes, on_clash, progress)
-            names = {card.name: lobe.name for (_, card), lobe in zip(lobes, added, strict=True)}
-            return added, {name: fit.renamed(names) for name, fit in fits.items()}
+            if mend is not None:
+                lobes = [(folder, mend(folder, card)) for folder, card in lobes]
+            fits = _readable_fits(mine)
+            with _adding(store, lobes, on_clash, progress) as (added, replaced):
+                names = {card.name: lobe.name for (_, card), lobe in zip(lobes, added, strict=True)}
+                yield Loaded(added, replaced, {name: fit.renamed(names) for name, fit in fits.items()})
     except (AdapterError, LobeError, OSError) as error:
         raise BundleError(f"The bundle was not loaded, and the lobes are as before: {error}") from error
 
 
-def _add_all(
+def _readable_fits(bundle: Bundle) -> dict[str, Fit]:
+    """A fit that cannot be read is as none: the router can be fitted again. `verify_bundle` names it."""
+    found = {}
+    for entry in bundle.manifest.routers:
+        with suppress(RoutingError):
+            found[entry.name] = read_fit(bundle.root / "routers" / entry.folder)
+    return found
+
+
+@contextmanager
+def _adding(
     store: LobeStore, lobes: Sequence[tuple[Path, Card]], on_clash: OnClash, progress: Progress | None
-) -> list[Lobe]:
-    """Add every lobe, or none. A lobe to be replaced steps aside under another name until all are in."""
+) -> Iterator[tuple[list[Lobe], list[Lobe]]]:
+    """Add every lobe, or none if adding them or the block fails: (new lobes, those that they replace). A lobe to be replaced steps
+    aside under another name until the block is done."""
     added: list[Lobe] = []
-    aside: list[tuple[str, str]] = []
+    aside: list[tuple[Lobe, str]] = []
     try:
         for folder, card in lobes:
             if on_clash == "rename":
                 card = replace(card, name=store.free_name(card.name))
             elif on_clash == "replace":
                 for old in [lobe.name for lobe in store.called(card.name)]:
-                    aside.append((store.rename(old, store.free_name(f"{old[:60]} (replaced)")).name, old))
+                    aside.append((store.rename(old, store.free_name(f"{old[:60]} (replaced)")), old))
             added.append(store.add(folder, card))
             if progress:
                 progress(len(added), len(lobes), card.name)
+        yield added, [lobe for lobe, _ in aside]
     except BaseException:
         for lobe in added:
             with suppress(LobeError, OSError):
                 store.delete(lobe.name)
-        for temporary, name in aside:
+        for lobe, name in aside:
             with suppress(LobeError, OSError):
-                store.rename(temporary, name)
+                store.rename(lobe.name, name)
         raise
-    for temporary, _ in aside:
+    for lobe, _ in aside:
         with suppress(LobeError, OSError):
-            store.delete(temporary)
-    return added
+            store.delete(lobe.name)
 
 
 # ---- what others made -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ arrays.safetensors  the state's arrays, if it has any
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from .errors import RoutingError
 from .files import new_folder, read_json, write_json
 
 FIT_FILE, ARRAYS_FILE = "fit.json", "arrays.safetensors"
+DEEPEST = 20
 Key = list[list[str]]
 
 
@@ -42,7 +44,8 @@ class Fit:
     def renamed(self, names: Mapping[str, str]) -> Fit:
         """The same fit when lobes are called otherwise: old name → new name."""
         key = [self.key[0], *([names.get(name, name), *rest] for name, *rest in self.key[1:])]
-        state = {place: _renamed(value, names) for place, value in self.state.items()}
+        # a text by itself is a setting (what the gate reads, for instance), even where a lobe has that very name
+        state = {place: v if isinstance(v, str) else _renamed(v, names) for place, v in self.state.items()}
         return replace(self, key=key, state=state)
 
 
@@ -63,6 +66,7 @@ def read_fit(folder: Path) -> Fit:
         arrays = load_file(folder / ARRAYS_FILE) if (folder / ARRAYS_FILE).is_file() else {}
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("it holds numbers that are not finite")
+        _check_finite([values["state"], values.get("settings"), values.get("report")])
         key = [[str(part) for part in entry] for entry in values["key"]]
         if not key or not all(key):
             raise ValueError("it does not say which lobes it is for")
@@ -73,6 +77,17 @@ def read_fit(folder: Path) -> Fit:
         raise RoutingError(
             f"The router's fit in {folder.name} cannot be read ({error}). Fit the router again."
         ) from error
+
+
+def _check_finite(value: Any, depth: int = 0) -> None:
+    """Raises ValueError if JSON values hold a number that is not finite, or are nested deeper than any router's state."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested deeper than {DEEPEST} levels")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("it holds numbers that are not finite")
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_finite(inner, depth + 1)
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

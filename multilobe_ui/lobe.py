@@ -13,7 +13,7 @@ import shutil
 import threading
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +24,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .config import from_json
+from .embedding import prototypes_of
 from .errors import LobeError, some_of
 from .files import new_folder, read_json, write_json
-from .routers.base import RoutingRows
+from .routers.base import RoutingRows, Vector
 
 CARD_FILE = "card.json"
 ROUTING_FILE = "routing.safetensors"
@@ -34,6 +35,14 @@ PROMPTS_FILE = "prompts.json"
 LONGEST_NAME = 80
 ROWS_IN_MEMORY = 128 << 20
 """Bytes of routing rows that are kept; the rows of 1,000 lobes take five times as much, and routers make an index of their own."""
+MOST_ROWS = {"train": 512, "validation": 128}
+"""Rows of each kind that routing uses of a lobe; of more, so many are taken evenly."""
+MOST_PROTOTYPES = 64
+LARGEST_FILE = 64 << 20
+"""Bytes of a file of rows that is read: 640 rows of the widest encoders take a tenth of it."""
+UNIT, NEARLY_UNIT = 0.01, 0.1
+"""How far from 1 a vector's length may be: up to UNIT (half precision) it is left alone, up to NEARLY_UNIT it is normalised,
+and beyond that the vector is not trusted."""
 _ID = re.compile(r"^lobe_\d{4,9}$")
 
 
@@ -85,56 +94,228 @@ class Lobe:
         return self.card.name
 
     def routing_rows(self) -> RoutingRows | None:
-        """Its rows for routing, or None if it came without data (or they are unreadable: then it can still be chosen by
-        log-prob and by hand)."""
-        try:
-            arrays = load_file(self.path / ROUTING_FILE)
-            prompts = read_json(self.path / PROMPTS_FILE)
-            prototypes, train, validation = (
-                arrays[k].astype(np.float32) for k in ("prototypes", "train", "validation")
-            )
-            answers = (prompts.get(kind, []) for kind in ("train_answers", "validation_answers"))
-            return RoutingRows(prototypes, train, validation, prompts["train"], prompts["validation"], *answers)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        """Its rows for routing as its files hold them, or None if it came without data (or they are unreadable: then it can
+        still be chosen by log-prob and by hand). Routers get what `sound_rows` makes of them."""
+        vectors, texts = _read_vectors(self.path), _read_texts(self.path)
+        if vectors is None or texts is None:
             return None
+        return RoutingRows(**vectors, **texts)
+
+
+def read_rows(folder: Path) -> RoutingRows:
+    """What a folder holds of rows for routing; vectors or texts that cannot be read are left out. Nothing else is checked."""
+    nothing: dict[str, Any] = {kind: np.zeros((0, 0), np.float32) for kind in ("prototypes", "train", "validation")}
+    return RoutingRows(**(_read_vectors(folder) or nothing), **(_read_texts(folder) or {}))
+
+
+def _read_vectors(folder: Path) -> dict[str, Any] | None:
+    """(n, d) float32 by kind; None where the file is missing, damaged, too large or of another shape."""
+    path = folder / ROUTING_FILE
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            return None
+        arrays = load_file(path)
+        with np.errstate(over="ignore"):  # a number that float32 cannot hold becomes infinite, and is found out as such
+            found = {kind: arrays[kind].astype(np.float32) for kind in ("prototypes", "train", "validation")}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None
+    return found if all(array.ndim == 2 for array in found.values()) else None
+
+
+def _read_texts(folder: Path) -> dict[str, Any] | None:
+    """Prompts and answers by the names that `RoutingRows` has for them; None where the file is missing, damaged or too large."""
+    path = folder / PROMPTS_FILE
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            return None
+        written = read_json(path)
+        return {
+            "train_prompts": _texts(written["train"]),
+            "validation_prompts": _texts(written["validation"]),
+            "train_answers": _texts(written.get("train_answers", [])),
+            "validation_answers": _texts(written.get("validation_answers", [])),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _texts(values: Any) -> list[str]:
+    """A list of strings that every encoder and file can take. Raises TypeError if it is none."""
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise TypeError("rows for routing must be lists of texts")
+    return [text.encode("utf-8", "replace").decode() for text in values]  # JSON can hold half a surrogate pair, UTF-8 cannot
+
+
+def sound_rows(
+    rows: RoutingRows, embed: Callable[[Sequence[str]], Vector], width: int | None, ours: bool = True
+) -> RoutingRows | None:
+    """Rows that routers can rely on, whatever was handed in: finite unit vectors of our sentence encoder, one for each prompt,
+    and at least one prototype.
+
+    Vectors that are in doubt (of another encoder, of another width, not finite, far from unit length, fewer or more than the
+    prompts, or missing) are made again from the prompts.
+
+    Args:
+        embed: texts → (n, width) unit vectors, our sentence encoder. width: of its vectors; None where it is not known, then all
+            vectors of the lobe must have the same. ours: whether the vectors are said to be of our encoder.
+
+    Returns:
+        `rows` itself where there was nothing to mend; None where neither vectors nor prompts can be used.
+
+    Raises:
+        What `embed` raises.
+    """
+    whole = replace(rows, train_answers=_answers(rows, "train"), validation_answers=_answers(rows, "validation"))
+    if ours and fault_of_rows(whole, width) == "":
+        mended = _cut(whole)
+        if not len(mended.prototypes):
+            mended = replace(mended, prototypes=prototypes_of(_unit(mended.train), 4))
+        prototypes, train, validation = (_unit(v) for v in (mended.prototypes, mended.train, mended.validation))
+        mended = replace(mended, prototypes=prototypes, train=train, validation=validation)
+        same = all(getattr(mended, name) is getattr(rows, name) for name in rows.__dataclass_fields__)
+        return rows if same else mended
+    return _embedded(_cut(whole), embed)
+
+
+def fault_of_rows(rows: RoutingRows, width: int | None = None) -> str:
+    """Why the vectors of these rows cannot be trusted, for a message; "" if they can.
+
+    Args:
+        width: that they must have; None asks only that all have the same.
+    """
+    width = rows.prototypes.shape[1] if width is None and len(rows.prototypes) else width
+    if not len(rows.prototypes) and not len(rows.train):
+        return "there are no vectors"
+    for kind in ("prototypes", "train", "validation"):
+        vectors = getattr(rows, kind)
+        if not len(vectors):
+            continue
+        width = vectors.shape[1] if width is None else width
+        if vectors.shape[1] != width or not width:
+            return f"vectors of {kind} have {vectors.shape[1]} numbers, not {width or 'at least 1'}"
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        if not np.isfinite(lengths).all():
+            return f"vectors of {kind} are not finite"
+        worst = float(lengths[np.abs(lengths - 1).argmax()])
+        if abs(worst - 1) > NEARLY_UNIT:
+            return f"a vector of {kind} has length {worst:.4g}, not 1"
+    for kind in ("train", "validation"):
+        prompts, vectors = len(getattr(rows, f"{kind}_prompts")), len(getattr(rows, kind))
+        if prompts not in (0, vectors):
+            return f"{kind} has {prompts} prompts and {vectors} vectors"
+    return ""
+
+
+def _answers(rows: RoutingRows, kind: str) -> Sequence[str]:
+    """The answers of a kind of row, or none where they cannot be told to belong to the prompts."""
+    answers: Sequence[str] = getattr(rows, f"{kind}_answers")
+    return answers if len(answers) == len(getattr(rows, f"{kind}_prompts")) else ()
+
+
+def _unit(vectors: Vector) -> Vector:
+    """The vectors themselves if their lengths are 1, else normalised; none of them may be zero."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if (np.abs(lengths - 1) <= UNIT).all():
+        return vectors
+    return np.asarray(vectors / lengths, np.float32)
+
+
+def _cut(rows: RoutingRows) -> RoutingRows:
+    """The rows themselves, or MOST_ROWS of them, evenly. Vectors and texts of a kind are cut alike where they are as many."""
+    changed: dict[str, Any] = {}
+    if len(rows.prototypes) > MOST_PROTOTYPES:
+        changed["prototypes"] = rows.prototypes[_evenly(len(rows.prototypes), MOST_PROTOTYPES)]
+    for kind, most in MOST_ROWS.items():
+        for name in (kind, f"{kind}_prompts", f"{kind}_answers"):
+            values = getattr(rows, name)
+            if len(values) > most:
+                places = _evenly(len(values), most)
+                changed[name] = values[places] if isinstance(values, np.ndarray) else [values[i] for i in places]
+    return replace(rows, **changed) if changed else rows
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """`most` of `count` places, from the first to the last."""
+    return [i * count // most for i in range(most)]
+
+
+def _embedded(rows: RoutingRows, embed: Callable[[Sequence[str]], Vector]) -> RoutingRows | None:
+    """Rows made anew from their prompts; None if no training prompt has a vector."""
+    values: dict[str, Any] = {}
+    for kind in MOST_ROWS:
+        prompts, answers = getattr(rows, f"{kind}_prompts"), getattr(rows, f"{kind}_answers")
+        said = [i for i, prompt in enumerate(prompts) if prompt.strip()]
+        vectors = embed([prompts[i] for i in said]) if said else np.zeros((0, 0), np.float32)
+        # an encoder may have nothing to say of a text, and a vector of zeros is near to nothing
+        good = [at for at, vector in enumerate(vectors) if abs(float(np.linalg.norm(vector)) - 1) <= NEARLY_UNIT]
+        values[kind] = _as_written(vectors[good])
+        values[f"{kind}_prompts"] = [prompts[said[at]] for at in good]
+        values[f"{kind}_answers"] = [answers[said[at]] for at in good] if answers else []
+    if not len(values["train"]):
+        return None
+    if not len(values["validation"]):
+        values["validation"] = values["train"][:0]
+    return RoutingRows(prototypes=_as_written(prototypes_of(values["train"], 4)), **values)
+
+
+def _as_written(vectors: Vector) -> Vector:
+    """In half precision, as on disk: a lobe routes the same before and after a restart."""
+    return vectors.astype(np.float16).astype(np.float32)
 
 
 class RowsOfLobes:
-    """Routing rows of any number of lobes: read from their files when asked for, the most recent ones kept.
+    """Sound routing rows of any number of lobes: read from their files when asked for, the most recent ones kept.
 
     Args:
+        sound: what routers may see of the rows that a lobe's files hold; None if that is nothing (see `sound_rows`).
         most_bytes: of vectors that are kept at most.
     """
 
-    def __init__(self, most_bytes: int = ROWS_IN_MEMORY) -> None:
-        self._most = most_bytes
-        self._widths: dict[str, int] = {}
+    def __init__(
+        self,
+        sound: Callable[[Lobe, RoutingRows], RoutingRows | None] = lambda lobe, rows: rows if len(rows.prototypes) else None,
+        most_bytes: int = ROWS_IN_MEMORY,
+    ) -> None:
+        self._sound, self._most = sound, most_bytes
+        self._new: dict[str, Lobe] = {}  # taken in, and not yet looked at
+        self._widths: dict[str, int] = {}  # of those whose rows can be used
         self._kept: OrderedDict[str, RoutingRows] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     def take(self, lobe: Lobe) -> None:
-        """Look whether a lobe has rows that can be read, so that `has` tells without its files."""
+        """Know a lobe from now on. Its files are read when routers first ask, as mending its rows may need the encoder."""
         self.forget(lobe)
-        if (rows := lobe.routing_rows()) is not None:
-            self._widths[lobe.id] = rows.prototypes.shape[1]
-            self._keep(lobe.id, rows)
+        with self._lock:
+            self._new[lobe.id] = lobe
 
     def has(self, lobe: Lobe) -> bool:
+        """Whether a lobe has rows that routers can use."""
+        with self._lock:
+            new = self._new.get(lobe.id)
+        if new is not None:
+            rows = self._sound(lobe, read_rows(lobe.path))  # without the lock: it may take seconds
+            with self._lock:
+                if self._new.get(lobe.id) is new:  # it has not gone meanwhile
+                    del self._new[lobe.id]
+                    if rows is not None:
+                        self._widths[lobe.id] = rows.prototypes.shape[1]
+            if rows is not None:
+                self._keep(lobe.id, rows)
         return lobe.id in self._widths
 
     def of(self, lobe: Lobe) -> RoutingRows:
         """Its rows. Where the files have gone since, one prototype that is near to nothing, so that routers go on.
 
         Raises:
-            KeyError: it had no rows when it was taken in, or has been forgotten.
+            KeyError: it has no rows that can be used, or has been forgotten.
         """
         width = self._widths[lobe.id]
         with self._lock:
             if lobe.id in self._kept:
                 self._kept.move_to_end(lobe.id)
                 return self._kept[lobe.id]
-        rows = lobe.routing_rows()
+        rows = self._sound(lobe, read_rows(lobe.path))
         if rows is None or rows.prototypes.shape[1] != width:
             nothing = np.zeros((0, width), np.float32)
             return RoutingRows(np.zeros((1, width), np.float32), nothing, nothing)
@@ -143,6 +324,7 @@ class RowsOfLobes:
 
     def forget(self, lobe: Lobe) -> None:
         with self._lock:
+            self._new.pop(lobe.id, None)
             self._widths.pop(lobe.id, None)
             if (rows := self._kept.pop(lobe.id, None)) is not None:
                 self._bytes -= _row_bytes(rows)
@@ -323,6 +505,18 @@ class LobeStore:
             write_card(lobe.path, card)
             self._unname(lobe)
             return self._put(replace(lobe, card=card))
+
+    def recard(self, id: str, **changes: Any) -> None:
+        """Change what a lobe's card says (not its name, which `rename` changes). Nothing happens if the lobe is gone.
+
+        Raises:
+            OSError: the card cannot be written; then it is as before.
+        """
+        with self._lock:
+            if (lobe := self._lobes.get(id)) is not None:
+                card = replace(lobe.card, **changes)
+                write_card(lobe.path, card)
+                self._lobes[id] = replace(lobe, card=card)
 
     def delete(self, name: str) -> Lobe:
         with self._lock:

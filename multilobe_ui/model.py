@@ -7,7 +7,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, overload
@@ -23,10 +24,22 @@ from .bank import LobeBank
 from .config import SamplingConfig, TrainingConfig, check, settings_of
 from .corrections import Correction, Corrections, corrected
 from .embedding import Embedder, generic_prompts, prototypes_of
-from .errors import AdapterError, ConfigError, MultiLobeError
+from .errors import AdapterError, BackboneError, ConfigError, LobeError, MultiLobeError
 from .fits import Fit, Key
 from .generation import Request, generate_tokens, prepare, stream_text
-from .lobe import Card, Lobe, LobeStore, RowsOfLobes, now, write_routing_rows
+from .lobe import (
+    PROMPTS_FILE,
+    ROUTING_FILE,
+    Card,
+    Lobe,
+    LobeStore,
+    RowsOfLobes,
+    now,
+    read_card,
+    read_rows,
+    sound_rows,
+    write_routing_rows,
+)
 from .progress import Progress, finish
 from .residency import Residency
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
@@ -39,6 +52,8 @@ from .training import StepRecord, TrainingResult
 ROUTING_TRAIN_ROWS = 256
 ROUTING_VALIDATION_ROWS = 64
 FEW_WORDS = 4
+MINILM_WIDTH = 384
+"""Numbers in a vector of all-MiniLM-L6-v2."""
 
 
 class MultiLobeModel:
@@ -81,7 +96,8 @@ class MultiLobeModel:
         self.broken: dict[str, str] = dict(self.store.broken)
         self.version = 0
         self._lock = threading.RLock()
-        self._rows = RowsOfLobes()
+        self._rows = RowsOfLobes(self._usable_rows)
+        self._width: int | None = None
         self._generic = generic_prompts(folder("assets") / "generic_prompts.jsonl")
         self.residency = Residency(self.home / "memory.json", self.bank, memory_budget_mib)
         for lobe in self.store.all():
@@ -534,7 +550,8 @@ class MultiLobeModel:
             BundleError: there is nothing to save, or the path is in use by something else. LobeError: an unknown name.
         """
         chosen = self.lobes if names is None else [self.store.by_name(name) for name in names]
-        return bundle.save_bundle(Path(path), chosen, describe(self.backbone), self.embedder.name, self.routing.fits())
+        fits = self.routing.fits_of(_births(chosen))
+        return bundle.save_bundle(Path(path), chosen, describe(self.backbone), self.embedder.name, fits)
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None, **kwargs: Any) -> MultiLobeModel:
@@ -550,19 +567,26 @@ class MultiLobeModel:
         model.load_bundle(path)
         return model
 
-    def load_bundle(self, path: str | Path, on_clash: bundle.OnClash = "rename", *, owner: str = "") -> list[Lobe]:
-        """Add the lobes of a bundle (folder or zip, also one of `multilobe` 0.1.0) to those that are here.
+    def load_bundle(
+        self, path: str | Path, on_clash: bundle.OnClash = "rename", *, owner: str = "", settings: bool = True
+    ) -> list[Lobe]:
+        """Add the lobes of a bundle (folder or zip, also one of `multilobe` 0.1.0) to those that are here, all or none.
+
+        Rows for routing that cannot be trusted, and those of another sentence encoder, are embedded anew from their prompts.
 
         Args:
             on_clash: what to do about a name that exists: "refuse" the bundle, "rename" the newcomer, or "replace" the old lobe.
+            settings: whether to take a person's settings of routers (stages of the chain, words) that came with it, where nothing
+                was here before.
 
         Raises:
-            BundleError: damaged, unsafe, newer, or of another base; then nothing has changed.
+            BundleError: damaged, unsafe, newer, or of another base. BackboneError: vectors must be made anew and the sentence
+                encoder is not to be had. Then nothing has changed.
         """
         base = self.backbone
-        with self._lock:
-            before = {lobe.id: lobe for lobe in self.store.all()}
-            lobes, fits = bundle.load_bundle(
+        with (
+            self._lock,
+            bundle.loading_bundle(
                 Path(path),
                 self.store,
                 base.fingerprint,
@@ -570,14 +594,14 @@ class MultiLobeModel:
                 self.bank.features,
                 on_clash=on_clash,
                 owner=owner,
-            )
-            here = {lobe.id for lobe in self.store.all()}
-            for gone in (lobe for id, lobe in before.items() if id not in here):
-                self._forget(gone)
-            for lobe in lobes:
-                self._register(lobe)
-            self._changed(fits)
-        return lobes
+                mend=self._mend_rows,
+            ) as loaded,
+            self._instead(loaded.replaced, loaded.lobes),
+        ):
+            came = _births(lobe for lobe in loaded.lobes if lobe.id in self.bank)
+            self.routing.take(loaded.fits, came, settings=settings)
+        self.version += 1
+        return loaded.lobes
 
     # ---- inside -----------------------------------------------------------------------------------------------------------
 
@@ -592,6 +616,29 @@ class MultiLobeModel:
             return
         self._rows.take(lobe)
         self.residency.registered(lobe.id)
+
+    @contextmanager
+    def _instead(self, old: Sequence[Lobe], new: Sequence[Lobe]) -> Iterator[None]:
+        """Make stored lobes available in the place of others, and undo it if the block fails. The caller holds the model's lock."""
+        pinned = [lobe.id for lobe in old if self.residency.is_pinned(lobe.id)]
+        try:
+            for lobe in old:
+                self._forget(lobe)
+            for lobe in new:
+                self._register(lobe)
+            yield
+        except BaseException:
+            # a second failure must not keep the rest from coming back, nor hide the first
+            for lobe in new:
+                with suppress(Exception):
+                    self._forget(lobe)
+            for lobe in old:
+                with suppress(Exception):
+                    self._register(lobe)
+            for id in pinned:
+                with suppress(Exception):
+                    self.residency.pin(id)
+            raise
 
     def _forget(self, lobe: Lobe) -> None:
         """A lobe is gone: nothing of it stays in memory."""
@@ -630,10 +677,15 @@ class MultiLobeModel:
 
     def _add_expert(self, tier: str, adapter: Path, owner: str) -> None:
         """Take in one of the lobes that complexity routing made for itself, in the place of its forerunner."""
-        old = next((lobe for lobe in self.store.all() if lobe.card.tier == tier and lobe.id in self.bank), None)
+        old = self._experts().get(tier)
         name = old.name if old else self.store.free_name(tier)
         card = replace(self._card(name, "complexity expert", owner=owner), tier=tier)
         self._add(adapter, card, old.id if old else "")
+
+    def _experts(self) -> dict[str, Lobe]:
+        """The expert of each tier: the one made here, else the first that came with a bundle, so that no stranger's takes over."""
+        tiered = sorted((lobe for lobe in self.lobes if lobe.card.tier), key=lambda lobe: bundle.SHA256 in lobe.card.adapter)
+        return {lobe.card.tier: lobe for lobe in reversed(tiered)}
 
     def _card(
         self,
@@ -686,7 +738,7 @@ class MultiLobeModel:
         everyone = self.lobes
         ids = {lobe.name: lobe.id for lobe in everyone}
         lobes = [lobe for lobe in everyone if not lobe.card.tier]
-        rows = self._rows.among({lobe.name: lobe for lobe in lobes if self._has_our_vectors(lobe)})
+        rows = self._rows.among({lobe.name: lobe for lobe in lobes})
 
         def nll(texts: Sequence[str], wanted: Sequence[str]) -> Vector:
             return self._scores(texts, [ids[n] for n in wanted])
@@ -702,19 +754,64 @@ class MultiLobeModel:
             words=getattr(self.embedder, "words", None),
             bank=self.bank,
             ids=ids,
-            experts={lobe.card.tier: lobe.name for lobe in everyone if lobe.card.tier},
+            experts={tier: lobe.name for tier, lobe in self._experts().items()},
         )
         told = self.corrections.kept() if corrections is None else corrections
         by_id = {lobe.id: lobe.name for lobe in lobes} | {"": None}
         return corrected(context, {c.prompt: by_id[c.lobe] for c in told if c.lobe in by_id})
 
-    def _has_our_vectors(self, lobe: Lobe) -> bool:
-        """Whether a lobe's rows are of our sentence encoder: another's vectors mean nothing to ours."""
-        return Path(lobe.card.embedding_model).name == Path(self.embedder.name).name
+    def _sound_rows(self, rows: RoutingRows, encoder: str) -> RoutingRows | None:
+        """Rows of a lobe, said to be of this sentence encoder, as routers may see them (see `lobe.sound_rows`).
+
+        Raises:
+            BackboneError: the vectors must be made anew, and our sentence encoder is not to be had.
+        """
+        ours = Path(encoder).name == Path(self.embedder.name).name
+        vectors = ours and (len(rows.prototypes) or len(rows.train))
+        return sound_rows(rows, self.embedder, self._vector_width() if vectors else None, ours)
+
+    def _vector_width(self) -> int | None:
+        """Numbers in a vector of our sentence encoder; None where it cannot be loaded, and routers that need it say so."""
+        if self._width is None and self.embedder.name in MINILM_NAMES:
+            self._width = MINILM_WIDTH  # known without the seconds that loading it takes
+        if self._width is None:
+            with suppress(BackboneError):
+                self._width = self.embedder(["width"]).shape[1]
+        return self._width
+
+    def _mend_rows(self, folder: Path, card: Card) -> Card:
+        """See `bundle.Mend`."""
+        rows = read_rows(folder)
+        sound = self._sound_rows(rows, card.embedding_model)
+        if sound is None:
+            for name in (ROUTING_FILE, PROMPTS_FILE):
+                (folder / name).unlink(missing_ok=True)
+            return replace(card, embedding_model="")
+        if sound is not rows:
+            write_routing_rows(folder, sound)
+        return replace(card, embedding_model=self.embedder.name)
+
+    def _usable_rows(self, lobe: Lobe, rows: RoutingRows) -> RoutingRows | None:
+        """What routers may see of a stored lobe's rows. Vectors that had to be made anew are kept in its folder; rows that cannot
+        be used never stop routing."""
+        encoder = lobe.card.embedding_model
+        with suppress(LobeError):
+            encoder = read_card(lobe.path).embedding_model  # `lobe` may be from before its vectors were made anew
+        try:
+            sound = self._sound_rows(rows, encoder)
+        except BackboneError:
+            return None
+        texts = ("train_prompts", "validation_prompts", "train_answers", "validation_answers")
+        whole = sound is not None and all(len(getattr(sound, name)) == len(getattr(rows, name)) for name in texts)
+        if sound is not None and sound is not rows and whole:  # a person's rows are never cut on disk
+            with suppress(OSError):  # they are made anew at the next start then
+                write_routing_rows(lobe.path, sound)
+                self.store.recard(lobe.id, embedding_model=self.embedder.name)
+        return sound
 
     def _changed(self, fits: Mapping[str, Fit] | None = None) -> None:
-        """The lobes are others now; `fits` came with them."""
-        self.routing.take(fits) if fits else self.routing.changed()
+        """The lobes or corrections are others now; `fits` were made here for them."""
+        self.routing.adopt(fits or {})
         self.version += 1
 
     def prepare_routing(self) -> None:
@@ -730,6 +827,11 @@ class MultiLobeModel:
         told = self.corrections.kept() if corrections is None else corrections
         said = [hashlib.sha256(repr(sorted((c.id, c.lobe) for c in told)).encode()).hexdigest()[:16]] if told else []
         return [[self.embedder.name, str(self._threshold), *said], *lobes]
+
+
+def _births(lobes: Iterable[Lobe]) -> set[tuple[str, str]]:
+    """(name, time of birth) of those lobes that routers choose among; see `routing_key`."""
+    return {(lobe.name, lobe.card.created) for lobe in lobes if not lobe.card.tier}
 
 
 def metadata(decision: RoutingDecision) -> dict[str, Any]:

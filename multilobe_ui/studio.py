@@ -590,7 +590,7 @@ class Studio:
         if self.shared and on_clash == "replace":
             raise ConfigError("This server is shared, so a bundle cannot replace lobes. Choose 'rename' or 'refuse'.")
         clash = cast(Literal["refuse", "rename", "replace"], on_clash)
-        return [lobe.name for lobe in self._ready().load_bundle(path, clash, owner=owner)]
+        return [lobe.name for lobe in self._ready().load_bundle(path, clash, owner=owner, settings=not self.shared)]
 
     def import_adapter(self, name: str, path: str | Path, owner: str = "") -> LobeView:
         """A new lobe from any PEFT LoRA adapter, folder or zip."""

@@ -68,6 +68,7 @@ def a_card(name: str, **changed: Any) -> Card:
 
 def some_rows(seed: int = 0) -> RoutingRows:
     vectors = np.random.default_rng(seed).normal(size=(6, 5)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return RoutingRows(vectors[:2], vectors[:4], vectors[4:], ["a", "b", "c", "d"], ["e", "f"])
 
 

@@ -67,7 +67,31 @@ def test_damage_is_said_with_the_way_out(damage, tmp_path: Path) -> None:  # typ
         read_fit(tmp_path / "gate")
 
 
-def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    write_fit(tmp_path / "gate", Fit("gate", KEY, {"weight": np.array([np.nan])}))
+@pytest.mark.parametrize(
+    "fit",
+    [
+        Fit("gate", KEY, {"weight": np.array([np.nan])}),
+        Fit("gate", KEY, {"temperature": float("nan")}),
+        Fit("gate", KEY, {"by": {"law": [1.0, float("-inf")]}}),
+        Fit("gate", KEY, {}, settings={"steps": float("inf")}),
+        Fit("gate", KEY, {}, report={"ece": float("nan")}),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(fit: Fit, tmp_path: Path) -> None:
+    write_fit(tmp_path / "gate", fit)
     with pytest.raises(RoutingError, match="not finite"):
         read_fit(tmp_path / "gate")
+
+
+def test_a_state_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    write_fit(tmp_path / "gate", Fit("gate", KEY, {"by": 0}))
+    text = (tmp_path / "gate" / "fit.json").read_text()
+    for depth in (50, 900):
+        (tmp_path / "gate" / "fit.json").write_text(text.replace('"by": 0', f'"by": {"[" * depth}{"]" * depth}'))
+        with pytest.raises(RoutingError, match="nested deeper than 20"):
+            read_fit(tmp_path / "gate")
+
+
+def test_a_text_by_itself_is_no_lobes_name(tmp_path: Path) -> None:
+    fit = Fit("gate", KEY, {"embedding": "law", "lobes": ["law"]}).renamed({"law": "Law"})
+    assert fit.state == {"embedding": "law", "lobes": ["Law"]}

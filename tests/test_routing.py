@@ -93,7 +93,7 @@ def test_fits_survive_a_restart_and_a_bundle(name: str, make: Callable, tmp_path
     model = make(topics=3)
     model.fit_router("gate")
     model.routing.change("keyword", lambda router: router.set_terms("Animals", {"zebra": 5.0}))  # type: ignore[attr-defined]
-    routers = ("gate", "keyword", "hybrid")
+    routers = ("gate", "keyword", "embedding")
     before = {router: decisions(model, router) for router in routers}
 
     again = make(topics=3)
