@@ -220,7 +220,9 @@ class _Answers:
         return HeldOut(self.rows, min(HELD_OUT_SHARE, MOST_HELD_OUT / self.rows), reason)
 
     def _facts(self) -> str:
-        different = len(self.different) / max(1, self.rows)
+        if not self.rows:
+            return "there are no rows"
+        different = len(self.different) / self.rows
         if different >= 0.9:
             return "nearly every answer is different"
         return "most answers are different" if different > 0.5 else "its answers state facts, each in a few rows"
