@@ -98,7 +98,7 @@ CSS = TABLE_CSS + """
 .train-lengths p { margin: 0 !important; flex: 1 1 0; }
 .train-lengths .bar { fill: var(--ml-base); } .train-lengths .over { fill: var(--ml-wait); }
 .train-settings .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); }
-.train-settings .form > :last-child { grid-column: 1 / -1; }
+.train-settings .form > :nth-last-child(-n+2) { grid-column: 1 / -1; }
 @media (min-width: 1000px) { .train-row > .column:last-child { position: sticky; top: 1rem; } }
 .train-status { margin: 0; font-size: .875rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .train-empty { text-align: center; padding: 2.6rem 1rem 2.8rem; }
@@ -155,7 +155,7 @@ AUTOMATIC = (
     Setting("learning_rate", "Learning rate", "Empty: automatic."),
     Setting("validation_fraction", "Held-out share", "Rows that are measured, not trained: 0 to 0.5. Empty: automatic."),
 )
-KEEP = (("The last step", "last"), ("The lowest validation loss", "best"))
+KEEP = (("Last", "last"), ("Best", "best"))
 SETTING_KEYS = (
     *(setting.key for setting in AUTOMATIC), *(setting.key for setting in SETTINGS), "keep", "target_modules", "use_rslora",
 )  # fmt: skip
@@ -226,8 +226,8 @@ class TrainTab:
                     precision=0 if setting.whole else None, elem_id=f"train-{setting.key}",
                 )  # fmt: skip
             self.settings["keep"] = gr.Dropdown(
-                list(KEEP), value=plain.keep, label="Keep", info="Which step becomes the lobe.", min_width=140,
-                elem_id="train-keep",
+                list(KEEP), value=plain.keep, label="Keep", min_width=140, elem_id="train-keep",
+                info="The last step, or the one with the lowest loss on held-out rows.",
             )  # fmt: skip
             self.settings["target_modules"] = gr.Textbox(
                 label="Target modules", info="Linear layers that learn, such as q_proj, v_proj. Empty: all.",
