@@ -209,7 +209,7 @@ class _Answers:
 
     def held_out(self) -> HeldOut:
         rows = max(1, self.rows)
-        labels = rows >= LABEL_ROWS * len(self.different) and self.words <= LABEL_WORDS * rows
+        labels = 0 < LABEL_ROWS * len(self.different) <= rows and self.words <= LABEL_WORDS * rows
         longer = self.prompt_words >= LONGER_PROMPT * self.words
         made = longer and self.from_prompt >= MADE_FROM_PROMPT * rows
         if not labels and not made:

@@ -747,7 +747,7 @@ def summaries(rows: int) -> list[Example]:
         (repeated(2, FEWEST_TO_SPARE - 1), 0, "none to spare"),
         (summaries(200), 10, "made from their prompts"),
         (summaries(60), 0, "none to spare"),
-        ([], 0, "no rows"),
+        ([], 0, "there are no rows"),
         (repeated(1, 1), 0, "different"),
     ],
 )

@@ -55,7 +55,9 @@ def trained(backbone: Backbone, home: Path | None = None) -> MultiLobeModel:
 
 @pytest.fixture(scope="module")
 def model(backbone: Backbone) -> MultiLobeModel:
-    return trained(backbone)
+    made = trained(backbone)
+    made.calibrate()  # training does not
+    return made
 
 
 def test_the_signatures_are_a_superset_of_the_peers() -> None:
