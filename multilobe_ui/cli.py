@@ -16,11 +16,19 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from .config import SamplingConfig, TrainingConfig, budget_from_environment, settings_of
 from .errors import ConfigError, MultiLobeError
 from .files import home_folder, made_home
+
+TRAINING_HELP = {
+    "epochs": "passes over the rows (default: chosen for their number)",
+    "learning_rate": "peak rate (default: chosen for the width of the base)",
+    "validation_fraction": "share of rows held out, 0 to 0.5 (default: chosen by the rows; none where they are facts)",
+    "keep": "which step is kept: the last, or the one with the lowest validation loss (default: last)",
+    "patience": "stop after so many evaluations without gain, with held-out rows (default: 0, never)",
+}
 
 if TYPE_CHECKING:
     from .model import MultiLobeModel
@@ -63,7 +71,7 @@ def launch(options: argparse.Namespace) -> None:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train a lobe, with a progress bar; Ctrl-C stops and keeps the best so far."""
+    """Train a lobe, with a progress bar; Ctrl-C stops and keeps what has been learned by then."""
     stop = threading.Event()
     _stop_on_ctrl_c(stop)
     config = TrainingConfig(**{field.name: getattr(options, field.name) for field in fields(TrainingConfig)})
@@ -84,7 +92,7 @@ def train(options: argparse.Namespace) -> None:
     lobe = _followed(run, options.quiet, shown)
     result = lobe.card.training
     before, after = result.get("base_validation_loss"), result.get("validation_loss")
-    summary = f"{lobe.name}: {result['steps']} steps in {result['seconds']:.0f} s"
+    summary = f"{lobe.name}: {result['steps']} steps in {result['seconds']:.0f} s, {result['kept']} step kept"
     if before is not None and after is not None:
         summary += f", held-out loss {before:.3f} -> {after:.3f}"
     _say(options, {"id": lobe.id, **lobe.card.to_json()}, summary)
@@ -326,7 +334,7 @@ def _parser() -> argparse.ArgumentParser:
     teach.add_argument("--skip-bad", action="store_true", help="use the good rows of a file that has bad ones")
     teach.add_argument("--checkpoint", help="folder for progress; training resumes from what is there")
     teach.add_argument("--quiet", action="store_true", help="no progress bar")
-    _add_settings(teach, TrainingConfig)
+    _add_settings(teach, TrainingConfig, TRAINING_HELP)
 
     talk = command("chat", chat)
     talk.add_argument("prompt", nargs="*", help="without one, a conversation")
@@ -398,19 +406,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
-    """An option for every field of a settings dataclass."""
+def _add_settings(parser: argparse.ArgumentParser, kind: type[Any], about: Mapping[str, str] | None = None) -> None:
+    """An option for every field of a settings dataclass; `about` has help for some of them."""
     for field in fields(kind):
         default = field.default if field.default is not MISSING else None
         option = "--" + field.name.replace("_", "-")
+        told = (about or {}).get(field.name) or f"default: {'automatic' if default is None else default}"
         if isinstance(default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=default)
         elif field.name == "target_modules":
             parser.add_argument(option, nargs="+", default=None, help="default: every linear layer but the output head")
+        elif isinstance(default, str):
+            parser.add_argument(option, choices=get_args(get_type_hints(kind)[field.name]), default=default, help=told)
         else:
             number = float if "float" in str(field.type) else int
-            shown = "automatic" if default is None else default
-            parser.add_argument(option, type=number, default=default, help=f"default: {shown}")
+            parser.add_argument(option, type=number, default=default, help=told)
 
 
 def _add_mixing(parser: argparse.ArgumentParser) -> None:

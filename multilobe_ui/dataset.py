@@ -14,6 +14,7 @@ import json
 import math
 import os
 import random
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,19 @@ PEEK_ROWS = 100  # rows looked at to learn the columns
 HEAD_SIZE = 1 << 16  # bytes looked at to learn the format
 DELIMITERS = ",;\t|"
 
+HELD_OUT_SHARE = 0.05  # of the rows, where any are held out: enough to draw a curve
+MOST_HELD_OUT = 64  # rows; a mean over more is hardly steadier, and every evaluation costs time
+FEWEST_TO_SPARE = 100  # rows; a twentieth of fewer is a handful, whose mean loss jumps about and says nothing
+# Rows per answer from which short answers are labels. Three wordings of each fact are common in files of facts; BANKING77's
+# 300 rows have 3.9 per topic, and a file of two or three classes has hundreds.
+LABEL_ROWS = 3.5
+LABEL_WORDS = 8  # mean words of a label at most; topics have 4 and sentences that state a fact 13, where we counted
+# Mean share of an answer's words that its prompt has, from which the answer is made from the prompt. Summaries: 0.93; worked
+# sums of GSM8K, which repeat their numbers: 0.60; definitions and facts: 0.04 to 0.34.
+MADE_FROM_PROMPT = 0.75
+LONGER_PROMPT = 1.5  # words of such prompts per word of the answer: less is an echo of the question
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 _BINARY = {b"PK\x03\x04": "a ZIP or Excel file", b"\x89PNG": "a PNG image", b"\x1f\x8b": "gzip", b"%PDF": "a PDF"}
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -112,6 +126,7 @@ class DatasetReport:
         repeated_prompts: rows whose prompt (by `Example.key`) came earlier, and that are no duplicates.
         token_lengths: token counts of a random sample of the good rows; empty without a token counter.
         characters: of all contexts and answers.
+        held_out: how many rows training holds out by itself, and why.
         sha256: of the file's bytes, or of the rows as canonical JSON; `bytes` is the length of the same.
     """
 
@@ -124,11 +139,93 @@ class DatasetReport:
     preview: tuple[Example, ...]
     token_lengths: tuple[int, ...]
     characters: int
+    held_out: HeldOut
     sha256: str
     bytes: int
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How many rows an automatic validation_fraction holds out.
+
+    Attributes:
+        rows: of all rows, duplicates left out. share: of them that are held out, 0 to HELD_OUT_SHARE; for `split`.
+        reason: what speaks for it, to follow "because".
+    """
+
+    rows: int
+    share: float
+    reason: str
+
+    @property
+    def count(self) -> int:
+        """Rows held out, as `split` counts them where every prompt is another."""
+        return round(self.share * self.rows)
+
+    @property
+    def sentence(self) -> str:
+        """The decision and its reason, for a person."""
+        every = f"All {self.rows:,} rows are" if self.rows != 1 else "The one row is"
+        if not self.count:
+            return f"{every} trained, because {self.reason}."
+        many = f"{self.count:,} of {self.rows:,} rows are"
+        return f"{many} held out to draw the validation curve, because {self.reason}."
+
+
+def held_out_share(examples: Iterable[Example]) -> HeldOut:
+    """How many rows can be held out without losing what they teach.
+
+    A fact that is held out is not learned, so facts are all trained. Where answers are labels, or are made from their prompts
+    as summaries are, the other rows teach the same, and a twentieth is held out if there are FEWEST_TO_SPARE rows or more.
+
+    Args:
+        examples: rows without exact duplicates, as `load` gives them.
+    """
+    counted = _Answers()
+    for example in examples:
+        counted.add(example)
+    return counted.held_out()
+
+
+class _Answers:
+    """Counts what `held_out_share` goes by, one row at a time; memory holds a short hash for each answer."""
+
+    def __init__(self) -> None:
+        self.rows = self.words = self.prompt_words = 0
+        self.from_prompt = 0.0
+        self.different: set[bytes] = set()
+
+    def add(self, example: Example) -> None:
+        answer, prompt = _words(example.answer), _words(example.prompt)
+        there = set(prompt)
+        self.rows += 1
+        self.words += len(answer)
+        self.prompt_words += len(prompt)
+        self.from_prompt += sum(word in there for word in answer) / max(1, len(answer))
+        self.different.add(_short_hash(" ".join(example.answer.casefold().split())))
+
+    def held_out(self) -> HeldOut:
+        rows = max(1, self.rows)
+        labels = 0 < LABEL_ROWS * len(self.different) <= rows and self.words <= LABEL_WORDS * rows
+        longer = self.prompt_words >= LONGER_PROMPT * self.words
+        made = longer and self.from_prompt >= MADE_FROM_PROMPT * rows
+        if not labels and not made:
+            return HeldOut(self.rows, 0.0, f"{self._facts()}: what is held out would not be learned")
+        if self.rows < FEWEST_TO_SPARE:
+            return HeldOut(self.rows, 0.0, f"a file of fewer than {FEWEST_TO_SPARE} rows has none to spare")
+        reason = "answers repeat" if labels else "answers are made from their prompts"
+        return HeldOut(self.rows, min(HELD_OUT_SHARE, MOST_HELD_OUT / self.rows), reason)
+
+    def _facts(self) -> str:
+        if not self.rows:
+            return "there are no rows"
+        different = len(self.different) / self.rows
+        if different >= 0.9:
+            return "nearly every answer is different"
+        return "most answers are different" if different > 0.5 else "its answers state facts, each in a few rows"
 
 
 def sniff(source: Source, mapping: Mapping[str, str] | None = None) -> Format:
@@ -182,6 +279,7 @@ def inspect(
     preview: list[Example] = []
     sampled: list[Example] = []
     seen: set[bytes] = set()
+    answers = _Answers()
     dice = random.Random(0)  # a fixed seed: the same file gives the same report
     for count, row in enumerate(_examples(source, found), start=1):
         if progress and count % 1000 == 0:
@@ -196,13 +294,15 @@ def inspect(
         if count_tokens:
             _keep_in_sample(sampled, row, rows, sample, dice)
         row_hash, prompt_hash = _row_hash(row), row.key
+        if row_hash not in seen:
+            answers.add(row)
         duplicates += row_hash in seen
         repeated_prompts += prompt_hash in seen and row_hash not in seen
         seen |= {row_hash, prompt_hash}
     if progress:
         progress(rows + bad_rows)
     lengths = tuple(map(int, count_tokens(sampled))) if count_tokens and sampled else ()
-    described = (duplicates, repeated_prompts, tuple(preview), lengths, characters)
+    described = (duplicates, repeated_prompts, tuple(preview), lengths, characters, answers.held_out())
     return DatasetReport(found, rows, bad_rows, tuple(errors), *described, *_fingerprint(source))
 
 
@@ -239,13 +339,15 @@ def pairs(source: Source) -> list[dict[str, str]]:
 
 
 def split(
-    examples: Sequence[Example], validation_fraction: float = 0.1, seed: int = 0, max_validation: int = 200
+    examples: Sequence[Example], validation_fraction: float | None = 0.1, seed: int = 0, max_validation: int = 200
 ) -> tuple[list[Example], list[Example]]:
     """Training and validation rows, in file order; rows with one prompt stay together, whatever the file order.
 
     Validation is empty where it has to be: fraction 0, one prompt only, or every prompt repeated more than
-    `max_validation` times.
+    `max_validation` times. None takes the fraction that `held_out_share` chooses.
     """
+    if validation_fraction is None:
+        validation_fraction = held_out_share(examples).share
     if not 0 <= validation_fraction <= 0.5:  # written so that NaN is refused too
         raise ConfigError(f"validation_fraction must be between 0 and 0.5, not {validation_fraction}.")
     keys = [example.key for example in examples]
@@ -542,6 +644,11 @@ def _text(value: object, where: str) -> str:
 
 def _length(example: Example) -> int:
     return sum(len(message["content"]) for message in example.context) + len(example.answer)
+
+
+def _words(text: str) -> list[str]:
+    """Runs of letters and digits in lower case; of scripts without spaces, every character is one."""
+    return _WORD.findall(text.casefold())
 
 
 def _short_hash(text: str) -> bytes:

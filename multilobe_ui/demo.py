@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import dataset
 from .assets import folder, sample_files
-from .config import SamplingConfig, TrainingConfig, from_json, suggested_epochs
+from .config import SamplingConfig, TrainingConfig, from_json
 from .evaluation import loss_matrix, routing_report
 from .generation import generate_text
 from .lobe import Lobe, write_card, write_routing_rows
@@ -55,8 +55,7 @@ def build(target: Path, lobes: Path | None = None) -> None:
 def train(model: MultiLobeModel) -> None:
     """A lobe from every file of the sample data."""
     for name, path in sample_files().items():
-        epochs = suggested_epochs(len(dataset.load(path)))
-        for event in model.train(name, path, TrainingConfig(epochs=epochs, evaluations_per_epoch=1)):
+        for event in model.train(name, path, TrainingConfig(validation_fraction=0.1, keep="best", evaluations_per_epoch=1)):
             if isinstance(event, StepRecord) and event.validation_loss is not None:
                 print(f"{name}: step {event.step}/{event.steps}, held-out loss {event.validation_loss:.3f}", flush=True)
 

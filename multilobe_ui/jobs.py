@@ -317,7 +317,7 @@ class Jobs:
         return self.get(id)
 
     def stop(self, id: str) -> Job:
-        """Ask the running job to end after its step; the best so far is kept. Asking twice is asking once."""
+        """Ask the running job to end after its step and to keep what it has made. Asking twice is asking once."""
         with self._queueing():
             self._put(replace(self._need(id, "stopped"), state="stopping"), strict=False)  # even on a full disk
             assert self._handle is not None

@@ -316,7 +316,7 @@ class Lab:
         self,
         path: str | Path,
         mapping: Mapping[str, str] | None = None,
-        validation_fraction: float = 0.1,
+        validation_fraction: float | None = None,
         seed: int = 0,
         skip_bad: bool = True,
     ) -> OverlapReport:

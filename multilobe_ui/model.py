@@ -169,13 +169,13 @@ class MultiLobeModel:
         self,
         name: str,
         dataset: dataset.Source,
-        epochs: int = 3,
+        epochs: int | None = None,
         lora_r: int = 16,
         lora_alpha: int = 32,
         lora_dropout: float = 0.05,
         target_modules: Sequence[str] | str | None = None,
         batch_size: int = 4,
-        learning_rate: float | None = 2e-4,
+        learning_rate: float | None = None,
         max_length: int = 512,
         *,
         mapping: Mapping[str, str] | None = None,
@@ -184,17 +184,18 @@ class MultiLobeModel:
         stop: threading.Event | None = None,
         **settings: Any,
     ) -> Lobe:
-        """Train a new lobe.
+        """Train a new lobe. What is left out suits the base and the number of rows, as it does on the page.
 
         Args:
             name: the person's words, any script.
             dataset: a file (JSONL, JSON, CSV, Parquet) or a list of rows.
-            learning_rate: peak rate; None chooses one for the size of the base, which suits small bases better than 2e-4.
+            epochs: passes over the rows; None chooses by their number. learning_rate: peak rate; None chooses one for the width
+                of the base. The peer's own are 3 and 2e-4.
             mapping: {"prompt": column, "answer": column} for files with other column names.
             skip_bad: train on the good rows of a file that has bad ones.
             progress: called with a StepRecord after every step and evaluation.
-            stop: set it to stop early and keep the best so far.
-            settings: any other field of TrainingConfig (use_rslora, prompt_weight, seed, patience, ...).
+            stop: set it to stop early and keep what has been learned by then.
+            settings: any other field of TrainingConfig (validation_fraction, keep, use_rslora, prompt_weight, seed, ...).
 
         Raises:
             LobeError, DataError, ConfigError: refused before training begins. MultiLobeError: training failed; nothing is added.
@@ -238,7 +239,11 @@ class MultiLobeModel:
         name = self.store.check_free(name, besides=replaces)
         yield "Reading the data"
         examples = dataset.load(source, mapping, skip_bad=skip_bad)
-        train, validation = dataset.split(examples, config.validation_fraction, config.seed)
+        share = config.validation_fraction
+        if share is None:
+            share = dataset.held_out_share(examples).share
+        train, validation = dataset.split(examples, share, config.seed)
+        config = config.resolved(len(train), self.backbone.hidden_size, share)
         workspace = Path(tempfile.mkdtemp(prefix=".training-", dir=self.home))
         try:
             yield "Training"
@@ -255,13 +260,9 @@ class MultiLobeModel:
             write_routing_rows(workspace / "adapter", self.routing_rows(train, validation))
             data = {"name": data_name or _data_name(source), "rows": len(examples)}
             card = self._card(name, "trained here", config=config, data=data, result=result, owner=owner)
-            lobe = self._add(workspace / "adapter", card, replaces)
+            return self._add(workspace / "adapter", card, replaces)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
-        if self.router.needs_model and len(self.lobes) > 1:
-            yield "Calibrating the router"
-            self.calibrate()
-        return lobe
 
     def import_adapter(
         self, name: str, path: str | Path, dataset_for_routing: dataset.Source | None = None, *, owner: str = ""

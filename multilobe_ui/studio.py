@@ -306,7 +306,7 @@ class Studio:
         return self._jobs.metrics(job_id)
 
     def stop(self, job_id: str, owner: str = "") -> JobView:
-        """Stop now and keep the best so far."""
+        """Stop after the step under way and keep what has been learned by then."""
         self._check_job(job_id, owner)
         return self._job_view(self._jobs.stop(job_id), owner)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .adapter import WEIGHTS_FILE, linear_features, read_header
 from .backbone import Backbone
-from .config import TrainingConfig, suggested_learning_rate
+from .config import TrainingConfig
 from .dataset import Example
 from .errors import ConfigError, DataError, MultiLobeError
 from .files import new_folder, read_json, sha256_of, write_json
@@ -65,10 +65,18 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What came out: the adapter kept is that of `best_step`; losses are mean NLL per answer token, in nats."""
+    """What came out; losses are mean NLL per answer token, in nats.
+
+    Attributes:
+        steps: optimizer steps made. kept: whether the adapter is that of the "last" step or of the "best". kept_step: its step.
+        train_rows, validation_rows: rows that were trained, and rows held out.
+        base_validation_loss, validation_loss: of the plain base and of the adapter kept; None without held-out rows.
+        train_loss: of the last step.
+    """
 
     steps: int
-    best_step: int
+    kept: str
+    kept_step: int
     stopped: bool
     train_rows: int
     validation_rows: int
@@ -137,17 +145,19 @@ def train_lobe(
     start: Path | None = None,
     watch: Callable[[Callable[..., Any]], None] | None = None,
 ) -> Generator[StepRecord, None, TrainingResult]:
-    """Train a LoRA on `backbone` and write the best one to `folder` as a plain PEFT adapter.
+    """Train a LoRA on `backbone` and write it to `folder` as a plain PEFT adapter: that of the last step, or of the best.
 
     Args:
         train, validation: rows to learn from, and rows held out to measure the loss (may be empty: then the last step is kept).
+        config: what is None in it is chosen (`TrainingConfig.resolved`); its validation_fraction has no say here.
         folder: where the adapter goes; it appears in one step when training ends.
         checkpoint: folder for progress; if it holds a checkpoint of the same rows and settings, training resumes from it.
-        stop: set it to end after the step under way; the best adapter so far is kept.
+        stop: set it to end after the step under way; the newest step is kept, or the best so far where config.keep says so.
         start: adapter folder to go on from, of the same rank, scaling and layers; None begins with a fresh one.
         watch: called with the model, in evaluation mode and without gradients, at every evaluation.
 
-    Yields: a record for every optimizer step and every evaluation; step 0 is the evaluation of the plain base (or of `start`).
+    Yields: a record for every optimizer step and, with held-out rows, every evaluation; step 0 is that of the plain base (or of
+        `start`).
     Returns: a TrainingResult (the generator's return value).
 
     Raises:
@@ -165,7 +175,7 @@ def train_lobe(
         raise MultiLobeError(
             f"Out of memory with batch_size={config.batch_size} and max_length={config.max_length}. Lower one of them."
         ) from error
-    return run.save_best(folder)
+    return run.save(folder)
 
 
 class _Run:
@@ -182,15 +192,17 @@ class _Run:
         start: Path | None = None,
         watch: Callable[[Callable[..., Any]], None] | None = None,
     ) -> None:
+        config = config.resolved(len(train), backbone.hidden_size)
         self.backbone, self.config, self.checkpoint, self.stop = backbone, config, checkpoint, stop
         self.start, self.watch = start, watch
         max_length = min(config.max_length, backbone.context_length)
         self.train = TokenRows(backbone, train, max_length)
         self.validation = TokenRows(backbone, validation, max_length)
-        self.learning_rate = config.learning_rate or suggested_learning_rate(backbone.hidden_size)
+        self.keeps_best = config.keep == "best" and len(self.validation) > 0
+        self.learning_rate = float(config.learning_rate or 0.0)
         per_step = config.batch_size * config.gradient_accumulation
         self.steps_per_epoch = math.ceil(len(self.train) / per_step)
-        self.steps = self.steps_per_epoch * config.epochs
+        self.steps = self.steps_per_epoch * int(config.epochs or 0)
         self.evaluate_every = max(1, self.steps_per_epoch // config.evaluations_per_epoch)
 
         self.packs = packs_exactly(backbone)
@@ -220,8 +232,9 @@ class _Run:
         self.tokens = 0
         self.seconds = 0.0
         self.best: dict[str, Tensor] = {}
-        self.best_step = 0
+        self.best_step = self.measured_step = 0
         self.best_loss: float | None = None
+        self.newest_loss: float | None = None
         self.base_loss: float | None = None
         self.recent_loss: float | None = None
         self.evaluations_without_gain = 0
@@ -239,9 +252,9 @@ class _Run:
             self.step += 1
             self.seconds = spent + time.perf_counter() - began
             yield self._record(loss=loss, grad_norm=grad_norm)
-            evaluated = self.step % self.evaluate_every == 0 or self.step == self.steps
+            evaluated = len(self.validation) > 0 and (self.step % self.evaluate_every == 0 or self.step == self.steps)
             if evaluated:
-                yield self._record(validation_loss=self._note_best(self._evaluate() if len(self.validation) else None))
+                yield self._record(validation_loss=self._measure())
             # a checkpoint costs time: so seldom that it is at most a twentieth of all
             if self.checkpoint and (evaluated or time.perf_counter() - saved > max(5.0, 20 * cost)):
                 start = time.perf_counter()
@@ -250,9 +263,8 @@ class _Run:
         self.seconds = spent + time.perf_counter() - began
         if self.checkpoint:
             self._save_checkpoint()  # before the evaluation below, which a run that is not stopped does not have
-        if self.step > self.best_step and (self.best_loss is None or self.stop.is_set()):
-            # stopped between two evaluations: the newest step may be the best
-            yield self._record(validation_loss=self._note_best(self._evaluate() if len(self.validation) else None))
+        if self.stop.is_set() and len(self.validation) and self.step > self.measured_step:
+            yield self._record(validation_loss=self._measure())  # stopped between two evaluations
 
     def _optimize(self) -> tuple[float, float]:
         """One optimizer step; returns (mean NLL per answer token, gradient norm before clipping)."""
@@ -299,13 +311,16 @@ class _Run:
             self.watch(self.wrapped)
         return mean_answer_loss(self.wrapped, self.backbone, self.validation, self.longest_apart)
 
-    def _note_best(self, loss: float | None) -> float | None:
-        if loss is None or self.best_loss is None or loss < self.best_loss:
-            self.best_loss, self.best_step = loss, self.step
-            self.best = {k: v.detach().clone() for k, v in adapter_tensors(self.model).items()}
-            self.evaluations_without_gain = 0
-        else:
+    def _measure(self) -> float:
+        """`_evaluate` this step, and remember what it says of the best."""
+        loss = self._evaluate()
+        self.newest_loss, self.measured_step = loss, self.step
+        if self.best_loss is not None and loss >= self.best_loss:
             self.evaluations_without_gain += 1
+            return loss
+        self.best_loss, self.best_step, self.evaluations_without_gain = loss, self.step, 0
+        if self.keeps_best:
+            self.best = {k: v.detach().clone() for k, v in adapter_tensors(self.model).items()}
         return loss
 
     def _should_stop_early(self) -> bool:
@@ -340,9 +355,8 @@ class _Run:
 
     # ---- disk -------------------------------------------------------------------------------------------------------------
 
-    def save_best(self, folder: Path) -> TrainingResult:
-        if self.best_step == 0 and self.step > 0 and not self.best:
-            self._note_best(None)
+    def save(self, folder: Path) -> TrainingResult:
+        """Write the adapter of the step that is kept."""
         if self.best:
             set_peft_model_state_dict(self.model, self.best)
         if self.accelerator.is_main_process:
@@ -350,13 +364,14 @@ class _Run:
                 save_adapter(self.model, temporary, self.backbone.name)
         return TrainingResult(
             steps=self.step,
-            best_step=self.best_step,
+            kept="best" if self.best else "last",
+            kept_step=self.best_step if self.best else self.step,
             stopped=self.stop.is_set() and self.step < self.steps,
             train_rows=len(self.train),
             validation_rows=len(self.validation),
             truncated_rows=self.train.truncated + self.validation.truncated,
             base_validation_loss=self.base_loss,
-            validation_loss=self.best_loss,
+            validation_loss=self.best_loss if self.best else self.newest_loss,
             train_loss=self.recent_loss,
             learning_rate=self.learning_rate,
             seconds=self.seconds,
@@ -390,6 +405,8 @@ class _Run:
                 "seconds",
                 "best_step",
                 "best_loss",
+                "newest_loss",
+                "measured_step",
                 "base_loss",
                 "recent_loss",
                 "evaluations_without_gain",

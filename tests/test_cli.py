@@ -40,7 +40,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return made
 
 
-SETTINGS = ("--epochs", "1", "--lora-r", "2", "--batch-size", "8", "--learning-rate", "1e-2", "--quiet")
+SETTINGS = (
+    "--epochs", "1", "--lora-r", "2", "--batch-size", "8", "--learning-rate", "1e-2", "--validation-fraction", "0.1", "--quiet",
+)  # fmt: skip
 
 
 def test_every_verb_in_turn(run: Callable, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +50,7 @@ def test_every_verb_in_turn(run: Callable, files: dict[str, Path], tmp_path: Pat
         status, out, _ = run("train", topic, str(path), "--json", *SETTINGS)
         assert status == 0
         assert json.loads(out)["name"] == topic and json.loads(out)["adapter"]["r"] == 2
+        assert json.loads(out)["training"]["kept"] == "last"
 
     status, out, _ = run("route", "--json", "cat dog", "red blue")
     decisions = [json.loads(line) for line in out.splitlines()]
@@ -171,6 +174,7 @@ def test_merge(run: Callable, files: dict[str, Path], tmp_path: Path) -> None:
         (("train", "x", "{good}", "--checkpoint", "{bad}/folder", *SETTINGS), "File exists"),
         (("train", "", "{bad}", "--skip-bad", *SETTINGS), "no name"),
         (("train", "x", "{bad}", "--epochs", "0"), "epochs is 0"),
+        (("train", "x", "{bad}", "--validation-fraction", "0.9"), "validation_fraction is 0.9"),
         (("train", "x", "{bad}", "--map", "prompt"), "must be ROLE=COLUMN"),
         (("chat", ""), "prompt is empty"),
         (("route", "cat", " "), "prompt is empty"),

@@ -21,7 +21,21 @@ import pandas as pd
 import pytest
 
 from multilobe_ui import dataset, records
-from multilobe_ui.dataset import DatasetReport, Example, RowError, inspect, load, read, sniff, split, write_jsonl
+from multilobe_ui.assets import sample_files
+from multilobe_ui.dataset import (
+    FEWEST_TO_SPARE,
+    MOST_HELD_OUT,
+    DatasetReport,
+    Example,
+    RowError,
+    held_out_share,
+    inspect,
+    load,
+    read,
+    sniff,
+    split,
+    write_jsonl,
+)
 from multilobe_ui.errors import ConfigError, DataError
 
 PAIRS = [
@@ -708,6 +722,55 @@ def test_split_edges() -> None:
     assert split(many(2, 10), 0.5, max_validation=3) == (many(2, 10), [])  # no prompt fits
     uneven = [*many(1, 50), pair("other", "x"), pair("Other ", "y")]
     assert split(uneven, 0.01) == (many(1, 50), uneven[50:])
+
+
+def repeated(answers: int, rows: int, words: int = 2) -> list[Example]:
+    return [pair(f"prompt {i}", f"{'label ' * (words - 1)}{i % answers}") for i in range(rows)]
+
+
+def summaries(rows: int) -> list[Example]:
+    asked = "In a sentence: on day {0} the mayor opened bridge {0} after long talks."
+    return [pair(asked.format(i), f"mayor opened bridge {i}") for i in range(rows)]
+
+
+@pytest.mark.parametrize(
+    ("examples", "held_out", "reason"),
+    [
+        (repeated(60, 60), 0, "nearly every answer is different"),  # facts
+        (repeated(600, 600), 0, "nearly every answer is different"),
+        (repeated(100, 300, 14), 0, "its answers state facts, each in a few rows"),  # three wordings of each
+        (repeated(80, 500, 14), 0, "its answers state facts, each in a few rows"),
+        (repeated(180, 300), 0, "most answers are different"),
+        (repeated(2, 500), 25, "answers repeat"),  # labels
+        (repeated(77, 300), 15, "answers repeat"),
+        (repeated(3, 10_000), MOST_HELD_OUT, "answers repeat"),
+        (repeated(2, FEWEST_TO_SPARE - 1), 0, "none to spare"),
+        (summaries(200), 10, "made from their prompts"),
+        (summaries(60), 0, "none to spare"),
+        ([], 0, "there are no rows"),
+        (repeated(1, 1), 0, "different"),
+    ],
+)
+def test_rows_are_held_out_by_themselves_where_they_can_be_spared(
+    examples: list[Example], held_out: int, reason: str
+) -> None:
+    chosen = held_out_share(examples)
+    assert chosen.rows == len(examples) and chosen.count == held_out and reason in chosen.reason
+    assert chosen.reason in chosen.sentence and "  " not in chosen.sentence
+    training, validation = split(examples, None)
+    assert len(validation) == held_out and len(training) == len(examples) - held_out
+
+
+def test_an_inspection_says_what_is_held_out_of_the_rows_that_are_loaded(tmp_path: Path) -> None:
+    rows = [*repeated(2, 300), *repeated(2, 50)]  # fifty duplicates
+    path = tmp_path / "labels.jsonl"
+    write_jsonl(path, rows)
+    assert inspect(path).held_out == held_out_share(load(path)) and len(load(path)) == 300
+
+
+def test_the_samples_and_what_is_held_out_of_them() -> None:
+    held_out = {path.stem: len(split(load(path), None)[1]) for path in sample_files().values()}
+    assert held_out == {"legal": 0, "maths": 0, "medical": 0, "python": 0, "sentiment": 25, "summarisation": 10}
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.51, 1, float("nan"), float("inf")])

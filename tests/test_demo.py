@@ -129,7 +129,7 @@ def test_a_new_lobe_on_the_real_base_leaves_the_others_bit_identical(demo: Multi
 
     before = logits()
     rows = [{"input": f"colour {i}", "output": "blue"} for i in range(12)]
-    lobe = demo.add_lobe("Colours", rows, epochs=2, learning_rate=None)
+    lobe = demo.add_lobe("Colours", rows, epochs=2, validation_fraction=0.1)
     try:
         assert all(torch.equal(a, b) for a, b in zip(before, logits(), strict=True))
         training = lobe.card.training

@@ -153,7 +153,7 @@ def test_without_lobes_the_base_is_checked(own: Callable[..., MultiLobeModel]) -
 
 def test_one_lobe_has_no_contrast(own: Callable[..., MultiLobeModel]) -> None:
     model = own(lobes=False)
-    model.add_lobe(FIRST, rows(FIRST), epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8)
+    model.add_lobe(FIRST, rows(FIRST), epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8, validation_fraction=0.1)
     report = forgetting_check(model, **QUICK)
     assert report.passed and report.newest == FIRST and report.contrast is None
     assert report.contrast_why.startswith("The contrast needs two lobes that have kept rows with answers, and only Animals has.")
@@ -460,7 +460,7 @@ def test_the_pair_is_the_one_that_is_farthest_apart(report: ForgettingReport, so
 
 def test_it_runs_as_a_job_of_the_studio(make_studio: Callable[..., Any]) -> None:  # noqa: F811
     studio = make_studio()
-    studio._model.add_lobe(FIRST, rows(FIRST), epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8)
+    studio._model.add_lobe(FIRST, rows(FIRST), epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8, validation_fraction=0.1)
     job = studio.lab.start("forgetting", {**QUICK, "newest": FIRST})
     wait_for(lambda: studio.job(job.id).state == "finished")
     found = studio.lab.result(job.id)

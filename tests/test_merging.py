@@ -271,7 +271,7 @@ def test_what_is_subtracted_may_become_worse(model: MultiLobeModel, tmp_path: Pa
 def learned(backbone: Backbone, family: Mapping[str, Path], tmp_path: Path) -> MultiLobeModel:
     """A lobe that has learned its rows, and one of noise."""
     made = MultiLobeModel(backbone, home=tmp_path / "home", embedder=WordEmbedder())
-    made.add_lobe(ANIMALS, rows(ANIMALS), epochs=3, lora_r=4, learning_rate=1e-2, batch_size=8)
+    made.add_lobe(ANIMALS, rows(ANIMALS), epochs=3, lora_r=4, learning_rate=1e-2, batch_size=8, validation_fraction=0.1)
     made.import_adapter("noise", family["wide"])
     return made
 

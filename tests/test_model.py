@@ -18,6 +18,7 @@ import torch
 
 from multilobe_ui import MultiLobeModel, SamplingConfig, TrainingConfig
 from multilobe_ui.backbone import Backbone
+from multilobe_ui.config import suggested_epochs, suggested_learning_rate
 from multilobe_ui.errors import BundleError, ConfigError, DataError, LobeError, RoutingError
 
 TOPICS = {
@@ -48,13 +49,15 @@ def rows(topic: str) -> list[dict[str, str]]:
 def trained(backbone: Backbone, home: Path | None = None) -> MultiLobeModel:
     model = MultiLobeModel(backbone, home=home, embedder=WordEmbedder())
     for i, topic in enumerate(TOPICS):
-        model.add_lobe(topic, rows(topic), epochs=1, lora_r=2 + i, learning_rate=1e-2, batch_size=8)
+        model.add_lobe(topic, rows(topic), epochs=1, lora_r=2 + i, learning_rate=1e-2, batch_size=8, validation_fraction=0.1)
     return model
 
 
 @pytest.fixture(scope="module")
 def model(backbone: Backbone) -> MultiLobeModel:
-    return trained(backbone)
+    made = trained(backbone)
+    made.calibrate()  # training does not
+    return made
 
 
 def test_the_signatures_are_a_superset_of_the_peers() -> None:
@@ -62,13 +65,13 @@ def test_the_signatures_are_a_superset_of_the_peers() -> None:
         "add_lobe": {
             "name": inspect.Parameter.empty,
             "dataset": inspect.Parameter.empty,
-            "epochs": 3,
+            "epochs": None,  # the peer's is 3; left out, it is chosen here
             "lora_r": 16,
             "lora_alpha": 32,
             "lora_dropout": 0.05,
             "target_modules": None,
             "batch_size": 4,
-            "learning_rate": 2e-4,
+            "learning_rate": None,  # the peer's is 2e-4
             "max_length": 512,
         },
         "from_pretrained": {
@@ -257,7 +260,32 @@ def test_import_of_a_plain_peft_adapter(backbone: Backbone, adapters: dict[str, 
     assert model.generate("cat", lobe="Imported", max_new_tokens=3) is not None
 
 
-def test_a_stop_keeps_the_best_so_far(backbone: Backbone) -> None:
+def test_a_lobe_takes_what_suits_the_base_and_the_rows_where_nothing_is_said(backbone: Backbone) -> None:
+    model = MultiLobeModel(backbone, embedder=WordEmbedder())
+    facts = [{"input": f"Who is number {i}?", "output": f"Number {i} is {i * i}."} for i in range(6)]
+    card = model.add_lobe("Facts", facts).card
+    assert card.config["epochs"] == suggested_epochs(6) and card.config["validation_fraction"] == 0.0
+    assert card.config["learning_rate"] == card.training["learning_rate"] == suggested_learning_rate(backbone.hidden_size)
+    training = card.training
+    assert (training["kept"], training["kept_step"], training["train_rows"]) == ("last", training["steps"], 6)
+    assert training["validation_rows"] == 0 and training["validation_loss"] is training["base_validation_loss"] is None
+    labels = [{"input": f"Is {i} even?", "output": "Yes" if i % 2 == 0 else "No"} for i in range(120)]
+    card = model.add_lobe("Even", labels, epochs=1, learning_rate=2e-4).card  # the peer's rate still works
+    assert (card.training["train_rows"], card.training["validation_rows"]) == (114, 6)
+    assert (card.config["epochs"], card.config["learning_rate"], card.config["validation_fraction"]) == (1, 2e-4, 0.05)
+    assert card.training["validation_loss"] is not None
+
+
+def test_training_ends_with_its_lobe_and_calibrates_nothing(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(backbone)
+    monkeypatch.setattr(MultiLobeModel, "calibrate", lambda self: pytest.fail("it calibrates"))
+    config = TrainingConfig(epochs=1, lora_r=2)
+    events = list(model.train("More", rows("Animals"), config))
+    assert [event for event in events if isinstance(event, str)][-1] == "Learning what to route here"
+    assert "More" in model.lobe_names
+
+
+def test_a_stop_keeps_the_newest_step(backbone: Backbone) -> None:
     model, stop, steps = MultiLobeModel(backbone, embedder=WordEmbedder()), threading.Event(), []
 
     def progress(record) -> None:
@@ -267,6 +295,7 @@ def test_a_stop_keeps_the_best_so_far(backbone: Backbone) -> None:
 
     lobe = model.add_lobe("Animals", rows("Animals"), epochs=50, progress=progress, stop=stop, batch_size=2)
     assert lobe.card.training["stopped"] and lobe.card.training["steps"] == 3 == max(steps)
+    assert (lobe.card.training["kept"], lobe.card.training["kept_step"]) == ("last", 3)
 
 
 def test_a_short_question_that_fits_no_lobe_is_routed_with_the_one_before(model: MultiLobeModel) -> None:

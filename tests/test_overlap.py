@@ -159,7 +159,8 @@ def test_duplicates_made_by_hand_are_all_found():
 
 def test_clearly_different_data_has_nothing_to_report():
     report = overlap(
-        [row(text) for text in sentences(200, 5, WORDS[:200])], {"a": lobe(sentences(50, 6, WORDS[200:]))}, WordEmbedder()
+        [row(text) for text in sentences(200, 5, WORDS[:200])], {"a": lobe(sentences(50, 6, WORDS[200:]))}, WordEmbedder(),
+        validation_fraction=0.1,
     )
     assert report.lobes[0].overlap == 0 and not report.lobes[0].duplicates
     assert (report.twins, report.leaking, report.pairs, report.leaks) == (0, 0, (), ())
@@ -266,7 +267,7 @@ def test_a_large_file_is_sampled_and_its_twins_are_found_all_the_same():
         asked.append(len(batch))
         return WordEmbedder()(batch)
 
-    report = overlap(examples, {"a": lobe(texts[:100])}, embed, most=200)
+    report = overlap(examples, {"a": lobe(texts[:100])}, embed, validation_fraction=0.1, most=200)
     assert sum(asked) == 200 and report.embedded == 200 and report.prompts == report.compared == 3050
     words = [words_of(one.prompt) for one in examples]
     wanted = {i for a in range(50) for i in (a, 3000 + a) if jaccard(words[a], words[3000 + a]) >= 0.9}
@@ -278,7 +279,7 @@ def test_a_large_file_is_sampled_and_its_twins_are_found_all_the_same():
 
 def test_more_prompts_than_are_compared_are_thinned_out(monkeypatch):
     monkeypatch.setattr(module, "MOST_COMPARED", 100)
-    report = overlap([row(text) for text in sentences(500, 1)], {}, WordEmbedder())
+    report = overlap([row(text) for text in sentences(500, 1)], {}, WordEmbedder(), validation_fraction=0.1)
     assert (report.prompts, report.compared, report.embedded, report.held_out_rows) == (500, 100, 100, 50)
 
 

@@ -18,7 +18,7 @@ from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routers.base import Mixing
 from multilobe_ui.scoring import MeanHidden, PromptScores, prompt_nll
 
-SETTINGS = {"epochs": 1, "lora_r": 2, "learning_rate": 1e-2, "batch_size": 8}
+SETTINGS = {"epochs": 1, "lora_r": 2, "learning_rate": 1e-2, "batch_size": 8, "validation_fraction": 0.1}
 PROMPTS = ["cat dog", "one two", "red green", "lion three orange", "something else"]
 
 

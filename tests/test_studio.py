@@ -23,7 +23,7 @@ from multilobe_ui.routers.base import Mixing
 from multilobe_ui.studio import Studio
 
 GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)
-CONFIG = TrainingConfig(epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8)
+CONFIG = TrainingConfig(epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8, validation_fraction=0.1)
 LONG = TrainingConfig(epochs=1000, lora_r=2, batch_size=2, learning_rate=1e-4)
 
 
@@ -200,7 +200,7 @@ def test_two_chats_at_once_while_a_third_lobe_trains(make_studio: Callable, tmp_
     finish(studio, job)
 
 
-def test_stop_keeps_the_best_and_resume_goes_on(make_studio: Callable, tmp_path: Path) -> None:
+def test_stop_keeps_the_newest_and_resume_goes_on(make_studio: Callable, tmp_path: Path) -> None:
     studio = make_studio()
     config = TrainingConfig(epochs=6, lora_r=2, learning_rate=5e-3, batch_size=2)
     job = train(studio, tmp_path, "Animals", config)
@@ -325,7 +325,7 @@ while True:
 def test_a_killed_process_leaves_an_interrupted_run_that_resumes(
     make_studio: Callable, base_folder: Callable, tmp_path: Path
 ) -> None:
-    config = {"epochs": 30, "lora_r": 2, "learning_rate": 5e-3, "batch_size": 2, "lora_dropout": 0.1}
+    config = {"epochs": 30, "lora_r": 2, "learning_rate": 5e-3, "batch_size": 2, "lora_dropout": 0.1, "validation_fraction": 0.1}
     arguments = [
         str(Path(__file__).parent),
         str(tmp_path / "home"),

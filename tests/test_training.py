@@ -24,7 +24,7 @@ from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 from multilobe_ui.adapter import read_header
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
-from multilobe_ui.config import SamplingConfig, TrainingConfig
+from multilobe_ui.config import SamplingConfig, TrainingConfig, suggested_epochs, suggested_learning_rate
 from multilobe_ui.dataset import Example
 from multilobe_ui.errors import AdapterError, ConfigError, DataError, MultiLobeError
 from multilobe_ui.generation import Request, generate_text
@@ -158,7 +158,7 @@ def test_the_curve_is_that_of_a_plain_loop(
     steps = [r for r in records if r.loss is not None]
     assert [r.loss for r in steps] == pytest.approx(expected, abs=1e-4) and expected[0] - expected[-1] > 0.3
     assert [r.grad_norm for r in steps] == pytest.approx(norms, rel=1e-3) and max(norms) > 0.5
-    assert result.train_loss == steps[-1].loss and result.steps == result.best_step == 8
+    assert result.train_loss == steps[-1].loss and result.steps == result.kept_step == 8
     found = tensors(tmp_path / "lobe")
     assert found.keys() == weights.keys()
     for name, tensor in weights.items():
@@ -248,7 +248,7 @@ def test_training_goes_on_from_an_adapter_as_a_plain_loop_does(backbone: Backbon
     assert told == pytest.approx(seen, abs=1e-4) and len(told) == 7  # what `watch` saw was the model as it stood
     first = PeftModel.from_pretrained(copy.deepcopy(backbone.model), str(tmp_path / "first")).eval()
     assert result.base_validation_loss == pytest.approx(loss_of(first, backbone, held_out), abs=1e-4)
-    assert result.best_step == 6
+    assert result.kept_step == 6
     for name, tensor in weights.items():
         torch.testing.assert_close(tensors(tmp_path / "second")[name], tensor, atol=2e-3, rtol=0)
 
@@ -380,8 +380,8 @@ def test_a_stopped_run_resumes_to_the_very_same_curve(
         r.validation_loss for r in whole if r.loss is None and r.step > at
     ]
     assert equal(tmp_path / "resumed", tmp_path / "whole")
-    assert (result.best_step, result.validation_loss, result.train_loss, result.base_validation_loss) == (
-        *(expected.best_step, expected.validation_loss, expected.train_loss, expected.base_validation_loss),
+    assert (result.kept_step, result.validation_loss, result.train_loss, result.base_validation_loss) == (
+        *(expected.kept_step, expected.validation_loss, expected.train_loss, expected.base_validation_loss),
     )
     assert second[-1].tokens == whole[-1].tokens
 
@@ -418,8 +418,8 @@ def test_a_finished_run_resumes_to_its_result(backbone: Backbone, tmp_path: Path
     _, first = finish(train_lobe(backbone, *data, settings(), tmp_path / "first", checkpoint=checkpoint))
     records, again = finish(train_lobe(backbone, *data, settings(), tmp_path / "again", checkpoint=checkpoint))
     assert records == [] and equal(tmp_path / "first", tmp_path / "again")
-    assert (again.best_step, again.validation_loss, again.steps) == (
-        first.best_step,
+    assert (again.kept_step, again.validation_loss, again.steps) == (
+        first.kept_step,
         first.validation_loss,
         first.steps,
     )
@@ -478,20 +478,68 @@ def overfitting() -> tuple[list[Example], list[Example]]:
     return rows, [Example(row.context, "😀中文字") for row in rows]
 
 
-def test_the_best_adapter_is_kept_not_the_last(backbone: Backbone, tmp_path: Path) -> None:
+def test_the_best_adapter_is_kept_where_that_is_asked_for(backbone: Backbone, tmp_path: Path) -> None:
     train, validation = overfitting()
-    config = settings(epochs=10, **OVERFITTING)
+    config = settings(epochs=10, keep="best", **OVERFITTING)
     records, result = finish(train_lobe(backbone, train, validation, config, tmp_path / "lobe"))
     measured = {r.step: r.validation_loss for r in records if r.loss is None and r.step > 0}
     best = min(measured, key=lambda step: measured[step] or 0)
-    assert result.best_step == best < 10 and result.validation_loss == measured[best] < (measured[10] or 0)
+    assert result.kept_step == best < 10 and result.validation_loss == measured[best] < (measured[10] or 0)
+    assert (result.kept, result.validation_rows) == ("best", 4)
     loss = loss_of(tiny.with_peft(backbone.model, tmp_path / "lobe"), backbone, validation)
     assert loss == pytest.approx(result.validation_loss, abs=1e-4)
 
 
+def test_the_last_adapter_is_kept_else_however_the_held_out_rows_fare(backbone: Backbone, tmp_path: Path) -> None:
+    train, validation = overfitting()
+    config = settings(epochs=10, **OVERFITTING)
+    records, result = finish(train_lobe(backbone, train, validation, config, tmp_path / "lobe"))
+    measured = [r.validation_loss for r in records if r.validation_loss is not None]
+    assert (result.kept, result.kept_step, result.validation_loss) == ("last", 10, measured[-1])
+    assert measured[-1] > min(measured)
+    loss = loss_of(tiny.with_peft(backbone.model, tmp_path / "lobe"), backbone, validation)
+    assert loss == pytest.approx(measured[-1], abs=1e-4)
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_without_held_out_rows_the_last_is_kept_and_nothing_is_measured(
+    backbone: Backbone, tmp_path: Path, keep: str
+) -> None:
+    records, result = finish(train_lobe(backbone, tiny.examples(6), [], settings(keep=keep), tmp_path / "lobe"))
+    assert [r.step for r in records] == [1, 2, 3, 4] and all(r.loss is not None for r in records)
+    assert (result.kept, result.kept_step, result.validation_rows) == ("last", 4, 0)
+    assert result.validation_loss is result.base_validation_loss is None and result.train_loss == records[-1].loss
+
+
+@pytest.mark.parametrize("held_out", [0, 4])
+def test_a_stop_keeps_the_newest_step(backbone: Backbone, tmp_path: Path, held_out: int) -> None:
+    train, validation = overfitting()
+    stop, config = threading.Event(), settings(epochs=10, **OVERFITTING | {"evaluations_per_epoch": 2, "batch_size": 1})
+    checkpoint = tmp_path / "checkpoint"
+    run = Recording(
+        train_lobe(backbone, train, validation[:held_out], config, tmp_path / "lobe", checkpoint=checkpoint, stop=stop)
+    )
+    for record in run:
+        if record.step == 33:
+            stop.set()
+    assert (run.result.kept, run.result.kept_step, run.result.steps, run.result.stopped) == ("last", 33, 33, True)
+    kept, newest = tensors(tmp_path / "lobe"), load_file(checkpoint / "now.safetensors")
+    assert kept.keys() == newest.keys() and all(torch.equal(kept[name], newest[name]) for name in kept)
+    if held_out:
+        loss = loss_of(tiny.with_peft(backbone.model, tmp_path / "lobe"), backbone, validation)
+        assert loss == pytest.approx(run.result.validation_loss, abs=1e-4)
+
+
+def test_epochs_and_rate_are_chosen_where_they_are_left_out(backbone: Backbone, tmp_path: Path) -> None:
+    config = TrainingConfig(lora_r=2, max_length=64)
+    _, result = finish(train_lobe(backbone, tiny.examples(200), [], config, tmp_path / "lobe"))
+    assert result.steps == 50 * suggested_epochs(200)
+    assert result.learning_rate == suggested_learning_rate(backbone.hidden_size)
+
+
 def test_the_evaluation_of_a_stop_leaves_no_trace_in_the_resumed_run(backbone: Backbone, tmp_path: Path) -> None:
     train, validation = overfitting()
-    config = settings(epochs=4, **OVERFITTING | {"batch_size": 1}, patience=2)
+    config = settings(epochs=4, **OVERFITTING | {"batch_size": 1}, patience=2, keep="best")
     whole, _ = finish(train_lobe(backbone, train, validation, config, tmp_path / "whole"))
     stop, data = threading.Event(), (backbone, train, validation, config)
     for record in train_lobe(*data, tmp_path / "stopped", checkpoint=tmp_path / "checkpoint", stop=stop):
@@ -511,23 +559,26 @@ def test_training_ends_after_so_many_evaluations_without_gain(
 ) -> None:
     train, validation = overfitting()
     whole, expected = finish(
-        train_lobe(backbone, train, validation, settings(epochs=12, **OVERFITTING), tmp_path / "whole")
+        train_lobe(backbone, train, validation, settings(epochs=12, keep="best", **OVERFITTING), tmp_path / "whole")
+    )
+    patient = settings(epochs=12, patience=patience, keep="best", **OVERFITTING)
+    early, result = finish(train_lobe(backbone, train, validation, patient, tmp_path / "early"))
+    assert losses(early) == losses(whole)[: len(early)] and early[-1].step == expected.kept_step + patience < 12
+    assert (
+        result.kept_step == expected.kept_step and not result.stopped and equal(tmp_path / "early", tmp_path / "whole")
     )
     patient = settings(epochs=12, patience=patience, **OVERFITTING)
-    early, result = finish(train_lobe(backbone, train, validation, patient, tmp_path / "early"))
-    assert losses(early) == losses(whole)[: len(early)] and early[-1].step == expected.best_step + patience < 12
-    assert (
-        result.best_step == expected.best_step and not result.stopped and equal(tmp_path / "early", tmp_path / "whole")
-    )
+    again, last = finish(train_lobe(backbone, train, validation, patient, tmp_path / "last"))
+    assert losses(again) == losses(early) and (last.kept, last.kept_step) == ("last", early[-1].step)
 
 
 def test_when_stopped_between_evaluations_the_newest_may_be_the_best(backbone: Backbone, tmp_path: Path) -> None:
     stop, data = threading.Event(), (tiny.examples(8), tiny.examples(8))
-    config = settings(epochs=2, batch_size=1, evaluations_per_epoch=1)
+    config = settings(epochs=2, batch_size=1, evaluations_per_epoch=1, keep="best")
     for record in (run := Recording(train_lobe(backbone, *data, config, tmp_path / "lobe", stop=stop))):
         if record.step == 5:
             stop.set()
-    assert record.step == 5 and record.validation_loss == run.result.validation_loss and run.result.best_step == 5
+    assert record.step == 5 and record.validation_loss == run.result.validation_loss and run.result.kept_step == 5
     loss = loss_of(tiny.with_peft(backbone.model, tmp_path / "lobe"), backbone, data[1])
     assert loss == pytest.approx(run.result.validation_loss, abs=1e-4)
 

@@ -120,7 +120,7 @@ class _Check:
         self.step = self.looked = 0
         trainings = [(self.work, self.config)]
         trainings += [(domain, self.drift.config) for domain in (self.drift.first, self.drift.second)] if self.drift else []
-        self.steps = 2 + sum(-(-len(d.train) // (c.batch_size * c.gradient_accumulation)) * c.epochs for d, c in trainings)
+        self.steps = 2 + sum(-(-len(d.train) // (c.batch_size * c.gradient_accumulation)) * settings.epochs for d, c in trainings)
         self.trained: dict[str, Any] = {"rows": len(self.work.train), "steps": 0, "loss_before": None, "loss_after": None}
 
     def run(self) -> Generator[Progress, None, ForgettingReport]:
@@ -153,7 +153,7 @@ class _Check:
 
     def _to_train(self) -> tuple[str | None, Domain, TrainingConfig]:
         """The lobe that is trained again, its rows, and the settings of its card as far as they matter here."""
-        few: dict[str, Any] = {"epochs": self.settings.epochs, "evaluations_per_epoch": 1, "patience": 0}
+        few: dict[str, Any] = {"epochs": self.settings.epochs, "evaluations_per_epoch": 1, "patience": 0, "keep": "best"}
         name = self._named(self.settings.newest) or next(reversed(self.rows), None)
         if name is None:
             prompts = self.model.routing_context().generic_prompts[:STAND_IN_ROWS] or ["Good morning.", "How are you?"]
@@ -177,7 +177,7 @@ class _Check:
         pair = farthest(self.rows, given)
         if self.settings.second and not self.settings.first:
             pair = pair[1], pair[0]
-        config = TrainingConfig(epochs=self.settings.epochs, evaluations_per_epoch=2, seed=self.settings.seed)
+        config = TrainingConfig(epochs=self.settings.epochs, evaluations_per_epoch=2, keep="best", seed=self.settings.seed)
         first, second = (self._domain(name) for name in pair)
         return Drift(self.model.bank, first, second, config, self.made / "one adapter"), STOPPED
 

@@ -128,7 +128,7 @@ def overlap(
     rows: Mapping[str, RoutingRows | None],
     embed: Callable[[Sequence[str]], Vector],
     *,
-    validation_fraction: float = 0.1,
+    validation_fraction: float | None = None,
     seed: int = 0,
     most: int = 400,
     stop: threading.Event | None = None,
@@ -139,7 +139,8 @@ def overlap(
         examples: the new data, without exact duplicates, as `dataset.load` gives it.
         rows: what every lobe has kept; None for one that was imported without data.
         embed: texts → (n, d) unit vectors. most: prompts that are embedded at most, evenly spread.
-        validation_fraction, seed: as the training would have them. stop: set it to end early with what there is.
+        validation_fraction, seed: as the training would have them; None is what it would choose. stop: set it to end early with
+            what there is.
 
     Raises:
         ConfigError: validation_fraction is out of range.

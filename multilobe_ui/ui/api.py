@@ -66,9 +66,9 @@ class Endpoints:
     ) -> dict[str, Any]:
         """Queue the training of a lobe on an uploaded file, and return the job.
 
-        settings: any of TrainingConfig, such as {"epochs": 3, "lora_r": 16}. mapping: {"prompt": column, "answer": column}
-        for a file of unknown layout. skip_bad: use the good rows only. token: on a shared server, a secret of your own of
-        16 characters or more, to be given again to stop the job.
+        settings: any of TrainingConfig, such as {"epochs": 3, "lora_r": 16}; what is left out suits the base and the rows.
+        mapping: {"prompt": column, "answer": column} for a file of unknown layout. skip_bad: use the good rows only. token: on a
+        shared server, a secret of your own of 16 characters or more, to be given again to stop the job.
         """
         owner = guard.acting_owner(self.studio, request, token)
         path = guard.an_upload(file, "The training file")
@@ -87,7 +87,8 @@ class Endpoints:
 
     @friendly(markup=False)
     def stop(self, request: gr.Request, job_id: str, token: str = "") -> dict[str, Any]:
-        """Stop a running job after the step under way and keep the best lobe so far; returns the job."""
+        """Stop a running job after the step under way and keep the lobe as it is then (the best so far, where the job keeps the
+        best); returns the job."""
         owner = guard.acting_owner(self.studio, request, token)
         return asdict(self.studio.stop(guard.a_text(job_id, "job_id"), owner))
 

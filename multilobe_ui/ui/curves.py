@@ -21,6 +21,7 @@ INK = "#7d888e"
 GRID = "rgba(125, 136, 142, 0.22)"
 PALETTE = ("#5b76f5", "#e0802f", "#1f9d6b", "#b06ae0", "#e5566d", "#17a2b8", "#b3941b", "#8a6d5a")
 HEIGHT = 320
+NO_CURVE = "No rows are held out,<br>so there is no validation curve."
 FONT = "IBM Plex Sans, system-ui, sans-serif"
 
 Point = tuple[float, float]
@@ -30,7 +31,8 @@ Records = Sequence[Mapping[str, Any]]
 def loss_curves(
     records: Records, base_loss: float | None = None, steps: int | None = None, colour: str = RUN
 ) -> go.Figure:
-    """The live plot of one run: train loss (raw and smoothed), validation loss, and the base as the line to beat.
+    """The live plot of one run: train loss (raw and smoothed), validation loss, and the base as the line to beat. Without
+    held-out rows the last two are missing, and the plot says why.
 
     Args:
         records: StepRecord dictionaries in order; evaluations have `validation_loss` set, and their `loss` may be None.
@@ -61,6 +63,11 @@ def loss_curves(
         figure.add_hline(y=base_loss, line={"color": INK, "dash": "dot", "width": 1.5})
         figure.add_annotation(
             text="base model", x=1, xref="paper", y=base_loss, xanchor="right", yanchor="bottom", showarrow=False,
+            font={"size": 11, "color": INK},
+        )  # fmt: skip
+    if train and not validation:
+        figure.add_annotation(
+            text=NO_CURVE, x=1, xref="paper", y=1, yref="paper", xanchor="right", yanchor="top", align="right", showarrow=False,
             font={"size": 11, "color": INK},
         )  # fmt: skip
     if steps:

@@ -16,7 +16,7 @@ from . import text
 from .table import fact
 
 if TYPE_CHECKING:
-    from ..dataset import DatasetReport, Example
+    from ..dataset import DatasetReport, Example, HeldOut
 
 LONGEST_CELL = 160
 
@@ -37,6 +37,25 @@ def report_card(seen: DatasetReport, label: str) -> str:
     if not seen.rows:
         bad = f'<p class="train-warn">No row can be used. Fix the file and drop it again.</p>{bad}'
     return f'<div class="ml-box">{head}<div class="train-facts">{told}</div>{bad}{_preview(seen.preview)}</div>'
+
+
+def plan_line(held_out: HeldOut, share: float | None, keep: str) -> str:
+    """What training will do with the rows, and why.
+
+    Args:
+        held_out: what is chosen by the rows themselves. share: what a person asks for instead; None leaves it automatic.
+        keep: "last" or "best".
+    """
+    rows = held_out.rows
+    count = held_out.count if share is None else round(share * rows)
+    told = held_out.sentence
+    if share is not None and count:
+        told = f"{count:,} of {rows:,} rows are held out to draw the validation curve, as the settings say."
+    elif share is not None:
+        told = f"All {rows:,} rows are trained, as the settings say."
+    if keep == "best":
+        told += " The step with the lowest validation loss is kept." if count else " Without held-out rows the last step is kept."
+    return f'<p class="train-plan ml-faint">{text.escape(told)}</p>'
 
 
 def refusal_card(error: DataError, label: str, columns: Sequence[str]) -> str:

@@ -40,6 +40,8 @@ _WHOLE_SETTINGS = (
     "epochs", "lora_r", "lora_alpha", "batch_size", "gradient_accumulation", "max_length", "evaluations_per_epoch",
     "patience", "seed",
 )  # fmt: skip
+_AUTOMATIC = ("epochs", "learning_rate", "validation_fraction")  # a text box each, because an empty number box turns into 0
+KEEPS = ("last", "best")
 _LARGEST = 2**31 - 1
 
 
@@ -310,12 +312,21 @@ def stages(value: object) -> list[list[Any]]:
     return found
 
 
+def a_share(value: object) -> float | None:
+    """The held-out share as the form has it, "" for automatic. Raises ConfigError unless it is a number from 0 to 0.5."""
+    if value is None or value == "":
+        return None
+    return a_number(_read_number(value) if isinstance(value, str) else value, "The held-out share", 0, 0.5)
+
+
 def _setting(key: str, value: object) -> Any:
     if key == "target_modules":
         return _module_names(value)
     if key == "use_rslora":
         return a_flag(value, key)
-    if key == "learning_rate" and isinstance(value, str):
+    if key == "keep":
+        return a_choice(value, key, KEEPS)
+    if key in _AUTOMATIC and isinstance(value, str):
         value = _read_number(value)
     return a_whole(value, key, -_LARGEST, _LARGEST) if key in _WHOLE_SETTINGS else a_number(value, key)
 

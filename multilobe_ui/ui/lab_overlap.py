@@ -91,8 +91,7 @@ class OverlapCard:
     def _compared(self, source: Mapping[str, Any], fraction: Any, seed: Any) -> Outputs:
         lab, colours = self.studio.lab, {lobe.name: lobe.colour for lobe in self.studio.lobes()}
         report = lab.overlap(
-            Path(source["path"]), source.get("mapping"), guard.a_number(fraction, "The validation share", 0, 0.5),
-            guard.a_whole(seed, "The seed", 0, 2**31 - 1),
+            Path(source["path"]), source.get("mapping"), guard.a_share(fraction), guard.a_whole(seed, "The seed", 0, 2**31 - 1),
         )  # fmt: skip
         card, name = overlap_card(report.to_json(), source["label"], colours), new_name(list(colours))
         found = lab.overlap_map(report, name)

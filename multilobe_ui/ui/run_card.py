@@ -41,6 +41,19 @@ def percent_done(job: JobView) -> int:
     return round(100 * job.step / job.steps) if job.steps else 0
 
 
+def epochs_of(job: JobView) -> int | None:
+    """Passes over the rows: as asked for, or as chosen once the first step tells; None before."""
+    asked = (job.config or {}).get("epochs")
+    if asked is None and job.step and job.epoch:
+        return round(job.epoch * job.steps / job.step)
+    return asked
+
+
+def keeps_best(job: JobView) -> bool:
+    """Whether the adapter of the lowest validation loss is kept, and not that of the last step."""
+    return (job.config or {}).get("keep") == "best" and job.best_validation_loss is not None
+
+
 def status_html(line: str) -> str:
     return f'<p class="train-status">{text.escape(line)}</p>'
 
@@ -63,6 +76,8 @@ def status_line(job: JobView) -> str:
     if known and job.base_validation_loss is not None:
         best += f", base model {text.loss(job.base_validation_loss)}"
     best += "." * known
+    if not known and job.step and job.loss is not None:
+        best = f" Train loss {text.loss(job.loss)}; no rows are held out."
     if job.state == "running":
         doing = job.phase or "Training"
         if not job.steps:
@@ -72,7 +87,8 @@ def status_line(job: JobView) -> str:
         return f"{job.name}: {doing}, step {job.step:,} of {job.steps:,}, epoch {job.epoch:.1f}{speed}{left}.{best}"
     word = state_word(job).lower()
     if job.state == "stopping":
-        return f"{job.name}: stopping; the best so far is kept.{best}"
+        kept = "the best so far" if keeps_best(job) else "what it has learned"
+        return f"{job.name}: stopping; {kept} is kept.{best}"
     after = f" after {text.duration(job.seconds)}" if job.seconds else ""
     return f"{job.name}: {word}{after}.{best}" + (f" {job.error}" if job.error else "")
 
@@ -95,29 +111,39 @@ def _numbers(job: JobView) -> str:
         return ""
     doing = job.phase if job.state == "running" else ""
     facts = [("Step", f"{job.step:,} / {job.steps:,}" if job.steps else "–", doing)]
-    epochs = (job.config or {}).get("epochs")
+    epochs = epochs_of(job)
     facts += [("Epoch", f"{job.epoch:.1f}", f"of {epochs}" if epochs else "")]
     facts += [("Speed", f"{job.tokens_per_second:,.0f}" if job.tokens_per_second else "–", "tokens/s")]
     if job.state in ACTIVE:
         facts += [("Time left", text.time_left(job.seconds_left).removesuffix(" left") if job.step else "–", "")]
     else:
         facts += [("Took", text.duration(job.seconds) if job.seconds else "–", "")]
-    facts += [("Best validation loss", text.loss(job.best_validation_loss), _against_base(job))]
+    facts += [_loss(job)]
     return f'<div class="train-facts">{"".join(fact(*one) for one in facts)}</div>'
+
+
+def _loss(job: JobView) -> tuple[str, str, str]:
+    """Title, value and remark: the validation loss, or the train loss where no rows are held out."""
+    if job.step and job.best_validation_loss is None and job.base_validation_loss is None:
+        return "Train loss", text.loss(job.loss), "no rows held out"
+    return "Best validation loss", text.loss(job.best_validation_loss), _against_base(job)
 
 
 def _against_base(job: JobView) -> str:
     if job.base_validation_loss is None:
-        return "no rows held out" if job.step and job.best_validation_loss is None else ""
+        return ""
     gain = change(job.base_validation_loss, job.best_validation_loss)
     return f"base {text.loss(job.base_validation_loss)}" + (f", {gain}" if gain else "")
 
 
 def _next_step(job: JobView) -> str:
     if job.state == "finished":
-        return '<p class="train-good">The lobe is ready. Ask it something in Chat, or let the router find it.</p>'
+        kept = "step with the lowest validation loss" if keeps_best(job) else "last step"
+        ready = f"The lobe is ready, as it was at its {kept}. Ask it something in Chat, or let the router find it."
+        return f'<p class="train-good">{ready}</p>'
     if job.state == "stopped" and job.step:
-        return '<p class="train-good">The best so far is kept as a lobe. Resume to go on from here.</p>'
+        kept = "The best so far" if keeps_best(job) else "What it has learned so far"
+        return f'<p class="train-good">{kept} is kept as a lobe. Resume to go on from here.</p>'
     if job.state == "queued":
         return f'<p class="ml-faint">Place {job.place} in the queue. It starts by itself when its turn comes.</p>'
     if job.state == "interrupted":
@@ -133,7 +159,9 @@ def run_row(job: JobView, colour: str) -> Row:
     config = job.config or {}
     rate = config.get("learning_rate")
     learning = f"rate {rate:g}" if isinstance(rate, float) else "rate auto"
-    settings = f"r {config.get('lora_r', '?')}, {config.get('epochs', '?')} epochs, {learning}"
+    epochs = epochs_of(job)
+    passes = "epochs auto" if epochs is None else text.count(epochs, "epoch")
+    settings = f"r {config.get('lora_r', '?')}, {passes}, {learning}"
     rows = f"{job.rows:,}" if job.rows is not None else "–"
     took = text.duration(job.seconds) if job.seconds else "–"
     cells = (pill(job), rows, done, loss, took, text.escape(settings), text.escape(text.when(job.created)))
@@ -141,6 +169,8 @@ def run_row(job: JobView, colour: str) -> Row:
 
 
 def _gain_of(job: JobView) -> str:
+    if job.base_validation_loss is None and job.best_validation_loss is None and job.step:
+        return "no rows held out"
     if job.base_validation_loss is None or job.best_validation_loss is None:
         return ""
     return change(job.base_validation_loss, job.best_validation_loss)

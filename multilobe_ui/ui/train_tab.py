@@ -19,7 +19,7 @@ from ..config import TrainingConfig, suggested_epochs
 from ..errors import DataError, JobError, MultiLobeError
 from . import guard, text
 from .curves import PALETTE, RUN, compare_curves, loss_curves
-from .dataset_card import length_histogram, refusal_card, report_card, unknown_columns
+from .dataset_card import length_histogram, plan_line, refusal_card, report_card, unknown_columns
 from .guard import friendly
 from .lab_overlap import OverlapCard
 from .run_card import (
@@ -48,6 +48,7 @@ Outputs = tuple[Any, ...]
 MOST_RUNS = 50
 MOST_COMPARED = 8
 READY_SECONDS = 300
+STOP = "Stop and keep the lobe"
 SHOW_RUN = """(...values) => {
   document.querySelector('#train-card')?.scrollIntoView({behavior: 'smooth', block: 'nearest'});
   return values;
@@ -60,6 +61,7 @@ CSS = TABLE_CSS + """
 .train-row { gap: 2rem !important; align-items: flex-start; }
 .train-heading h2 { margin: 0; font-size: 1.05rem; font-weight: 700; }
 .train-heading p { margin: .1rem 0 0; font-size: .875rem; }
+.train-plan { margin: 0 !important; font-size: .875rem; }
 .train-or { margin: 0; font-size: .875rem; }
 .train-samples { display: grid !important; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .4rem !important; }
 .train-row > .column, .train-row > div { gap: .8rem; }
@@ -96,7 +98,7 @@ CSS = TABLE_CSS + """
 .train-lengths p { margin: 0 !important; flex: 1 1 0; }
 .train-lengths .bar { fill: var(--ml-base); } .train-lengths .over { fill: var(--ml-wait); }
 .train-settings .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); }
-.train-settings .form > :last-child { grid-column: 1 / -1; }
+.train-settings .form > :nth-last-child(-n+2) { grid-column: 1 / -1; }
 @media (min-width: 1000px) { .train-row > .column:last-child { position: sticky; top: 1rem; } }
 .train-status { margin: 0; font-size: .875rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .train-empty { text-align: center; padding: 2.6rem 1rem 2.8rem; }
@@ -139,18 +141,24 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("epochs", "Epochs", "How often all rows are read."),
     Setting("lora_r", "Rank (r)", "Size of the lobe: more can learn more, and weighs more."),
     Setting("lora_alpha", "Alpha", "Strength of the lobe: it is scaled by alpha / r."),
     Setting("lora_dropout", "Dropout", "Share of inputs left out at random, against learning by heart.", False),
     Setting("batch_size", "Batch size", "Rows in one step; lower it if memory runs out."),
     Setting("max_length", "Longest row (tokens)", "Longer rows are cut; the answer is kept first."),
-    Setting("validation_fraction", "Validation share", "Rows held out to measure the loss: 0 to 0.5.", False),
-    Setting("patience", "Patience", "Stop after so many measurements without gain; 0: never."),
+    Setting("patience", "Patience", "Stop after so many measurements on held-out rows without gain; 0: never."),
     Setting("prompt_weight", "Prompt weight", "How much prompts count beside answers: 0 to 1.", False),
     Setting("seed", "Seed", "Same seed, same data: same curve."),
 )
-SETTING_KEYS = (*(setting.key for setting in SETTINGS), "learning_rate", "target_modules", "use_rslora")
+AUTOMATIC = (
+    Setting("epochs", "Epochs", "How often all rows are read. Empty: automatic."),
+    Setting("learning_rate", "Learning rate", "Empty: automatic."),
+    Setting("validation_fraction", "Held-out share", "Rows that are measured, not trained: 0 to 0.5. Empty: automatic."),
+)
+KEEP = (("Last", "last"), ("Best", "best"))
+SETTING_KEYS = (
+    *(setting.key for setting in AUTOMATIC), *(setting.key for setting in SETTINGS), "keep", "target_modules", "use_rslora",
+)  # fmt: skip
 
 
 class TrainTab:
@@ -198,6 +206,7 @@ class TrainTab:
         self.name = gr.Textbox(
             label="Name of the new lobe", placeholder="Such as: Medicine", max_length=80, elem_id="train-name"
         )
+        self.plan = bare(visible=False, elem_id="train-plan")
         self._settings_form()
         self.start = gr.Button("Start training", variant="primary", interactive=False, elem_id="train-start")
         self.overlap.build()
@@ -206,15 +215,19 @@ class TrainTab:
         plain = TrainingConfig()
         self.settings: dict[str, Any] = {}
         with gr.Accordion("Settings", open=False, elem_id="train-settings"), gr.Row(elem_classes="train-settings"):
+            for setting in AUTOMATIC:  # text boxes, because an empty number box turns into 0
+                self.settings[setting.key] = gr.Textbox(
+                    label=setting.label, info=setting.info, placeholder="automatic", max_length=20, min_width=140,
+                    elem_id=f"train-{setting.key}",
+                )  # fmt: skip
             for setting in SETTINGS:
                 self.settings[setting.key] = gr.Number(
                     value=getattr(plain, setting.key), label=setting.label, info=setting.info, min_width=140,
                     precision=0 if setting.whole else None, elem_id=f"train-{setting.key}",
                 )  # fmt: skip
-            # A text box, because an empty number box turns into 0.
-            self.settings["learning_rate"] = gr.Textbox(
-                label="Learning rate", info=_rate_hint(None), placeholder="automatic", max_length=20, min_width=140,
-                elem_id="train-learning_rate",
+            self.settings["keep"] = gr.Dropdown(
+                list(KEEP), value=plain.keep, label="Keep", min_width=140, elem_id="train-keep",
+                info="The last step, or the one with the lowest loss on held-out rows.",
             )  # fmt: skip
             self.settings["target_modules"] = gr.Textbox(
                 label="Target modules", info="Linear layers that learn, such as q_proj, v_proj. Empty: all.",
@@ -233,7 +246,7 @@ class TrainTab:
         self.status = bare(status_html(NOTHING_YET), elem_id="train-status")
         with gr.Row(elem_classes="train-actions"):
             small: dict[str, Any] = {"size": "sm", "visible": False, "min_width": 110}
-            self.stop = gr.Button("Stop and keep the best", variant="stop", elem_id="train-stop", **small)
+            self.stop = gr.Button(STOP, variant="stop", elem_id="train-stop", **small)
             self.resume = gr.Button("Resume", variant="primary", elem_id="train-resume", **small)
             self.chat = gr.Button("Try it in Chat", variant="primary", elem_id="train-chat", **small)
             self.earlier = gr.Button("Move up", elem_id="train-earlier", **small)
@@ -266,7 +279,9 @@ class TrainTab:
         columns = [self.prompt_column, self.answer_column]
         for column in columns:
             column.input(self.use_columns, [*columns, *known], report, show_progress="hidden", **private)
-        self.source.change(self.suggest_epochs, self.source, self.settings["epochs"], **quick)
+        share, keep = self.settings["validation_fraction"], self.settings["keep"]
+        for changed in (self.source.change, share.change, keep.change):
+            changed(self.show_plan, [self.source, share, keep], [self.plan, self.settings["epochs"]], **quick)
         self.skip_bad.input(self.allow_start, [self.skip_bad, self.source], self.start, **quick)
         self.overlap.wire(self.source, self.settings["validation_fraction"], self.settings["seed"], self.file)
         limit = self.settings["max_length"]
@@ -332,9 +347,15 @@ class TrainTab:
         return (hidden, hidden, hidden, gr.skip(), gr.skip(), hidden, "", gr.update(interactive=False), {})
 
     @friendly(quiet=True)
-    def suggest_epochs(self, source: Any) -> Any:
-        """Few rows want many passes, many rows few."""
-        return suggested_epochs(source["rows"]) if source.get("rows") else gr.skip()
+    def show_plan(self, source: Any, share: Any, keep: Any) -> tuple[Any, Any]:
+        """What will be trained, held out and kept, in a line; and how many passes that is where nobody says otherwise."""
+        held_out = source.get("held_out")
+        if not source.get("rows") or held_out is None:
+            return gr.update(visible=False), gr.update(info=AUTOMATIC[0].info)
+        asked = guard.a_share(share)
+        trained = held_out.rows - (held_out.count if asked is None else round(asked * held_out.rows))
+        epochs = f"How often all rows are read. Empty: automatic, {suggested_epochs(trained)} for these."
+        return shown(plan_line(held_out, asked, guard.a_choice(keep, "Keep", guard.KEEPS))), gr.update(info=epochs)
 
     @friendly(quiet=True)
     def allow_start(self, skip_bad: Any, source: Any) -> Any:
@@ -377,7 +398,7 @@ class TrainTab:
         suggested = name if name and name != source.get("suggested") else self._free_name(label)
         found = {
             "path": str(path), "label": label, "mapping": mapping, "rows": seen.rows, "bad": seen.bad_rows,
-            "lengths": seen.token_lengths, "suggested": suggested,
+            "lengths": seen.token_lengths, "suggested": suggested, "held_out": seen.held_out,
         }  # fmt: skip
         skip = gr.update(visible=bool(seen.bad_rows and seen.rows), value=False)
         known = gr.update(visible=True) if mapping else gr.update(visible=False)
@@ -564,7 +585,7 @@ def _buttons(job: JobView | None, jobs: Sequence[JobView]) -> Outputs:
     stopping = state == "stopping"
     stop = gr.update(
         visible=mine and state in ACTIVE, interactive=not stopping,
-        value="Stopping…" if stopping else "Stop and keep the best",
+        value="Stopping…" if stopping else STOP,
     )  # fmt: skip
     shown = [
         mine and state in RESUMABLE, job is not None and has_lobe(job), queued and place > 1, queued and place < last, queued,

@@ -54,7 +54,7 @@ def step_of(visitor: Visitor) -> int:
 
 def start_training(visitor: Visitor, name: str, epochs: int) -> None:
     visitor.on("#train-name textarea").fill(name)
-    box = visitor.on("#train-epochs input")
+    box = visitor.on("#train-epochs textarea")
     box.fill(str(epochs))
     box.press("Tab")
     visitor.on("#train-start").click()
@@ -75,6 +75,7 @@ def test_train_watch_reload_stop_resume_and_use(visit: Visit, app: App) -> None:
     assert re.search(r"Rows\s+40\s+Format\s+JSON lines", report.inner_text())
     assert re.search(r"Duplicates\s+2\s+left out\s+Bad rows\s+0", report.inner_text())
     first.sees("#train-report", "The word of number 3 is daisy.")
+    first.sees("#train-plan", "All 38 rows are trained, because")
     first.sees("#train-lengths", re.compile(r"Rows have \d+ to \d+ tokens"))
     first.on("#train-settings .label-wrap").click()
     start_training(first, ODD_NAME, 1000)  # far longer than the test looks at it
@@ -101,7 +102,7 @@ def test_train_watch_reload_stop_resume_and_use(visit: Visit, app: App) -> None:
 
     first.on("#train-stop").click()
     stopped(first)
-    first.sees("#train-card", "The best so far is kept as a lobe.")
+    first.sees("#train-card", "What it has learned so far is kept as a lobe.")
     second.tab("Train")
     second.sees("#train-card .train-pill", "Stopped")
     assert ODD_NAME in app.lobes()

@@ -22,7 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ("legal", "maths", "medical", "python", "sentiment", "summarisation")
 PATIENCE = 120.0  # seconds; a CI machine has two slow cores
-TRAINED = 300.0  # seconds; a training, stopped or not, ends with the fit of the router: ninety seconds of one core
+TRAINED = 300.0  # seconds
 INSULIN = "Could you tell me what insulin does once it is in the blood?"
 BUG = re.compile(r"Traceback|File \"[^\"]+\", line|Something went wrong")
 

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from multilobe_ui.ui.curves import MOST_POINTS, change, compare_curves, decimate, loss_curves, smoothed
+from multilobe_ui.ui.curves import MOST_POINTS, NO_CURVE, change, compare_curves, decimate, loss_curves, smoothed
 
 
 def record(step, loss=None, validation=None):
@@ -47,6 +47,14 @@ def test_given_base_loss_wins_and_none_draws_no_line():
 def test_few_or_odd_records_are_no_error(records):
     json.loads(loss_curves(records).to_json())
     json.loads(compare_curves({"a": records}).to_json())
+
+
+def test_without_held_out_rows_the_plot_says_so_and_has_no_second_curve():
+    figure = loss_curves([record(1, 2.0), record(2, 1.0), record(3, 0.5)], steps=3)
+    assert list(by_name(figure)) == ["every step", "train loss"]
+    assert [note.text for note in figure.layout.annotations] == [NO_CURVE] and "No rows are held out" in NO_CURVE
+    assert all(note.text != NO_CURVE for note in loss_curves(RUN).layout.annotations)
+    assert not loss_curves([]).layout.annotations
 
 
 def test_long_runs_stay_small_and_quick_to_draw():

@@ -170,7 +170,7 @@ def test_settings_from_a_form():
         None, [], "epochs", {"epochs": "many"}, {"epochs": 1.5}, {"epochs": 0}, {"epochs": True}, {"unknown": 1},
         {"lora_r": math.inf}, {"learning_rate": "fast"}, {"learning_rate": [1]}, {"use_rslora": "yes"},
         {"target_modules": {"a": 1}}, {"target_modules": [f"m{i}" for i in range(65)]}, {"target_modules": [1]}, {"seed": 2**40},
-        {"validation_fraction": "0.1"}, {7: 7},
+        {"validation_fraction": "half"}, {7: 7},
     ],
 )  # fmt: skip
 def test_settings_refused(settings):

@@ -178,7 +178,7 @@ def test_failures_stay_in_the_card(studio, error):
     assert "Training is not affected" in seen.card["value"] and EVIL not in seen.card["value"] and seen.seen == ""
 
 
-@pytest.mark.parametrize(("fraction", "seed"), [(0.9, 0), ("x", 0), (None, 0), (0.1, 1.5), (0.1, -1), (0.1, [1])])
+@pytest.mark.parametrize(("fraction", "seed"), [(0.9, 0), ("x", 0), ([], 0), (0.1, 1.5), (0.1, -1), (0.1, [1])])
 def test_settings_that_are_none_are_named(studio, fraction, seed):
     _, seen = look(studio, source(studio), fraction, seed)
     assert "must be" in seen.card["value"] and not [verb for verb, _ in studio.calls if verb == "lab.overlap"]

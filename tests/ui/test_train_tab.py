@@ -11,6 +11,7 @@ import pytest
 from fake_studio import FakeStudio, JobView
 
 from multilobe_ui import dataset
+from multilobe_ui.config import suggested_epochs
 from multilobe_ui.errors import BusyError, DataError, LobeError
 from multilobe_ui.ui import dataset_card, run_card, train_tab
 from multilobe_ui.ui.train_tab import TrainTab
@@ -18,7 +19,7 @@ from multilobe_ui.ui.train_tab import TrainTab
 SKIP = gr.skip()
 NOBODY = SimpleNamespace(username=None)
 TOKEN, OTHER = "t" * 20, "o" * 20
-SETTINGS = (3, 16, 32, 0.05, 4, 512, 0.1, 0, 0.1, 0, "", "", False)
+SETTINGS = ("3", "", "0.1", 16, 32, 0.05, 4, 512, 0, 0.1, 0, "last", "", False)
 EVIL = "<img src=x onerror=alert(1)>"
 
 VIEW = [
@@ -182,19 +183,20 @@ def begin(tab, source, name="Law", skip=False, token="", settings=SETTINGS):
 
 def test_start_makes_one_job_with_the_settings_and_shows_it(studio, sample):
     tab = TrainTab(studio)
-    job, seen = begin(tab, {"path": str(sample)}, settings=(5, 8, *SETTINGS[2:10], "1e-3", "q_proj v_proj", True))
+    job, seen = begin(tab, {"path": str(sample)}, settings=("5", "1e-3", "", 8, *SETTINGS[4:11], "best", "q_proj v_proj", True))
     assert seen == {} and studio.job(job).name == "Law"
     (call,) = [arguments for verb, arguments in studio.calls if verb == "train"]
     config = call[2]
     assert (config.epochs, config.lora_r, config.learning_rate) == (5, 8, 1e-3)
     assert config.target_modules == ("q_proj", "v_proj") and config.use_rslora
+    assert (config.validation_fraction, config.keep) == (None, "best")
 
 
 @pytest.mark.parametrize(
     ("position", "value", "said"),
-    [(0, 0, "epochs"), (0, None, None), (1, 1.5, "lora_r"), (3, 1.0, "lora_dropout"), (5, 3, "max_length"),
-     (6, 0.9, "validation_fraction"), (10, "fast", "learning_rate"),
-     (11, {"a": 1}, "target_modules")],
+    [(0, "0", "epochs"), (0, "", None), (0, "2.5", "epochs"), (1, "fast", "learning_rate"), (2, "0.9", "validation_fraction"),
+     (2, "", None), (3, 1.5, "lora_r"), (5, 1.0, "lora_dropout"), (7, 3, "max_length"), (11, "worst", "keep"),
+     (12, {"a": 1}, "target_modules")],
 )  # fmt: skip
 def test_settings_out_of_range_are_named(studio, sample, position, value, said):
     settings = [*SETTINGS]
@@ -435,7 +437,25 @@ def test_wiring_is_private_and_waits_for_nobody(studio):
         assert fn.queue is False or fn.concurrency_limit is None, fn.name
 
 
-def test_few_rows_are_read_more_often(studio):
+def plan_of(tab, rows, share="", keep="last"):
+    examples = [dataset.Example(({"role": "user", "content": p},), a) for p, a in rows]
+    held_out = dataset.held_out_share(examples)
+    return tab.show_plan({"rows": len(rows), "held_out": held_out}, share, keep)
+
+
+def test_the_plan_says_what_is_trained_and_why(studio):
     tab = TrainTab(studio)
-    assert [tab.suggest_epochs({"rows": rows}) for rows in (10, 520, 1040, 100_000)] == [10, 10, 5, 3]
-    assert tab.suggest_epochs({}) == gr.skip()
+    facts = [(f"What is {i}?", f"It is the number {i * 37} in the book of {i * 11}.") for i in range(60)]
+    labels = [(f"Is number {i} good?", ("Yes", "No")[i % 2]) for i in range(500)]
+    line, epochs = plan_of(tab, facts)
+    assert "All 60 rows are trained, because nearly every answer is different" in line["value"]
+    assert f"automatic, {suggested_epochs(60)} for these" in epochs["info"]
+    line, epochs = plan_of(tab, labels)
+    assert "25 of 500 rows are held out to draw the validation curve, because answers repeat." in line["value"]
+    assert f"automatic, {suggested_epochs(475)} for these" in epochs["info"]
+    assert "6 of 60 rows are held out to draw" in plan_of(tab, facts, "0.1")[0]["value"]
+    assert "All 500 rows are trained, as the settings say." in plan_of(tab, labels, "0")[0]["value"]
+    assert "lowest validation loss is kept" in plan_of(tab, labels, "", "best")[0]["value"]
+    assert "Without held-out rows the last step is kept." in plan_of(tab, facts, "", "best")[0]["value"]
+    assert tab.show_plan({}, "", "last")[0] == gr.update(visible=False)
+    assert plan_of(tab, facts, "many") == gr.skip()  # said when training is started
