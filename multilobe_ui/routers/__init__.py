@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .arrow import ArrowRouter
-from .base import Mixing, Router, RoutingContext, RoutingDecision, RoutingRows
+from .base import Mixing, Router, RoutingContext, RoutingDecision, RoutingRows, Verdict
 from .chain import ChainRouter
 from .complexity import ComplexityRouter
 from .embedding import EmbeddingRouter
@@ -16,7 +16,7 @@ from .logprob import LogprobRouter
 from .xlora import XLoraRouter
 
 ROUTERS: Mapping[str, Callable[[RoutingContext, float | None], Router]] = {
-    "hybrid": lambda context, threshold: HybridRouter(context, EmbeddingRouter(context, threshold)),
+    "hybrid": lambda context, threshold: HybridRouter(context, EmbeddingRouter(context), threshold),
     "embedding": lambda context, threshold: EmbeddingRouter(context, threshold),
     "logprob": lambda context, threshold: LogprobRouter(context),
     "keyword": lambda context, threshold: KeywordRouter(context),
@@ -37,4 +37,4 @@ def _chain(context: RoutingContext, threshold: float | None) -> ChainRouter:
     return ChainRouter(context, lambda name: ROUTERS[name](context, threshold), STAGES)
 
 
-__all__ = ["ROUTERS", "Mixing", "Router", "RoutingContext", "RoutingDecision", "RoutingRows"]
+__all__ = ["ROUTERS", "Mixing", "Router", "RoutingContext", "RoutingDecision", "RoutingRows", "Verdict"]

@@ -1,14 +1,14 @@
 """What all routers share: the decision they produce, the narrow context they see, and the steps from scores to weights.
 
-A router file holds only `score`; everything else about routing is here, once. Routers never see the studio, the page, or each
-other.
+A router file holds only what it finds out about a prompt; everything else about routing is here, once. Routers never see the
+studio, the page, or each other.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import ABC
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +25,7 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 NEGLIGIBLE = 0.01
 """Weight below which "soft" leaves a lobe out: the bank's time grows with the lobes that it runs."""
 MODES = ("auto", "top_1", "top_k", "soft")
-STANDS_OUT = 0.35
+STANDS_OUT = 0.4
 """Share of the best lobe's weight that another needs for "auto" to let it answer too."""
 
 
@@ -121,6 +121,26 @@ class RoutingDecision:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What a router finds out about a prompt; `Router.decide` makes the decision of it.
+
+    Attributes:
+        scores: raw, in the router's own unit, higher is better. probabilities: calibrated, that each lobe is the right one; what
+            is missing to 1 is `none`. none: probability that no lobe fits; above 0.5 the base answers.
+        stage, reason, certain, threshold, evidence: as in `RoutingDecision`.
+    """
+
+    scores: Mapping[str, float]
+    probabilities: Mapping[str, float]
+    none: float = 0.0
+    stage: str = ""
+    reason: str = ""
+    certain: bool = True
+    threshold: float | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RoutingRows:
     """What routing knows of one lobe: embeddings of its rows, unit length.
 
@@ -150,7 +170,6 @@ class RoutingContext:
         nll: (texts, lobe names) → (texts, lobes + 1): mean NLL per token of each text's first tokens under every lobe, the
             plain base in the last column; NaN where a text has no token to score.
         generic: embeddings (g, d) of prompts that belong to no specialist; `generic_prompts` their texts.
-        words: texts → (ids (t,), vectors (t, d)) of each text's tokens by the sentence encoder; None where it has none.
         hidden: texts → (n, h): mean hidden state of the base's last layer over each text's tokens.
         bank: the LobeBank, for routers that weigh tokens or train through it; None where no model is loaded.
         ids: a lobe's id in the bank, by its name.
@@ -165,7 +184,6 @@ class RoutingContext:
     generic: Callable[[], Vector] = lambda: np.zeros((0, 0), np.float32)
     generic_prompts: Sequence[str] = ()
     hidden: Callable[[Sequence[str]], Vector] | None = None
-    words: Callable[[Sequence[str]], Sequence[tuple[np.ndarray[Any, Any], Vector]]] | None = None
     bank: Any = None
     ids: Mapping[str, str] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
@@ -189,16 +207,13 @@ Fitting = Generator[Progress, None, FitOutcome]
 
 
 class ScoringStage(Protocol):
-    """What a chain asks of a stage that scores by embedding."""
+    """What the hybrid router asks of the one that scores by embedding."""
 
     names: list[str]
     temperature: float
 
-    def decide(self, prompt: str) -> RoutingDecision: ...
+    def nearest(self, vector: Vector, count: int = 5) -> list[dict[str, Any]]: ...
     def scores(self, vectors: Vector, *, leave_out_self: bool = False) -> Vector: ...
-    def fit(self) -> None: ...
-    def state(self) -> dict[str, Any]: ...
-    def restore(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Router(ABC):
@@ -226,9 +241,35 @@ class Router(ABC):
     def __init__(self, context: RoutingContext) -> None:
         self.context = context
 
-    @abstractmethod
+    def judge(self, prompt: str) -> Verdict:
+        """What is to be known of a prompt that is not empty, with at least one lobe in the context.
+
+        A router defines this, or `decide` itself.
+        """
+        raise NotImplementedError
+
     def decide(self, prompt: str) -> RoutingDecision:
         """Decide for a prompt that is not empty, with at least one lobe in the context; top-1 weights."""
+        found = self.judge(prompt)
+        values: dict[str, Any] = {
+            "scores": found.scores,
+            "probabilities": found.probabilities,
+            "threshold": found.threshold,
+            "certain": found.certain,
+            "evidence": {**found.evidence, "none": found.none},
+        }
+        if found.none > 0.5 or not found.probabilities:
+            return base_decision(self.name, found.stage, found.reason, **{**values, "confidence": found.none})
+        best = max(found.probabilities, key=lambda name: found.probabilities[name])
+        return RoutingDecision(
+            router=self.name,
+            stage=found.stage,
+            weights={best: 1.0},
+            chosen=best,
+            confidence=found.probabilities[best],
+            reason=found.reason,
+            **values,
+        )
 
     def fit(self) -> None:
         """Learn or calibrate from the context's rows."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from multilobe_ui import MultiLobeModel, dataset
-from multilobe_ui.evaluation import loss_matrix, routing_report
+from multilobe_ui.evaluation import RoutingReport, loss_matrix, routing_report
 from multilobe_ui.mix import Mix
 from multilobe_ui.routers import ROUTERS
 
@@ -35,6 +37,18 @@ def peer_formula(model: MultiLobeModel, prompt: str, max_tokens: int = 30) -> st
         own = torch.log_softmax(logits[:, :-1].float(), -1).gather(-1, ids[:, 1:, None].to(logits.device))
         scores.append(float(own.mean()))
     return model.lobe_names[int(np.argmax(scores))]
+
+
+def measures(report: RoutingReport, labels: Sequence[str]) -> dict[str, float]:
+    """Shares of the prompts: right among those that a lobe answers, sent to the base; and the mean confidence of wrong choices."""
+    chosen = [(decision.chosen == label, decision.confidence) for decision, label in zip(report.decisions, labels, strict=True)
+              if decision.chosen]  # fmt: skip
+    wrong = [confidence for right, confidence in chosen if not right]
+    return {
+        "of_answered": float(np.mean([right for right, _ in chosen])),
+        "abstained": 1 - len(chosen) / len(report.decisions),
+        "wrong_confidence": float(np.mean(wrong)) if wrong else 0.0,
+    }
 
 
 def main() -> None:
@@ -64,30 +78,35 @@ def main() -> None:
             before, after = (lobe.card.training[key] for key in ("base_validation_loss", "validation_loss"))
             print(f"{domain}: held-out loss {before:.3f} -> {after:.3f}", flush=True)
     model.prepare_routing()
-    model.calibrate()
 
     tests = {domain: dataset.load(options.data / domain / "test.jsonl") for domain in domains}
     prompts = [row.prompt for rows in tests.values() for row in rows]
     labels = [domain for domain, rows in tests.items() for _ in rows]
     result: dict[str, object] = {"prompts": len(prompts)}
-    print(f"{'router':10} {'right':>7} {'ECE':>6} {'ms':>6}  stages")
+    print(f"{'router':10} {'right':>7} {'of answered':>11} {'abstained':>9} {'ECE':>6} {'sure, wrong':>11} {'ms':>6} {'fit s':>6}")
     for name in CHOOSERS:
         router = ROUTERS[name](model.routing_context(), None)
         start = time.perf_counter()
         router.fit()
         seconds = time.perf_counter() - start
         report = routing_report(router.route, prompts, labels)
-        print(f"{name:10} {report.accuracy:7.1%} {report.ece:6.3f} {report.milliseconds:6.1f}  ", end="")
-        mean = np.mean([decision.elapsed_ms for decision in report.decisions])
-        turned = np.mean([decision.abstained for decision in report.decisions])
-        print(f"mean {mean:.1f} ms, fit {seconds:.0f} s, abstained {turned:.1%}; ", end="")
-        print(", ".join(f"{stage} {share:.0%}" for stage, share in report.stages.items()), flush=True)
-        result[name] = {"accuracy": report.accuracy, "ece": report.ece, "by_label": report.by_label, "stages": report.stages}
+        found = measures(report, labels)
+        print(
+            f"{name:10} {report.accuracy:7.1%} {found['of_answered']:11.1%} {found['abstained']:9.1%} {report.ece:6.3f} "
+            f"{found['wrong_confidence']:11.2f} {report.milliseconds:6.1f} {seconds:6.1f}  "
+            + ", ".join(f"{stage} {share:.0%}" for stage, share in report.stages.items()),
+            flush=True,
+        )
+        result[name] = {"accuracy": report.accuracy, "ece": report.ece, "by_label": report.by_label, **found}
         if name == "hybrid":
-            by_label = "".join(f"\n  {label}: {share:.1%}" for label, share in report.by_label.items())
-            print(f"hybrid by domain:{by_label}")
-            abstained = np.mean([decision.abstained for decision in report.decisions])
-            print(f"  sent to the base although a lobe fits: {abstained:.1%}")
+            print("".join(f"\n  {label}: {share:.1%}" for label, share in report.by_label.items()).lstrip("\n"))
+            edges = (0, 0.4, 0.6, 0.8, 0.9, 0.95, 1.01)
+            sure = np.array([decision.confidence for decision in report.decisions])
+            right = np.array([decision.chosen == label for decision, label in zip(report.decisions, labels, strict=True)])
+            for low, high in pairwise(edges):
+                inside = (sure >= low) & (sure < high)
+                if inside.any():
+                    print(f"  said {low:.2f} to {high:.2f}: {inside.sum()} prompts, mean {sure[inside].mean():.2f}, right {right[inside].mean():.2f}")
     start = time.perf_counter()
     peer = np.mean([peer_formula(model, prompt) == label for prompt, label in zip(prompts, labels, strict=True)])
     print(f"peer's log-prob formula on the same lobes: {peer:.1%}, {(time.perf_counter() - start) / len(prompts) * 1000:.1f} ms")

@@ -1,0 +1,189 @@
+"""Least squares on which lobe a row came from, and what leaving each row out says of it. For routers that read sentence vectors.
+
+With K the kernel matrix of all rows, Y their labels and λ the ridge, the scores of a prompt are
+
+    s(x) = k(x) α,     α = (K + λ I)⁻¹ Y
+
+They estimate how much of each lobe is in the prompt: a row of two lobes has the label 0.5 in each. The generic prompts are one more
+class. What a row's scores would be without it is free (Rifkin and Lippert 2007, "Notes on regularized least squares"):
+
+    s₋ᵢ = y_i - α_i / [(K + λ I)⁻¹]_ii
+
+So nothing need be held out, and everything below is calibrated on scores that no row had a part in. How well a prompt is known is
+
+    v = |max(s, 0)| + the mean cosine of its five nearest rows of lobes
+
+over the lobes' scores: a blend of two lobes is as well known as a prompt of one. A lobe fits where v reaches a floor, the value that
+all but `false_abstention` of the lobes' own rows reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .base import RoutingContext, Vector, softmax
+
+Array = np.ndarray[Any, Any]
+Kernel = Callable[[Array], Array]
+"""Cosines → values of a positive definite kernel."""
+MOST_ROWS = 2600
+"""Rows of lobes that are learned from, evenly from all: the time of a fit grows with their cube."""
+FEW = 8
+"""A lobe that may bring fewer rows than this brings its prototypes instead, which stand for more."""
+NEAREST = 5
+FALSE_ABSTENTION = 0.03
+"""Share of the lobes' own rows that may fall below the floor: a base that answers costs little, a stranger in a lobe looks absurd."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is learned from: each prompt once.
+
+    Attributes:
+        vectors: (n, d), unit length. labels: (n, lobes + 1), each row of sum 1, the generic prompts' class last.
+    """
+
+    vectors: Vector
+    labels: Vector
+
+    @property
+    def known(self) -> Array:
+        """(n,) whether a row is a lobe's."""
+        return np.asarray(self.labels[:, -1] < 1)
+
+
+def lobes_with_rows(context: RoutingContext) -> list[str]:
+    """Names of the lobes that came with vectors."""
+    return [name for name in context.lobes if name in context.rows and len(context.rows[name].prototypes)]
+
+
+def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS) -> Rows:
+    """The rows of these lobes, at most `most`, and the generic prompts. A prompt that several lobes have belongs to all of them."""
+    share = max(1, most // max(1, len(names)))
+    vectors: list[Vector] = []
+    owners: list[list[int]] = []
+    place: dict[str, int] = {}
+    for lobe, name in enumerate(names):
+        rows = context.rows[name]
+        if share < FEW or not len(rows.train):
+            vectors += [*rows.prototypes[:share]]
+            owners += [[lobe]] * min(share, len(rows.prototypes))
+            continue
+        own = [*rows.train_prompts, *rows.validation_prompts]
+        both = np.concatenate([rows.train, rows.validation]) if len(rows.validation) else rows.train
+        for i in np.unique(np.linspace(0, len(both) - 1, share).astype(int)).tolist():
+            text = own[i] if len(own) == len(both) else ""
+            if text in place:
+                owners[place[text]] = sorted({*owners[place[text]], lobe})
+                continue
+            if text:
+                place[text] = len(vectors)
+            vectors.append(both[i])
+            owners.append([lobe])
+    generic = context.generic()
+    labels = np.zeros((len(vectors) + len(generic), len(names) + 1), np.float32)
+    for row, lobes in enumerate(owners):
+        labels[row, lobes] = 1 / len(lobes)
+    labels[len(vectors) :, -1] = 1
+    stacked = np.stack(vectors) if vectors else generic[:0]
+    return Rows(np.concatenate([stacked, generic]) if len(generic) else stacked, labels)
+
+
+class Regression:
+    """See the module's text: kernel ridge regression of `rows.labels` on `rows.vectors`, calibrated by leaving each row out.
+
+    Attributes:
+        weights: (n, lobes + 1), α. temperature: of `probabilities`. floor, band: the value of v (see the module's text) from which
+            a lobe fits, and (lowest, highest) between which that is in doubt. spread: how fast doubt goes with distance to the
+            floor. accuracy: share of the lobes' rows that are their own lobe's when left out.
+    """
+
+    def __init__(
+        self, rows: Rows, kernel: Kernel, ridge: float, false_abstention: float = FALSE_ABSTENTION,
+        doubtful: tuple[float, float] = (0.01, 0.10),
+    ) -> None:  # fmt: skip
+        self.rows, self.kernel = rows, kernel
+        cosines = rows.vectors @ rows.vectors.T
+        self.weights, left_out = _solved(kernel(cosines), rows.labels, ridge)
+        known = rows.known
+        np.fill_diagonal(cosines, -1)
+        values = self._value(left_out, _nearest(cosines[:, known]))
+        own = values[known]
+        self.floor = float(np.quantile(own, false_abstention))
+        low, high = np.quantile(own, doubtful)
+        self.band = (float(low), float(high))
+        self.spread = _spread(own - self.floor, values[~known] - self.floor)
+        scores, labels = left_out[known, :-1], rows.labels[known, :-1]
+        self.temperature = _temperature(scores, labels)
+        self.accuracy = float((labels[np.arange(len(labels)), scores.argmax(1)] > 0).mean())
+
+    def scores(self, vectors: Vector) -> tuple[Vector, Vector]:
+        """((n, lobes + 1) scores, (n,) how well each is known) of prompts with vectors (n, d)."""
+        cosines = vectors @ self.rows.vectors.T
+        scores = np.asarray(self.kernel(cosines) @ self.weights, np.float32)
+        return scores, self._value(scores, _nearest(cosines[:, self.rows.known]))
+
+    def probabilities(self, scores: Vector) -> Vector:
+        """(lobes,) that each of them is the right one, if any is; from scores (lobes + 1,)."""
+        return softmax(scores[:-1] / np.float32(self.temperature))
+
+    def none(self, value: float) -> float:
+        """Probability that no lobe fits a prompt that is known so well; 0.5 at the floor."""
+        return float(1 / (1 + np.exp(np.clip((value - self.floor) / self.spread, -50, 50))))
+
+    @staticmethod
+    def _value(scores: Vector, nearness: Vector) -> Vector:
+        return np.asarray(np.linalg.norm(np.maximum(scores[:, :-1], 0), axis=1) + nearness, np.float32)
+
+
+def _nearest(cosines: Array) -> Array:
+    """(n,) mean of each row's NEAREST largest values."""
+    k = min(NEAREST, cosines.shape[1])
+    return np.asarray(-np.partition(-cosines, k - 1, axis=1)[:, :k].mean(1))
+
+
+def _solved(gram: Array, labels: Vector, ridge: float) -> tuple[Vector, Vector]:
+    """(α, scores of every row without it), each (n, classes), by one Cholesky factor and its inverse."""
+    from scipy.linalg.lapack import spotrf, spotri  # not imported by the page
+    from scipy.sparse import csr_array
+
+    gram[np.diag_indices_from(gram)] += ridge
+    factor, failed = spotrf(gram, lower=1, overwrite_a=1)
+    if failed:
+        raise np.linalg.LinAlgError("the rows' kernel matrix is not positive definite")
+    inverse, _ = spotri(factor, lower=1, overwrite_c=1)
+    diagonal = np.diag(inverse).copy()
+    lower = np.tril(inverse)
+    lower[np.diag_indices_from(lower)] /= 2
+    of = csr_array(labels.T)  # labels are nearly all zero: with a thousand lobes a dense product would take as long as the inverse
+    weights = np.asarray((of @ lower + of @ np.ascontiguousarray(lower.T)).T, np.float32)
+    return weights, np.asarray(labels - weights / diagonal[:, None], np.float32)
+
+
+def _temperature(scores: Vector, labels: Vector) -> float:
+    """That which makes softmax(scores / T) likeliest for labels (n, lobes) of sum 1 (Guo et al. 2017), from 0.02 to 1."""
+    from scipy.optimize import minimize_scalar
+
+    shifted = (scores - scores.max(1, keepdims=True)).astype(np.float64)
+    wanted = (labels * shifted).sum(1).mean()
+
+    def loss(inverse: float) -> float:
+        return float(np.log(np.exp(shifted * inverse).sum(1)).mean() - wanted * inverse)
+
+    return 1 / float(minimize_scalar(loss, bounds=(1.0, 50.0), method="bounded").x)
+
+
+def _spread(own: Array, strange: Array) -> float:
+    """The scale in 1 / (1 + exp(distance / scale)) that makes it likeliest that rows of lobes are known and generic ones are not;
+    both as distances from the floor, and each kind counts as much as the other."""
+    from scipy.optimize import minimize_scalar
+
+    def loss(inverse: float) -> float:
+        known = np.logaddexp(0, -own * inverse).mean()
+        return float(known + (np.logaddexp(0, strange * inverse).mean() if len(strange) else 0.01 * inverse))
+
+    return 1 / float(minimize_scalar(loss, bounds=(1.0, 50.0), method="bounded").x)
