@@ -1,22 +1,26 @@
-"""Keyword router: which lobe's distinctive words does the prompt use? No model runs, and a person can edit the words.
+"""Keyword router: which lobe's distinctive words does the prompt use? No model runs, and a person can edit
+the words.
 
-A term w of lobe l is scored by the log-odds ratio against all that is not l, with an informative Dirichlet prior
-(Monroe, Colaresi and Quinn 2008, "Fightin' Words", equations 16, 20 and 22). With y the number of prompts that use w, n the sum
-of y over all terms, r the rows of other lobes and the generic prompts, and the prior a_w = a_0 times w's share of the whole:
+A term w of lobe l is scored by the log-odds ratio against all that is not l, with an informative Dirichlet
+prior (Monroe, Colaresi and Quinn 2008, "Fightin' Words", equations 16, 20 and 22). With y the number of
+prompts that use w, n the sum of y over all terms, r the rows of other lobes and the generic prompts, and
+the prior a_w = a_0 times w's share of the whole:
 
     delta = log (y_l + a_w) / (n_l + a_0 - y_l - a_w)  -  log (y_r + a_w) / (n_r + a_0 - y_r - a_w)
     z     = delta / sqrt(1 / (y_l + a_w) + 1 / (y_r + a_w))
 
-The lobe keeps the TERMS terms of highest z; delta is their weight. A prompt that stands in the rows of two lobes counts for
-both: for neither is it among the rows r. Terms of function words or numbers are not learned, nor those of too few rows.
+The lobe keeps the TERMS terms of highest z; delta is their weight. A prompt that stands in the rows of two
+lobes counts for both: for neither is it among the rows r. Terms of function words or numbers are not
+learned, nor those of too few rows.
 
     score(l, x) = sum of the weights of l's terms in x, each once, / sqrt(units in x)
     p(l | x)    = softmax over the lobes and "none" of (score / T), less S for a lobe of which x says nothing;
                   "none" has one score for all prompts
 
-T, S and the score of "none" are fitted on held-out prompts (temperature scaling, Guo et al. 2017, with the two more). Units are
-words and signs (=, ², √, [], print()); in scripts that put no spaces between words they are characters. Terms are single units
-and pairs of neighbours. A prompt that uses no lobe's terms goes to the base model.
+T, S and the score of "none" are fitted on held-out prompts (temperature scaling, Guo et al. 2017, with the
+two more). Units are words and signs (=, ², √, [], print()); in scripts that put no spaces between words
+they are characters. Terms are single units and pairs of neighbours. A prompt that uses no lobe's terms goes
+to the base model.
 """
 
 from __future__ import annotations
@@ -44,8 +48,9 @@ PRIOR = 500.0
 """a_0: how many uses of terms the prior counts for; a quarter of all uses where there are few."""
 LOWEST_Z = 0.5
 LOWEST_DELTA = 1.5
-"""Terms below either are no evidence: they are not sure, or say little (e to the 1.5 is 4.5 times the odds). The bar of z is
-low, because a term that no other row uses has an uncertain delta, however telling it is."""
+"""Terms below either are no evidence: they are not sure, or say little (e to the 1.5 is 4.5 times the
+odds). The bar of z is low, because a term that no other row uses has an uncertain delta, however telling it
+is."""
 BESIDE = 8
 """Rows that must use a term that others use too; a tenth of the rows where those are few."""
 FOLDS = (4, 9, 2)
@@ -56,20 +61,24 @@ PAIR = 2
 LONGEST_TEXT = 4000
 """Characters of a training prompt that are read."""
 MOST_PROMPTS = 1000
-"""Prompts of a lobe that terms are learned from, and of all lobes that calibrate."""
+"""Prompts of a lobe that terms are learned from."""
+MOST_HELD = 2000
+"""Held-out prompts of all lobes that calibrate."""
 
 # Thai to Tibetan, Myanmar, Khmer, kana, Han with its extensions: no spaces between words
 _UNSPACED = (
     r"\u0e00-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     r"\U00020000-\U0003ffff"
 )
-# what \w leaves out although it belongs to a word: accents, Hebrew and Arabic points, the vowel signs of Indic scripts, joiners
+# what \w leaves out although it belongs to a word: accents, Hebrew and Arabic points, the vowel signs of
+# Indic scripts, joiners
 _MARKS = r"\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0670\u0900-\u0963\u0966-\u0dff\u200c\u200d"
 # ², ³, ¹, ⁰ to ₜ: \w has them, but they are notation
 _RAISED = r"\u00b2\u00b3\u00b9\u2070-\u209c"
-# ASCII; ° ± · × ÷, currency, arrows and operators (√ ∫ ∑ ≤), shapes, emoji; "-", "/", "(" only count in place, see _SIGNS
+# ASCII; ° ± · × ÷, currency, arrows and operators (√ ∫ ∑ ≤), shapes, emoji; "-", "/", "(" only count in
+# place, see _SIGNS
 _SYMBOLS = (
-    r"+*=<>|~^%&@#$\\`\u00a2-\u00a5\u00b0\u00b1\u00b7\u00d7\u00f7\u20a0-\u20cf\u2190-\u23ff\u25a0-\u27bf\u27c0-\u2bff"
+    r"+*=<>|~^%&@#$\\`\u00a2-\u00a5\u00b0\u00b1\u00b7\u00d7\u00f7\u20a0-\u20cf\u2190-\u23ff\u25a0-\u2bff"
     r"\U0001f000-\U0001faff"
 )
 _LETTER = rf"(?![{_UNSPACED}{_RAISED}])[^\W\d_]"
@@ -116,8 +125,9 @@ _INSTRUCTING = """
 
 @cache
 def function_words() -> frozenset[str]:
-    """Articles, pronouns, auxiliaries, prepositions, question words, conjunctions: spaCy's English stop words, and what
-    instructions share. The file of words is read alone, for importing spaCy takes more than a second."""
+    """Articles, pronouns, auxiliaries, prepositions, question words, conjunctions: spaCy's English stop
+    words, and what instructions share. The file of words is read alone, for importing spaCy takes more than
+    a second."""
     package = find_spec("spacy")
     if package is None or package.origin is None:
         return frozenset(_INSTRUCTING.split())
@@ -151,14 +161,17 @@ class KeywordRouter(Router):
 
     def terms(self) -> dict[str, dict[str, float]]:
         """Weights by lobe and term, the weightiest first."""
-        return {name: dict(sorted(own.items(), key=lambda item: -item[1])) for name, own in self._terms.items()}
+        return {
+            name: dict(sorted(own.items(), key=lambda item: -item[1])) for name, own in self._terms.items()
+        }
 
     def set_terms(self, lobe: str, terms: Mapping[str, float] | None) -> None:
-        """A person's terms for a lobe, read as prompts are; a negative weight speaks against it. They hold until None drops
-        them, and then the next fit learns the lobe's terms again.
+        """A person's terms for a lobe, read as prompts are; a negative weight speaks against it. They hold
+        until None drops them, and then the next fit learns the lobe's terms again.
 
         Raises:
-            RoutingError: no such lobe, a term without a letter, digit or sign, or a weight that is not a finite number.
+            RoutingError: no such lobe, a term without a letter, digit or sign, or a weight that is not a
+            finite number.
         """
         if lobe not in self.context.lobes:
             raise RoutingError(
@@ -202,8 +215,8 @@ class KeywordRouter(Router):
         return np.array(sums, np.float32) / np.float32(math.sqrt(max(1, units)))
 
     def matches(self, prompt: str) -> list[dict[str, Any]]:
-        """Where the prompt uses a term: {term, lobe, weight, start, end}, in reading order, longer first. A term that comes
-        twice is listed twice, and counts once."""
+        """Where the prompt uses a term: {term, lobe, weight, start, end}, in reading order, longer first. A
+        term that comes twice is listed twice, and counts once."""
         return self._matches(prompt, _units(prompt))
 
     def _matches(self, prompt: str, units: Sequence[_Unit]) -> list[dict[str, Any]]:
@@ -216,7 +229,9 @@ class KeywordRouter(Router):
 
     def decide(self, prompt: str) -> RoutingDecision:
         if not self.names:
-            return base_decision(self.name, "keyword", "No lobe has words of its own to look for.", certain=False)
+            return base_decision(
+                self.name, "keyword", "No lobe has words of its own to look for.", certain=False
+            )
         units = _units(prompt)
         matches = self._matches(prompt, units)
         scores = self._scores({match["term"] for match in matches}, len(units))
@@ -265,7 +280,9 @@ class KeywordRouter(Router):
 
     def fit(self) -> None:
         """Calibrate on prompts that the terms were not learned from, then learn the terms from all."""
-        own = {name: rows.train_prompts for name, rows in self.context.rows.items() if name in self.context.lobes}
+        own = {
+            name: rows.train_prompts for name, rows in self.context.rows.items() if name in self.context.lobes
+        }
         apart = {name: self.context.rows[name].validation_prompts for name in own}
         apart = {name: prompts for name, prompts in apart.items() if len(prompts) >= 5}
         held: list[tuple[str, Vector]] = []
@@ -278,7 +295,7 @@ class KeywordRouter(Router):
             held += self._scored([*asked, *strange])
             if own and len(apart) == len(own):
                 break  # they would be asked the same again
-        self._calibrate(held)
+        self._calibrate(held[:: math.ceil(len(held) / MOST_HELD) or 1])
         self._learn(own, self.context.generic_prompts)
 
     def _learn(self, prompts: Mapping[str, Sequence[str]], generic: Sequence[str]) -> None:
@@ -293,9 +310,11 @@ class KeywordRouter(Router):
         return list(zip(prompts, scores, strict=True))
 
     def _calibrate(self, held: Sequence[tuple[str, Vector]]) -> None:
-        """The temperature, and the scores of "none" and of silence, that make the held-out prompts' owners likeliest.
+        """The temperature, and the scores of "none" and of silence, that make the held-out prompts' owners
+        likeliest.
 
-        A prompt that stands in two lobes' rows is right with either. Everyday prompts count as much as all lobes' prompts at most.
+        A prompt that stands in two lobes' rows is right with either. Everyday prompts count as much as all
+        lobes' prompts at most.
         """
         self.temperature, self.none, self.silent = 1.0, 0.0, 0.0
         rows = self.context.rows
@@ -303,7 +322,9 @@ class KeywordRouter(Router):
             {*rows[name].train_prompts, *rows[name].validation_prompts} if name in rows else set()
             for name in self.context.lobes
         ]
-        owned = np.array([[prompt in own for own in mine] for prompt, _ in held], bool).reshape(len(held), len(mine))
+        owned = np.array([[prompt in own for own in mine] for prompt, _ in held], bool).reshape(
+            len(held), len(mine)
+        )
         strange = ~owned.any(1)
         owned = np.column_stack([owned, strange])
         if owned.any(0).sum() < 2:
@@ -318,7 +339,8 @@ class KeywordRouter(Router):
         def loss(values: Array) -> float:
             log_temperature, none, silent = values
             right = (_classes(scores, np.exp(log_temperature), none, silent) * owned).sum(1)
-            # prompts that are told apart without a mistake fit many values: a weak pull prefers to be less sure, and a low bar
+            # prompts that are told apart without a mistake fit many values: a weak pull prefers to be less
+            # sure, and a low bar
             pull = 0.005 * log_temperature**2 + 0.02 * none**2 + 0.005 * silent**2
             return float(-weight @ np.log(right + 1e-9) + pull)
 
@@ -346,7 +368,9 @@ class KeywordRouter(Router):
         if list(state.get("lobes", ())) != list(self.context.lobes):
             raise RoutingError("The words are of other lobes.")
         self._edited = set(state["edited"])
-        self._use({name: {_kept(t): float(w) for t, w in own.items()} for name, own in state["terms"].items()})
+        self._use(
+            {name: {_kept(t): float(w) for t, w in own.items()} for name, own in state["terms"].items()}
+        )
         self.temperature, self.none = float(state["temperature"]), float(state["none"])
         self.silent = float(state.get("silent", 0.0))
 
@@ -387,11 +411,14 @@ def _support(rows: int) -> tuple[int, int]:
 def _tells(term: str) -> bool:
     """False for a term that could be of any prompt: a number, or one with a function word in it."""
     units = _units(term)
-    return any(unit.sign for unit in units) or not any(u.text in function_words() or u.text.isdecimal() for u in units)
+    return any(unit.sign for unit in units) or not any(
+        u.text in function_words() or u.text.isdecimal() for u in units
+    )
 
 
 def log_odds(y: Array, n: int, total: Array, size: int) -> tuple[Array, Array]:
-    """(delta, z) of terms that one lobe uses y times among its n uses, and all together `total` times among `size`."""
+    """(delta, z) of terms that one lobe uses y times among its n uses, and all together `total` times among
+    `size`."""
     strength = min(PRIOR, size / 4)
     prior = strength * total / max(1, size)
     own, rest = y + prior, total - y + prior
@@ -433,7 +460,8 @@ def _unit(match: re.Match[str]) -> _Unit:
 
 
 def _joined(units: Sequence[_Unit]) -> str:
-    """A term as it is kept: words with a space between, characters without, and signs as they are usually written."""
+    """A term as it is kept: words with a space between, characters without, and signs as they are usually
+    written."""
     text = units[0].text
     for before, unit in pairwise(units):
         together = (before.character and unit.character) or unit.text in _TOUCHING or _is_raised(unit)
@@ -452,7 +480,8 @@ def _is_raised(unit: _Unit) -> bool:
 
 
 def _terms_of(text: str, units: Sequence[_Unit], longest: int) -> Iterator[tuple[str, int, int]]:
-    """(term, start, end) of every run of up to `longest` neighbouring units; a comma or a full stop parts neighbours."""
+    """(term, start, end) of every run of up to `longest` neighbouring units; a comma or a full stop parts
+    neighbours."""
     for i, first in enumerate(units):
         yield first.text, first.start, first.end
         for j in range(i + 1, min(i + longest, len(units))):
@@ -465,7 +494,9 @@ def _terms_of(text: str, units: Sequence[_Unit], longest: int) -> Iterator[tuple
 def _classes(scores: Vector, temperature: float, none: float, silent: float) -> Vector:
     """p (n, lobes + 1) of scores (n, lobes): the lobes', and last that of "none"."""
     logits = np.where(scores > 0, scores / temperature, scores / temperature - silent)
-    return softmax(np.append(logits, np.full((len(scores), 1), none / temperature), axis=1).astype(np.float32))
+    return softmax(
+        np.append(logits, np.full((len(scores), 1), none / temperature), axis=1).astype(np.float32)
+    )
 
 
 def _parted(prompts: Sequence[str], place: int) -> tuple[list[str], list[str]]:
