@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from sklearn.kernel_ridge import KernelRidge
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import routing_report
 from multilobe_ui.progress import Progress
-from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
+from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows, keyword
 from multilobe_ui.routers.base import Mixing, Router, calibration_error, fit_temperature, manual_decision, softmax
 from multilobe_ui.routers.gate import GateRouter
 from multilobe_ui.routers.hybrid import HybridRouter
 from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
+from multilobe_ui.ui.evidence import highlighted
 
 DIMENSIONS = 24
 
@@ -405,9 +407,111 @@ class TestKeyword:
         with pytest.raises(RoutingError, match=match):
             nothing_but_words(SPOKEN).set_terms(lobe, terms)
 
+    @pytest.mark.parametrize(
+        ("text", "units"),
+        [
+            ("Solve x² + 5x = 0", ["solve", "x", "²", "+", "5", "x", "=", "0"]),
+            ("a - b, 5−3, well-known - or not", ["a", "−", "b", "5", "−", "3", "well", "known", "or", "not"]),
+            ("√144 ∫ 2x dx 25%", ["√", "144", "∫", "2", "x", "dx", "25", "%"]),
+            ("1/x d/dx and/or", ["1", "/", "x", "d", "/", "dx", "and", "or"]),
+            ("print(x[::-1]) == {}", ["print", "()", "x", "[]", "::", "1", "==", "{}"]),
+            ("Hello, “you” (there): it's 2024-05-31!", ["hello", "you", "there", "it", "s", "2024-05-31"]),
+            ("e^x log₁₀(9)", ["e", "^", "x", "log", "₁₀", "()", "9"]),
+        ],
+    )
+    def test_notation_is_read_and_punctuation_is_not(self, text: str, units: list[str]) -> None:
+        assert [unit.text for unit in keyword._units(text)] == units
+
+    def test_a_person_can_write_signs_and_they_are_marked_in_place(self) -> None:
+        router = nothing_but_words(SPOKEN)
+        router.set_terms("stars", {"=": 2.0, "x²": 3.0, "print(": 1.0, "-1": 1.0})
+        assert router.terms()["stars"] == {"x²": 3.0, "=": 2.0, "print()": 1.0, "1": 1.0}
+        router.set_terms("stars", router.terms()["stars"])
+        prompt = "print(2x²=8)"
+        matches = router.route(prompt).evidence["matches"]
+        assert [(m["term"], prompt[m["start"] : m["end"]]) for m in matches] == [
+            ("print()", "print("), ("x²", "x²"), ("=", "=")]  # fmt: skip
+        page = highlighted(prompt, matches, {"stars": "#123456"})
+        assert page.count("<mark") == 3 and ">x²</mark>" in page and ">=</mark>" in page
+
+    def test_a_rows_words_count_for_both_lobes_that_have_it(self) -> None:
+        both = [f"code for the sum {i}" for i in range(12)]
+        lobes = {"maths": both + [f"angle {i}" for i in range(12)], "python": both + [f"loop {i}" for i in range(12)]}
+        terms = distinctive_terms(lobes, [f"garden {i}" for i in range(40)])
+        assert {"code", "sum"} <= terms["maths"].keys() & terms["python"].keys()
+        assert "the sum" not in terms["maths"] and "7" not in terms["maths"]
+
+    def test_words_that_few_rows_share_with_others_are_no_terms(self) -> None:
+        own = [f"verdict {i}" for i in range(80)] + ["he was hit by ice"] * 4
+        terms = distinctive_terms({"law": own, "other": ["it was hit"] + ["apple pie"] * 80})
+        assert "verdict" in terms["law"] and "ice" in terms["law"] and "hit" not in terms["law"]
+
+    def test_function_words_come_without_spacy(self) -> None:
+        assert {"who", "is", "it", "a", "him", "please", "give", "tell"} <= keyword.function_words()
+        assert not {"python", "code", "solve", "law", "x", "doctor"} & keyword.function_words()
+
     def test_words_of_other_lobes_are_refused(self) -> None:
         with pytest.raises(RoutingError, match="other lobes"):
             KeywordRouter(context(3)).restore(fitted("keyword", 2).state())
+
+
+SAMPLES = ("legal", "maths", "medical", "python", "sentiment", "summarisation")
+
+
+def inputs(path: Path) -> list[str]:
+    return [json.loads(line)["input"] for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+@cache
+def sample_prompts() -> tuple[dict[str, list[str]], list[str]]:
+    root = Path(__file__).parents[1]
+    lobes = {name: inputs(root / "sample_data" / f"{name}.jsonl") for name in SAMPLES}
+    return lobes, inputs(root / "assets" / "generic_prompts.jsonl")
+
+
+@cache
+def on_samples() -> KeywordRouter:
+    return nothing_but_words(*sample_prompts())
+
+
+class TestKeywordOnSamples:
+    def test_no_function_words_are_learned(self) -> None:
+        for terms in on_samples().terms().values():
+            assert not {"who is", "it a", "hit", "him", "is it", "of a", "why", "this", "was"} & terms.keys()
+            for term in terms:
+                units = keyword._units(term)
+                assert any(u.sign for u in units) or not keyword.function_words() & {u.text for u in units}
+
+    def test_learned_terms_can_be_given_back(self) -> None:
+        for terms in on_samples().terms().values():
+            assert all(keyword._kept(term) == term for term in terms)
+
+    def test_symbols_speak_for_maths(self) -> None:
+        decision = on_samples().route("Solve x² + 5x + 6 = 0")
+        assert decision.chosen == "maths" and decision.confidence >= 0.8 and decision.probabilities["maths"] >= 0.8
+
+    def test_code_for_a_sum_is_of_two_lobes(self) -> None:
+        decision = on_samples().route("Write Python code to solve quadratic equations")
+        assert list(decision.weights) == ["python", "maths"] and decision.weights["maths"] >= 0.25
+        shares = decision.evidence["shares"]
+        assert decision.weights["maths"] == pytest.approx(shares["maths"] / (shares["python"] + shares["maths"]), abs=1e-4)
+
+    def test_held_out_rows_are_found_and_confidence_is_calibrated(self) -> None:
+        lobes, generic = sample_prompts()
+        held = {prompt for rows in (*lobes.values(), generic) for prompt in rows[4::5]}
+        router = nothing_but_words(
+            {name: [p for p in rows if p not in held] for name, rows in lobes.items()},
+            [p for p in generic if p not in held],
+        )
+        right, confidence, of_lobe = [], [], []
+        for prompt in sorted(held):
+            owners = {name for name, rows in lobes.items() if prompt in rows}
+            decision = router.route(prompt)
+            right.append(decision.chosen in (owners or {None}))
+            confidence.append(decision.confidence)
+            of_lobe.append(bool(owners))
+        assert np.mean(np.array(right)[of_lobe]) > 0.82
+        assert calibration_error(np.array(confidence), np.array(right)) < 0.08
 
 
 def overlapping(classes: int, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
