@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .base import AUTO, Router, RoutingContext, RoutingDecision, ScoringStage, Vector, Verdict, softmax
-from .regression import Regression, lobes_with_rows, rows_of
+from .regression import Regression, lobes_with_rows, rows_of, shares_of
 
 WIDTH, RIDGE = 4.0, 0.1
 """γ and λ; between 2 and 6 and between 0.05 and 0.2 hardly anything changes."""
@@ -73,17 +73,16 @@ class HybridRouter(Router):
             return self._by_reading(prompt, self._strangers)
         if self.threshold is not None:
             return self._by_threshold(prompt, self.threshold)
-        fitted = self._regression
         vector = self.context.embed([prompt])
-        (scores,), (value,) = fitted.scores(vector)
+        (scores,), (value,) = self._regression.scores(vector)
+        fitted = self._regression.calibration
         likely = fitted.probabilities(scores)
         best = self.names[int(likely.argmax())]
         evidence: dict[str, Any] = {
             "everyday": float(scores[-1]), "known": float(value), "floor": fitted.floor, "nearest": self._nearest(vector[0]),
         }  # fmt: skip
-        low, high = fitted.band
         gain = None
-        if low <= value < high or (self._strangers and value < high):
+        if fitted.low <= value < fitted.high or (self._strangers and value < fitted.high):
             nll = self.context.nll([prompt], [best, *self._strangers])[0]
             if np.isfinite(nll).all():
                 gains = {name: float(nll[-1] - own) for name, own in zip([best, *self._strangers], nll[:-1], strict=True)}
@@ -105,11 +104,11 @@ class HybridRouter(Router):
 
     def _second(self, scores: Vector) -> list[str]:
         """The lobes that stand out beside the best."""
-        return list(AUTO.weights(_shares(dict(zip(self.names, map(float, scores), strict=False)))))[1:]
+        return list(AUTO.weights(shares_of(dict(zip(self.names, map(float, scores), strict=False)))))[1:]
 
     def shares(self, prompt: str, decision: RoutingDecision) -> Mapping[str, float]:
         """What the scores say the prompt is made of."""
-        return _shares(decision.scores) if decision.stage in ("embedding", "logprob") else decision.probabilities
+        return shares_of(decision.scores) if decision.stage in ("embedding", "logprob") else decision.probabilities
 
     def _nearest(self, vector: Vector) -> list[dict[str, Any]]:
         """The training rows nearest to a prompt, as the embedding router tells them."""
@@ -154,13 +153,6 @@ class HybridRouter(Router):
             reason=f"The prompt is as near to {order[0]} as you ask ({by_lobe[order[0]]:.2f}, {threshold:.2f} needed).",
             threshold=threshold,
         )
-
-
-def _shares(scores: Mapping[str, float]) -> dict[str, float]:
-    """Positive scores, made to sum to 1."""
-    positive = {name: max(score, 0.0) for name, score in scores.items()}
-    total = sum(positive.values()) or 1.0
-    return {name: score / total for name, score in positive.items()}
 
 
 def _reason(best: str, none: float, gain: float | None, others: set[str]) -> str:

@@ -19,13 +19,13 @@ all but `false_abstention` of the lobes' own rows reach.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .base import RoutingContext, Vector, softmax
+from .base import RoutingContext, Vector, calibration_error, softmax
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[[Array], Array]
@@ -35,6 +35,8 @@ MOST_ROWS = 2600
 FEW = 8
 """A lobe that may bring fewer rows than this brings its prototypes instead, which stand for more."""
 NEAREST = 5
+DOUBTFUL = (0.01, 0.10)
+"""Shares of the lobes' own rows between whose values of v it is in doubt whether any lobe fits."""
 FALSE_ABSTENTION = 0.03
 """Share of the lobes' own rows that may fall below the floor: a base that answers costs little, a stranger in a lobe looks absurd."""
 
@@ -93,39 +95,39 @@ def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS
     return Rows(np.concatenate([stacked, generic]) if len(generic) else stacked, labels)
 
 
-class Regression:
-    """See the module's text: kernel ridge regression of `rows.labels` on `rows.vectors`, calibrated by leaving each row out.
+@dataclass(frozen=True)
+class Calibration:
+    """What leaving each row out says of scores; see the module's text.
 
     Attributes:
-        weights: (n, lobes + 1), α. temperature: of `probabilities`. floor, band: the value of v (see the module's text) from which
-            a lobe fits, and (lowest, highest) between which that is in doubt. spread: how fast doubt goes with distance to the
-            floor. accuracy: share of the lobes' rows that are their own lobe's when left out.
+        temperature: of `probabilities`. floor: the value of v from which a lobe fits. low, high: between them that is in doubt.
+        spread: how fast doubt goes with distance to the floor. accuracy: share of the lobes' rows that are their own lobe's. ece:
+            expected calibration error of the probability of what was chosen for them.
     """
 
-    def __init__(
-        self, rows: Rows, kernel: Kernel, ridge: float, false_abstention: float = FALSE_ABSTENTION,
-        doubtful: tuple[float, float] = (0.01, 0.10),
-    ) -> None:  # fmt: skip
-        self.rows, self.kernel = rows, kernel
-        cosines = rows.vectors @ rows.vectors.T
-        self.weights, left_out = _solved(kernel(cosines), rows.labels, ridge)
+    temperature: float
+    floor: float
+    low: float
+    high: float
+    spread: float
+    accuracy: float = 0.0
+    ece: float = 0.0
+
+    @classmethod
+    def of(cls, left_out: Vector, rows: Rows, cosines: Array, false_abstention: float) -> Calibration:
+        """From the scores (n, lobes + 1) of rows that had no part in them, and the rows' cosines (n, n), which are changed."""
         known = rows.known
         np.fill_diagonal(cosines, -1)
-        values = self._value(left_out, _nearest(cosines[:, known]))
-        own = values[known]
-        self.floor = float(np.quantile(own, false_abstention))
-        low, high = np.quantile(own, doubtful)
-        self.band = (float(low), float(high))
-        self.spread = _spread(own - self.floor, values[~known] - self.floor)
+        values = how_known(left_out, cosines, known)
+        floor, low, high = (float(v) for v in np.quantile(values[known], (false_abstention, *DOUBTFUL)))
         scores, labels = left_out[known, :-1], rows.labels[known, :-1]
-        self.temperature = _temperature(scores, labels)
-        self.accuracy = float((labels[np.arange(len(labels)), scores.argmax(1)] > 0).mean())
-
-    def scores(self, vectors: Vector) -> tuple[Vector, Vector]:
-        """((n, lobes + 1) scores, (n,) how well each is known) of prompts with vectors (n, d)."""
-        cosines = vectors @ self.rows.vectors.T
-        scores = np.asarray(self.kernel(cosines) @ self.weights, np.float32)
-        return scores, self._value(scores, _nearest(cosines[:, self.rows.known]))
+        temperature = _temperature(scores, labels)
+        sure = softmax(scores / np.float32(temperature)).max(1)
+        right = labels[np.arange(len(labels)), scores.argmax(1)] > 0
+        return cls(
+            temperature, floor, min(low, floor), max(high, floor), _spread(values[known] - floor, values[~known] - floor),
+            float(right.mean()), calibration_error(sure, right),
+        )  # fmt: skip
 
     def probabilities(self, scores: Vector) -> Vector:
         """(lobes,) that each of them is the right one, if any is; from scores (lobes + 1,)."""
@@ -135,15 +137,40 @@ class Regression:
         """Probability that no lobe fits a prompt that is known so well; 0.5 at the floor."""
         return float(1 / (1 + np.exp(np.clip((value - self.floor) / self.spread, -50, 50))))
 
-    @staticmethod
-    def _value(scores: Vector, nearness: Vector) -> Vector:
-        return np.asarray(np.linalg.norm(np.maximum(scores[:, :-1], 0), axis=1) + nearness, np.float32)
+
+class Regression:
+    """Kernel ridge regression of `rows.labels` on `rows.vectors`.
+
+    Attributes:
+        weights: (n, lobes + 1), α of the module's text. calibration: from leaving each row out.
+    """
+
+    def __init__(self, rows: Rows, kernel: Kernel, ridge: float, false_abstention: float = FALSE_ABSTENTION) -> None:
+        self.rows, self.kernel = rows, kernel
+        cosines = rows.vectors @ rows.vectors.T
+        self.weights, left_out = _solved(kernel(cosines), rows.labels, ridge)
+        self.calibration = Calibration.of(left_out, rows, cosines, false_abstention)
+
+    def scores(self, vectors: Vector) -> tuple[Vector, Vector]:
+        """((n, lobes + 1) scores, (n,) how well each is known) of prompts with vectors (n, d)."""
+        cosines = vectors @ self.rows.vectors.T
+        scores = np.asarray(self.kernel(cosines) @ self.weights, np.float32)
+        return scores, how_known(scores, cosines, self.rows.known)
 
 
-def _nearest(cosines: Array) -> Array:
-    """(n,) mean of each row's NEAREST largest values."""
-    k = min(NEAREST, cosines.shape[1])
-    return np.asarray(-np.partition(-cosines, k - 1, axis=1)[:, :k].mean(1))
+def how_known(scores: Vector, cosines: Array, known: Array) -> Vector:
+    """(n,) v of the module's text, of prompts with scores (n, lobes + 1) and cosines (n, rows); `known` are the lobes' rows."""
+    nearest = cosines[:, known]
+    k = min(NEAREST, nearest.shape[1])
+    near = -np.partition(-nearest, k - 1, axis=1)[:, :k].mean(1)
+    return np.asarray(np.linalg.norm(np.maximum(scores[:, :-1], 0), axis=1) + near, np.float32)
+
+
+def shares_of(scores: Mapping[str, float]) -> dict[str, float]:
+    """What a prompt is made of: positive scores by lobe, made to sum to 1."""
+    positive = {name: max(score, 0.0) for name, score in scores.items()}
+    total = sum(positive.values()) or 1.0
+    return {name: score / total for name, score in positive.items()}
 
 
 def _solved(gram: Array, labels: Vector, ridge: float) -> tuple[Vector, Vector]:
