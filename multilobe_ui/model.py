@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import bundle, dataset, training
 from .adapter import AdapterHeader, check_fits, read_header, read_matrices
-from .assets import MINILM_NAMES, folder
+from .assets import MINILM_NAMES
 from .backbone import BUILTIN, Backbone, Messages, describe
 from .bank import LobeBank
 from .config import SamplingConfig, TrainingConfig, check, settings_of

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-from abc import ABC
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -216,7 +215,7 @@ class ScoringStage(Protocol):
     def scores(self, vectors: Vector, *, leave_out_self: bool = False) -> Vector: ...
 
 
-class Router(ABC):
+class Router:
     """One way to choose lobes.
 
     A subclass sets `name`, implements `decide`, and if it learns something, `fit` (or `fitting`), `state` and `restore`.

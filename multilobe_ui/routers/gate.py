@@ -24,7 +24,17 @@ import numpy as np
 from ..config import check, settings_of
 from ..errors import RoutingError
 from ..progress import Progress
-from .base import FitOutcome, Fitting, Router, RoutingContext, RoutingDecision, RoutingRows, Vector, Verdict, base_decision
+from .base import (
+    FitOutcome,
+    Fitting,
+    Router,
+    RoutingContext,
+    RoutingDecision,
+    RoutingRows,
+    Vector,
+    Verdict,
+    base_decision,
+)
 from .regression import FALSE_ABSTENTION, Calibration, Regression, Rows, how_known, lobes_with_rows, rows_of, shares_of
 
 EMBEDDINGS = ("sentence", "base")

@@ -26,7 +26,7 @@ from .regression import Regression, lobes_with_rows, rows_of, shares_of
 
 WIDTH, RIDGE = 4.0, 0.1
 """γ and λ; between 2 and 6 and between 0.05 and 0.2 hardly anything changes."""
-SAY, USUAL, LIMIT = 0.5, 0.2, 0.5
+SAY, USUAL, LIMIT = 0.3, 0.2, 0.5
 """What a nat per token counts beside v, the gain that most prompts have whose template a lobe has learned, and the gain over or
 below it that counts at most. Chosen on rows that lobes had not been trained on, never on test prompts."""
 STRANGERS = 8

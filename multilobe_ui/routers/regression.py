@@ -4,17 +4,17 @@ With K the kernel matrix of all rows, Y their labels and λ the ridge, the score
 
     s(x) = k(x) α,     α = (K + λ I)⁻¹ Y
 
-They estimate how much of each lobe is in the prompt: a row of two lobes has the label 0.5 in each. The generic prompts are one more
-class. What a row's scores would be without it is free (Rifkin and Lippert 2007, "Notes on regularized least squares"):
+They estimate how much of each lobe is in the prompt: a row of two lobes has the label 0.5 in each. The generic prompts are one
+more class. What a row's scores would be without it is free (Rifkin and Lippert 2007, "Notes on regularized least squares"):
 
     s₋ᵢ = y_i - α_i / [(K + λ I)⁻¹]_ii
 
 So nothing need be held out, and everything below is calibrated on scores that no row had a part in. How well a prompt is known is
 
-    v = |max(s, 0)| + the mean cosine of its five nearest rows of lobes
+    v = |max(s, 0)| + the cosine of the nearest row of a lobe
 
-over the lobes' scores: a blend of two lobes is as well known as a prompt of one. A lobe fits where v reaches a floor, the value that
-all but `false_abstention` of the lobes' own rows reach.
+over the lobes' scores: a blend of two lobes is as well known as a prompt of one. A lobe fits where v reaches a floor, the value
+that all but `false_abstention` of the lobes' own rows reach.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ MOST_ROWS = 2600
 """Rows of lobes that are learned from, evenly from all: the time of a fit grows with their cube."""
 FEW = 8
 """A lobe that may bring fewer rows than this brings its prototypes instead, which stand for more."""
-NEAREST = 5
 DOUBTFUL = (0.01, 0.10)
 """Shares of the lobes' own rows between whose values of v it is in doubt whether any lobe fits."""
 FALSE_ABSTENTION = 0.03
-"""Share of the lobes' own rows that may fall below the floor: a base that answers costs little, a stranger in a lobe looks absurd."""
+"""Share of the lobes' own rows that may fall below the floor: the base's answer costs little, a stranger in a lobe looks absurd."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ class Rows:
 
 def lobes_with_rows(context: RoutingContext) -> list[str]:
     """Names of the lobes that came with vectors."""
-    return [name for name in context.lobes if name in context.rows and len(context.rows[name].prototypes)]
+    rows = context.rows
+    return [name for name in context.lobes if name in rows and (len(rows[name].prototypes) or len(rows[name].train))]
 
 
 def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS) -> Rows:
@@ -71,7 +71,7 @@ def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS
     place: dict[str, int] = {}
     for lobe, name in enumerate(names):
         rows = context.rows[name]
-        if share < FEW or not len(rows.train):
+        if len(rows.prototypes) and (share < FEW or not len(rows.train)):
             vectors += [*rows.prototypes[:share]]
             owners += [[lobe]] * min(share, len(rows.prototypes))
             continue
@@ -160,10 +160,7 @@ class Regression:
 
 def how_known(scores: Vector, cosines: Array, known: Array) -> Vector:
     """(n,) v of the module's text, of prompts with scores (n, lobes + 1) and cosines (n, rows); `known` are the lobes' rows."""
-    nearest = cosines[:, known]
-    k = min(NEAREST, nearest.shape[1])
-    near = -np.partition(-nearest, k - 1, axis=1)[:, :k].mean(1)
-    return np.asarray(np.linalg.norm(np.maximum(scores[:, :-1], 0), axis=1) + near, np.float32)
+    return np.asarray(np.linalg.norm(np.maximum(scores[:, :-1], 0), axis=1) + cosines[:, known].max(1), np.float32)
 
 
 def shares_of(scores: Mapping[str, float]) -> dict[str, float]:

@@ -106,7 +106,8 @@ def main() -> None:
             for low, high in pairwise(edges):
                 inside = (sure >= low) & (sure < high)
                 if inside.any():
-                    print(f"  said {low:.2f} to {high:.2f}: {inside.sum()} prompts, mean {sure[inside].mean():.2f}, right {right[inside].mean():.2f}")
+                    told = f"mean {sure[inside].mean():.2f}, right {right[inside].mean():.2f}"
+                    print(f"  said {low:.2f} to {high:.2f}: {inside.sum()} prompts, {told}")
     start = time.perf_counter()
     peer = np.mean([peer_formula(model, prompt) == label for prompt, label in zip(prompts, labels, strict=True)])
     print(f"peer's log-prob formula on the same lobes: {peer:.1%}, {(time.perf_counter() - start) / len(prompts) * 1000:.1f} ms")
