@@ -365,7 +365,9 @@ def _parser() -> argparse.ArgumentParser:
     measure = command("eval", evaluate)
     measure.add_argument("what", choices=("report", "losses", "forgetting"))
     measure.add_argument(
-        "data", nargs="*", help='files with a column "lobe", or named after lobes (default: rows that the lobes held out)'
+        "data",
+        nargs="*",
+        help='files with a column "lobe", or named after lobes (default: rows that the lobes have kept)',
     )
     measure.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", help="a setting of the experiment")
     measure.add_argument("--out", help="write the result here, as JSON")

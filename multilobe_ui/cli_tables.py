@@ -34,7 +34,7 @@ def report(result: Mapping[str, Any]) -> str:
         counts = [str(found["right"]), str(found["of"])]
         rows.append([name, *counts, right, number(found["ece"]), strangers, number(found["ms"], ".1f")])
     said = '"to base": prompts of no lobe that the base model got. ECE: expected calibration error, 15 bins.'
-    return "\n".join([table(rows), *failed, said])
+    return "\n".join([table(rows), *failed, said, *(result.get("notes") or ())])
 
 
 def losses(result: Mapping[str, Any]) -> str:
@@ -50,7 +50,7 @@ def losses(result: Mapping[str, Any]) -> str:
         lines.append(f"routed: {result['share_of_oracle']:.1%} of what the right lobe gains")
     if result.get("task_share") is not None:
         lines.append(f"short answers: routed gets {result['task_share']:.1%} of the right lobe's exact matches")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(result.get("notes") or ())])
 
 
 def forgetting(result: Mapping[str, Any]) -> str:

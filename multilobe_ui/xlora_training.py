@@ -54,7 +54,9 @@ class LabelledRow(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadFit:
-    """What came out. Losses are mean NLL per answer token, in nats, on held-out rows; None without answers.
+    """What came out. Losses are mean NLL per answer token, in nats; None without answers.
+
+    All is measured on held-out rows, or on the training rows if there are none.
 
     Attributes:
         accuracy: share of held-out prompts whose own lobe has the largest weight, averaged over their tokens and layers.
@@ -82,7 +84,8 @@ def train_head(
     """Train a head over `lobes` (ids in the bank).
 
     Args:
-        rows, held_out: of any lobes; rows without an answer count in stage 1 alone.
+        rows, held_out: of any lobes; rows without an answer count in stage 1 alone. Without `held_out` the
+            head is judged on `rows`. Where lobes were trained on `held_out`, losses under them flatter.
         stop: set it and the best head so far is returned after the step under way.
 
     Raises:
@@ -332,7 +335,7 @@ class _Run:
 
     def choose_scale(self) -> None:
         """What a mixture adds is often a little too much for rows that the lobes have not seen: the factor that is best on the
-        held-out rows, for all lobes and tokens alike."""
+        held-out rows, for all lobes and tokens alike. Lobes that hold nothing out have seen these."""
         rows = _spread_over_lobes(self.held, HELD_OUT_ROWS) if len(self.held) else []
         if not rows or not self.language_steps:
             return

@@ -118,6 +118,17 @@ def test_fit_and_eval(run: Callable, files: dict[str, Path], tmp_path: Path) -> 
     assert status == 0 and text.splitlines()[0] == "passed" and f"{animals}: identical" in text
 
 
+def test_eval_of_lobes_that_held_nothing_out(run: Callable, files: dict[str, Path], tmp_path: Path) -> None:
+    animals, numbers, _ = TOPICS
+    for topic in (animals, numbers):
+        assert run("train", topic, str(files[topic]), *SETTINGS, "--validation-fraction", "0")[0] == 0
+    said, out = "All 2 lobes held nothing out: their prompts are training rows", tmp_path / "result.json"
+    for what, settings in (("report", 'routers=["keyword"]'), ("losses", "task=false")):
+        status, text, _ = run("eval", what, "--set", settings, "--quiet", "--out", str(out))
+        assert status == 0 and text.splitlines()[-1].startswith(said)
+        assert json.loads(out.read_text())["notes"] == [text.splitlines()[-1]]
+
+
 def test_a_prompt_may_follow_the_weights(run: Callable, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     animals = next(iter(TOPICS))
     assert run("train", animals, str(files[animals]), *SETTINGS)[0] == 0

@@ -146,6 +146,17 @@ class TestFitting:
         assert outcome.report["held_out_rows"] == 12
         assert outcome.report["phases"]["router"]["routing_accuracy"] >= 0.9
 
+    @pytest.mark.parametrize(("without", "held_out"), [(["even"], 6 + 4), (["even", "odd"], None)])
+    def test_all_lobes_are_reported_on(self, without: list[str], held_out: int | None) -> None:
+        found = context()
+        none = {"validation": np.zeros((0, 1)), "validation_prompts": (), "validation_answers": ()}
+        rows = {name: replace(own, **none) if name in without else own for name, own in found.rows.items()}
+        made = ComplexityRouter(replace(found, rows=rows), FakeAnalyser())  # type: ignore[arg-type]
+        learned, reported = made._own_rows()
+        assert len(reported) == (held_out or 0)
+        assert not {row.prompt for row in learned} & {row.prompt for row in reported}
+        assert fit(made)[1].report["held_out_rows"] == (held_out or 48 // 6)
+
     def test_with_a_model_it_makes_experts(self, backbone: Backbone) -> None:
         made = ComplexityRouter(context(bank=LobeBank(backbone)), FakeAnalyser())  # type: ignore[arg-type]
         records, outcome = fit(made, **BASICS)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_evaluation import some_without_held_out_rows
 from test_model import TOPICS, WordEmbedder, trained
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.corrections import COPIES, Corrections, corrected
 from multilobe_ui.errors import ConfigError, RoutingError
+from multilobe_ui.evaluation import own_rows
 from multilobe_ui.evaluation.labelled import LabelledRow, write_rows
 from multilobe_ui.evaluation.refit import Refit, RefitSettings, keep_refit, refitting
 from multilobe_ui.progress import finish
@@ -103,6 +105,17 @@ def test_without_corrections_the_context_is_the_same_object() -> None:
 
 
 # ---- trial, keep, undo -----------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_on_rows_that_lobes_were_trained_on_says_so(backbone: Backbone, tmp_path: Path) -> None:
+    model = some_without_held_out_rows(backbone)
+    correct(model, PROMPT, "B")
+    found = refit(model, tmp_path / "made", "keyword").to_json()
+    assert found["notes"][0].startswith("2 of 3 lobes held nothing out: their prompts are training rows")
+    assert found["routers"]["keyword"]["of"] > 27
+    model.keep_corrections(found["ids"], {})
+    asked = [row.prompt for row in own_rows(model)]
+    assert PROMPT not in asked and len(set(asked)) == len(asked) > 27
 
 
 def test_a_correction_is_shown_before_it_counts_then_decides_and_can_be_undone(model: MultiLobeModel, tmp_path: Path) -> None:

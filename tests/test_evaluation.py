@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,24 @@ import pytest
 import sklearn.calibration
 import sklearn.metrics as sk
 import torch
-from test_model import TOPICS, WordEmbedder, trained
+from test_model import TOPICS, WordEmbedder, rows, trained
 
 from multilobe_ui import MultiLobeModel, scoring
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.embedding import Embedder
 from multilobe_ui.errors import ConfigError, DataError, RoutingError
-from multilobe_ui.evaluation import LabelledRow, held_out_rows, measures, read_labelled, report_card, routing_report
-from multilobe_ui.evaluation.labelled import load_rows, named_after, write_rows
+from multilobe_ui.evaluation import (
+    LabelledRow,
+    held_out_rows,
+    measures,
+    own_rows,
+    read_labelled,
+    report_card,
+    routing_report,
+)
+from multilobe_ui.evaluation.labelled import flattery, load_rows, named_after, write_rows
 from multilobe_ui.evaluation.report import ReportSettings, evenly, score
-from multilobe_ui.routers import RoutingDecision
+from multilobe_ui.routers import RoutingDecision, RoutingRows
 from multilobe_ui.scoring import MeanHidden, PromptScores
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
@@ -320,9 +329,74 @@ def test_the_card_is_what_routing_by_hand_gives(model: MultiLobeModel) -> None:
 def test_without_rows_held_out_rows_are_asked_of_all_that_can_be_used(model: MultiLobeModel) -> None:
     card = report_card(model)
     assert list(card.prompts) == held_out_rows(model) and {row.lobe for row in card.prompts} == set(TOPICS)
+    assert own_rows(model) == held_out_rows(model) and card.notes == [] == card.to_json()["notes"]
     usable = [name for name in model.routing.names if model.routing.named(name).is_fitted]
     assert list(card.routers) == usable and "gate" not in usable and "hybrid" in usable
     assert all(each.of == len(card.prompts) and not each.error for each in card.routers.values())
+
+
+def some_without_held_out_rows(backbone: Backbone) -> MultiLobeModel:
+    """Lobes A and B, which held nothing out, and C, which did."""
+    model = MultiLobeModel(backbone, embedder=WordEmbedder())
+    for name, topic in zip("ABC", TOPICS, strict=True):
+        share = 0.1 if name == "C" else 0.0
+        model.add_lobe(name, rows(topic), epochs=1, lora_r=2, learning_rate=1e-2, validation_fraction=share)
+    return model
+
+
+def test_lobes_that_held_nothing_out_are_asked_about_trained_rows_which_is_said(backbone: Backbone) -> None:
+    mixed = some_without_held_out_rows(backbone)
+    card = report_card(mixed, ["keyword"])
+    shown = json.loads(json.dumps(card.to_json(), allow_nan=False))
+    assert shown["notes"] == [
+        "2 of 3 lobes held nothing out: their prompts are training rows, so these numbers flatter; "
+        "give a file of labelled prompts for a fair test."
+    ]
+    sources = {row["lobe"]: row["source"] for row in shown["prompts"]}
+    assert sources == {"A": "A: training rows", "B": "B: training rows", "C": "C"}
+    known = {row["input"] for row in rows("Animals")}
+    assert {row.prompt for row in card.prompts if row.lobe == "A"} == known
+    assert report_card(mixed, ["keyword"], [LabelledRow("cat dog", "", "A", "f")]).notes == []
+
+
+def test_trained_rows_are_an_even_sample_with_answers_where_these_are_asked_for(
+    model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = np.zeros((0, 4), np.float32)
+    prompts = [f"prompt {i}" for i in range(200)]
+    answers = ["" if i % 2 else "yes" for i in range(200)]
+    known = {
+        "long": RoutingRows(none, none, none, prompts, (), answers),
+        "unanswered": RoutingRows(none, none, none, prompts[:9], prompts[9:12]),
+        "empty": RoutingRows(none, none, none),
+    }
+    labels = {"prompt 4": "unanswered"}  # a person has corrected it
+    monkeypatch.setattr(model, "routing_context", lambda: SimpleNamespace(rows=known, labels=labels))
+    found = own_rows(model)
+    sample = [row.prompt for row in found if row.lobe == "long"]
+    rest = [prompt for prompt in prompts if prompt != "prompt 4"]
+    assert sample == [rest[i * 199 // 64] for i in range(64)]
+    assert [row.prompt for row in found if row.lobe == "unanswered"] == prompts[9:12]
+    assert {row.source for row in found} == {"long: training rows", "unanswered"}
+    answered = own_rows(model, answered=True)
+    assert len(answered) == 64 and {(row.lobe, row.answer) for row in answered} == {("long", "yes")}
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "held", "said"),
+    [
+        (0, 3, ""),
+        (1, 0, "The lobe held nothing out: its prompts are training rows"),
+        (3, 0, "All 3 lobes held nothing out: their prompts are training rows"),
+        (1, 2, "1 of 3 lobes held nothing out: its prompts are training rows"),
+        (5, 1, "5 of 6 lobes held nothing out: their prompts are training rows"),
+    ],
+)
+def test_the_sentence_counts_lobes(trained_on: int, held: int, said: str) -> None:
+    seen = [LabelledRow("p", "", name, f"{name}: training rows") for name in "abcdef"[:trained_on] * 2]
+    kept = [LabelledRow("q", "", name, name) for name in "uvwxyz"[:held]]
+    end = ", so these numbers flatter; give a file of labelled prompts for a fair test."
+    assert flattery([*seen, *kept]) == (said + end if said else "")
 
 
 def test_a_router_that_fails_does_not_take_the_others_with_it(model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,14 +171,17 @@ def test_lobes_without_rows_are_checked_but_not_trained(
         forgetting_check(model, newest="plain")
 
 
-def test_held_out_rows_are_taken_from_the_others_where_there_are_none(own: Callable[..., MultiLobeModel]) -> None:
+def test_losses_are_of_trained_rows_where_none_are_held_out(own: Callable[..., MultiLobeModel]) -> None:
+    """A fact that is not trained is not learned, so rows taken away from the adapter would say nothing."""
     model = own(lobes=False)
     for name in (FIRST, SECOND):
         model.add_lobe(
             name, rows(name), epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8, validation_fraction=0.0
         )
     report = forgetting_check(model, **QUICK)
-    assert report.passed and report.contrast is not None and report.contrast.held_out == (2, 2)
+    assert report.passed and report.contrast is not None and report.contrast.held_out == (3, 3)
+    assert report.contrast.trained == [FIRST, SECOND] and report.contrast.rows == (8, 8)
+    assert report.trained["held_out"] == 0 and report.trained["loss_after"] < report.trained["loss_before"]
 
 
 def test_the_base_is_the_same_whatever_the_architecture(base_folder: Callable[..., Path]) -> None:

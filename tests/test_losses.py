@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from test_evaluation import some_without_held_out_rows
 from test_model import TOPICS, WordEmbedder, rows, trained
 
 from multilobe_ui import MultiLobeModel
@@ -202,7 +203,129 @@ def test_held_out_rows_are_measured_where_none_are_given(model: MultiLobeModel) 
     found = lobe_losses(model, task=False, most_rows=2)
     held = {topic: [r for r in held_out_rows(model) if r.lobe == topic] for topic in TOPICS}
     assert list(found.datasets) == list(TOPICS) and list(found.rows) == [min(2, len(own)) for own in held.values()]
-    assert found.router == "hybrid"
+    assert found.router == "hybrid" and found.notes == []
+
+
+def test_lobes_that_held_nothing_out_are_measured_on_trained_rows_which_is_said(backbone: Backbone) -> None:
+    mixed = some_without_held_out_rows(backbone)
+    found = lobe_losses(mixed, task=False, router="keyword")
+    assert list(found.datasets) == ["A", "B", "C"] and None not in [*found.losses[0], *found.routed]
+    assert list(found.rows)[:2] == [27, 27] and 1 <= found.rows[2] <= 6
+    assert found.notes == [
+        "2 of 3 lobes held nothing out: their prompts are training rows, so these numbers flatter; "
+        "give files of other prompts and answers for a fair test."
+    ]
+    assert lobe_losses(mixed, [LabelledRow("cat", "dog", "A", "f")], task=False).notes == []
+
+
+# ---- lobes that come, go and change their names meanwhile: U8 ----------------------------------------------
+
+
+def meddled(
+    model: MultiLobeModel,
+    when: str,
+    meddle: Callable[[], Any],
+    rows: list[LabelledRow] | None = None,
+    **settings: Any,
+) -> Any:
+    """What is found if `meddle` is called once, at the first progress whose phase begins so."""
+    called: list[str] = []
+
+    def watch(p: Any) -> None:
+        if not called and p.phase.startswith(when):
+            called.append(p.phase)
+            meddle()
+
+    found = lobe_losses(model, labelled() if rows is None else rows, progress=watch, **settings)
+    assert called
+    return json.loads(json.dumps(found.to_json(), allow_nan=False))
+
+
+@pytest.mark.parametrize("when", ["Asking", "Reading with the base", "Reading with 色", "Answering"])
+def test_a_lobe_that_is_renamed_stays_under_its_old_name(backbone: Backbone, when: str) -> None:
+    model = trained(backbone)
+    expected = lobe_losses(model, labelled(), router="logprob").to_json()
+    found = meddled(model, when, lambda: model.rename_lobe("色 / colours", "Colours"), router="logprob")
+    assert {**found, "seconds": 0} == {**json.loads(json.dumps(expected)), "seconds": 0}
+
+
+@pytest.mark.parametrize("router", ["keyword", "embedding", "logprob", "hybrid"])
+def test_a_lobe_deleted_before_it_was_measured_is_left_out(backbone: Backbone, router: str) -> None:
+    """The others stay."""
+    model = trained(backbone)
+    expected = lobe_losses(model, labelled(), router=router).to_json()
+    found = meddled(model, "Reading with the base", lambda: model.remove_lobe("Numbers v1.0"), router=router)
+    assert found["lobes"] == ["Animals", "色 / colours"]
+    assert found["datasets"] == [*found["lobes"], "more.jsonl"] and found["own"] == [*found["lobes"], None]
+    for i, row in enumerate((0, 1, 3)):
+        assert found["losses"][i] == [expected["losses"][row][j] for j in (0, 2, 3)]
+    assert set(found["gain"]) == set(found["lobes"]) and "Numbers v1.0" not in found["task"]
+    first = "The lobe Numbers v1.0 was deleted before all losses were measured, so it is left out."
+    assert found["notes"][0] == first and not found["stopped"]
+    for j, routed in enumerate(found["routed"]):
+        said = any("so there is no routed loss of those" in note for note in found["notes"])
+        assert routed == expected["routed"][(0, 2, 3)[j]] or (routed is None and said)
+
+
+def test_a_lobe_deleted_while_it_was_measured_is_left_out(backbone: Backbone) -> None:
+    model = trained(backbone)
+    settings = {"task": False, "router": "keyword"}
+    found = meddled(model, "Reading with Animals", lambda: model.remove_lobe("Animals"), **settings)
+    assert found["lobes"] == list(TOPICS)[1:] and None not in found["losses"][0]
+    assert "The lobe Animals was deleted" in found["notes"][0]
+
+
+@pytest.mark.parametrize("router", ["keyword", "logprob"])
+def test_a_router_that_reads_a_deleted_lobe_is_not_asked_further(backbone: Backbone, router: str) -> None:
+    model = trained(backbone)
+    found = meddled(model, "Asking", lambda: model.remove_lobe("Animals"), router=router)
+    assert found["lobes"] == list(TOPICS)[1:] and all(None not in row for row in found["losses"])
+    asked = "reads a lobe that was deleted meanwhile, so it could be asked about 0 of 4 datasets."
+    assert any(asked in note for note in found["notes"]) == (router == "logprob")
+    if router == "logprob":
+        assert found["routed"] == [None] * 3 and found["share_of_oracle"] is None and found["task"] == {}
+
+
+def test_answers_that_need_a_deleted_lobe_are_left_out(backbone: Backbone) -> None:
+    model = trained(backbone)
+    rows_of = [row for row in labelled() if row.lobe]
+    found = meddled(model, "Answering An", lambda: model.remove_lobe("Animals"), rows_of, router="keyword")
+    assert found["lobes"] == list(TOPICS) and all(None not in row for row in found["losses"])
+    assert "Animals" not in found["task"] and "色 / colours" in found["task"]
+    assert found["notes"][0].startswith("Not answered, because a lobe was deleted before: Animals")
+
+
+def test_a_new_lobe_in_the_place_of_a_deleted_one_is_not_measured_for_it(backbone: Backbone) -> None:
+    model = trained(backbone)
+
+    def replace() -> None:
+        model.remove_lobe("Animals")
+        model.add_lobe("Animals", rows("Animals"), epochs=1, lora_r=2)
+
+    found = meddled(model, "Reading with the base", replace, router="keyword", task=False)
+    assert found["lobes"] == list(TOPICS)[1:] and "The lobe Animals was deleted" in found["notes"][0]
+
+
+def test_rows_of_a_lobe_that_was_gone_before_it_began_are_left_out(backbone: Backbone) -> None:
+    given = [*labelled(), LabelledRow("what", "that", "Gone", "f")]
+    model = trained(backbone)
+    found = lobe_losses(model, given, task=False)
+    assert list(found.lobes) == list(TOPICS) and "Gone" not in found.datasets
+    assert found.notes == [
+        "No lobe is called Gone any more, so those rows are left out. Measure again if it was renamed."
+    ]
+
+
+def test_where_every_lobe_is_deleted_the_way_out_is_named(backbone: Backbone) -> None:
+    model = trained(backbone)
+
+    def all_of_them() -> None:
+        for topic in TOPICS:
+            model.remove_lobe(topic)
+
+    own = [row for row in labelled() if row.lobe]
+    with pytest.raises(DataError, match=r"Every lobe was deleted.*Measure the lobes"):
+        meddled(model, "Reading with the base", all_of_them, own, router="keyword")
 
 
 def test_short_answers_are_those_of_generate(model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +372,7 @@ def test_lobes_of_a_routers_own_are_measured_when_it_chooses_them(model: MultiLo
     context = model.routing_context
     monkeypatch.setattr(model, "routing_context", lambda: _without(context(), "Animals"))
     chosen = RoutingDecision("keyword", "keyword", {}, {}, {"Animals": 1.0}, "Animals", 1.0)
-    monkeypatch.setattr(model, "route", lambda prompt, router: chosen)
+    monkeypatch.setattr(model.routing.named(), "decide", lambda prompt: chosen)
     found = lobe_losses(model, [r for r in labelled() if r.lobe != "Animals"], task=False)
     assert list(found.lobes) == [*list(TOPICS)[1:], "Animals"]
     assert found.routed == found.losses[-1]
@@ -294,7 +417,7 @@ def test_without_answers_the_datasets_are_named(model: MultiLobeModel, backbone:
     asked = [LabelledRow("x", "", "Animals", "f"), LabelledRow("y", " ", None, "more.csv")]
     with pytest.raises(DataError, match=r"Animals, more\.csv: no row has an answer"):
         lobe_losses(model, asked)
-    with pytest.raises(DataError, match="no lobe has rows held out"):
+    with pytest.raises(DataError, match="no lobe has kept rows with answers"):
         lobe_losses(MultiLobeModel(backbone, embedder=WordEmbedder()))
 
 
@@ -320,7 +443,8 @@ def test_settings_out_of_range_are_refused(settings: Mapping[str, Any], match: s
 
 
 def test_the_base_decision_runs_the_base(model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "route", lambda prompt, router: base_decision("keyword", "keyword", "none"))
+    nobody = base_decision("keyword", "keyword", "none")
+    monkeypatch.setattr(model.routing.named(), "decide", lambda prompt: nobody)
     found = lobe_losses(model, labelled(), task=False)
     assert found.routed == found.losses[0] and found.share_of_oracle == 0
 

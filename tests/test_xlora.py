@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +449,37 @@ def test_what_was_measured_is_reported(bank: LobeBank) -> None:
         "Learning which lobe a token belongs to",
         "Learning to answer with them",
     }
+
+
+def without_held_out(found: RoutingContext) -> RoutingContext:
+    """The same lobes as if they had held nothing out."""
+    none: dict[str, Any] = {"validation_prompts": (), "validation_answers": ()}
+    return replace(found, rows={name: replace(own, **none) for name, own in found.rows.items()})
+
+
+def test_where_lobes_held_nothing_out_every_fifth_row_is_kept_from_the_head(bank: LobeBank) -> None:
+    router = XLoraRouter(without_held_out(context(bank, generic=40)))
+    report = fit(router)[0].report
+    assert (report["rows"], report["held_out_rows"], report["known_to_lobes"]) == (60, 12, 12)
+    assert report["accuracy"] > 0.7 and report["own_lobe_loss"] > 0
+    train, held_out = router._labelled(list(TOPICS))
+    asked, owner = router._unseen(list(TOPICS))  # what it is calibrated on
+    assert asked == [row.prompt for row in held_out] and owner == [row.lobe for row in held_out]
+    assert len(train) == 60
+    assert fit(XLoraRouter(context(bank)))[0].report["known_to_lobes"] == 0
+
+
+def test_lobes_with_too_few_rows_to_keep_any_are_calibrated_on_all(bank: LobeBank) -> None:
+    found = without_held_out(context(bank))
+    few = {
+        name: replace(own, train_prompts=own.train_prompts[:3], train_answers=own.train_answers[:3])
+        for name, own in found.rows.items()
+    }
+    router = XLoraRouter(replace(found, rows=few))
+    assert router._unseen(list(TOPICS))[1] == [i for i in range(len(TOPICS)) for _ in range(3)]
+    report = fit(router)[0].report
+    assert (report["rows"], report["held_out_rows"], report["known_to_lobes"]) == (3 * len(TOPICS), 0, 0)
+    assert router.route(few[next(iter(TOPICS))].train_prompts[0]).router == "xlora"
 
 
 def reload(router: XLoraRouter, other: RoutingContext) -> XLoraRouter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .forgetting import ForgettingReport, ForgettingSettings, forgetting_check
-from .labelled import LabelledRow, held_out_rows, read_labelled
+from .labelled import LabelledRow, held_out_rows, own_rows, read_labelled
 from .losses import LossMatrix, LossSettings, lobe_losses, loss_matrix
 from .report import ReportCard, ReportSettings, RoutingReport, report_card, routing_report
 from .tasks import exact_match, token_f1
@@ -22,6 +22,7 @@ __all__ = [
     "held_out_rows",
     "lobe_losses",
     "loss_matrix",
+    "own_rows",
     "read_labelled",
     "report_card",
     "routing_report",

@@ -1,7 +1,8 @@
 """What lobes save people from: one ordinary adapter that learns a first domain and then a second, and forgets the first.
 
 The adapter is trained as any lobe is. For the second domain it goes on from what it has learned, with a new optimizer, which
-is what fine-tuning a model again amounts to. All losses are mean NLL per answer token on rows held out, in nats.
+is what fine-tuning a model again amounts to. All losses are mean NLL per answer token, in nats, on rows held
+out; for a domain that holds none out, because each of its rows is a fact, on rows that were trained.
 """
 
 from __future__ import annotations
@@ -28,13 +29,18 @@ Losses = dict[str, float]
 
 @dataclass(frozen=True)
 class Domain:
-    """A lobe's rows: to learn from, and held out."""
+    """A lobe's rows: to learn from, and to measure on.
+
+    Attributes:
+        lobe: its id in the bank.
+        held_out: rows held out; with `trained` some of those to learn from, as there are no others.
+    """
 
     name: str
     lobe: str
-    """Its id in the bank."""
     train: Sequence[Example]
     held_out: Sequence[Example]
+    trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,8 @@ class Contrast:
     """One adapter that learned `first`, then `second`, beside the two lobes.
 
     Attributes:
-        rows: training rows of each. held_out: rows held out of each.
+        rows: training rows of each. held_out: rows of each that losses are measured on.
+        trained: names of those of which these are training rows, because nothing was held out.
         losses: {"first": …, "second": …}, each {"base", "after_first", "after_second", "lobe"}, in nats per answer token.
         forgotten: how much the loss on the first domain rose while the second was learned.
         kept: share of what was learned of the first domain that is left, at most 1; None if nothing had been learned.
@@ -58,9 +65,11 @@ class Contrast:
     kept: float | None
     curve: Sequence[Mapping[str, float]] = field(default_factory=tuple)
     switch: int = 0
+    trained: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "rows": list(self.rows), "held_out": list(self.held_out), "curve": list(self.curve)}
+        plain = asdict(self)
+        return plain | {name: list(plain[name]) for name in ("rows", "held_out", "curve", "trained")}
 
 
 class Drift:
@@ -113,6 +122,7 @@ class Drift:
             kept=min(1.0, left / learned) if learned > 0 else None,
             curve=tuple(self.curve),
             switch=self.switch,
+            trained=[domain.name for domain in (self.first, self.second) if domain.trained],
         )
 
     def _learn(self, which: int, name: str, start: Path | None, **how: Any) -> Generator[StepRecord, None, None]:
@@ -136,7 +146,7 @@ class Drift:
 
     @torch.inference_mode()
     def _losses(self, how: Mix | Path | None) -> tuple[float, float]:
-        """On the rows held out of both, under lobes, an adapter folder or the base."""
+        """On the rows to measure both on, under lobes, an adapter folder or the base."""
         bank = self.bank
         run: Callable[..., Any]
         if isinstance(how, Path):

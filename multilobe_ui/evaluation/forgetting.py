@@ -54,7 +54,7 @@ class ForgettingSettings:
     rows: int = 96
     """Most training rows of each lobe."""
     held_out: int = 24
-    """Most rows of each lobe to measure losses on."""
+    """Most rows of each lobe to measure losses on: held-out rows, or training rows where it held out none."""
     epochs: int = 4
     """Passes over the rows, in every training."""
     probes: int = 12
@@ -121,7 +121,10 @@ class _Check:
         trainings = [(self.work, self.config)]
         trainings += [(domain, self.drift.config) for domain in (self.drift.first, self.drift.second)] if self.drift else []
         self.steps = 2 + sum(-(-len(d.train) // (c.batch_size * c.gradient_accumulation)) * settings.epochs for d, c in trainings)
-        self.trained: dict[str, Any] = {"rows": len(self.work.train), "steps": 0, "loss_before": None, "loss_after": None}
+        self.trained: dict[str, Any] = {
+            "rows": len(self.work.train), "steps": 0, "loss_before": None, "loss_after": None,
+            "held_out": 0 if self.work.trained else len(self.work.held_out),
+        }  # fmt: skip
 
     def run(self) -> Generator[Progress, None, ForgettingReport]:
         probes = self._probes()
@@ -158,7 +161,8 @@ class _Check:
         if name is None:
             prompts = self.model.routing_context().generic_prompts[:STAND_IN_ROWS] or ["Good morning.", "How are you?"]
             rows = [_example(prompt, prompt) for prompt in prompts]
-            return None, Domain("", "", rows, rows[:4]), replace(TrainingConfig(seed=self.settings.seed), **few)
+            stand_in = Domain("", "", rows, rows[:4], trained=True)
+            return None, stand_in, replace(TrainingConfig(seed=self.settings.seed), **few)
         card = self.model.store.by_name(name).card
         try:
             config = from_json(TrainingConfig, dict(card.config))
@@ -196,13 +200,13 @@ class _Check:
         rows, settings = self.rows[name], self.settings
         train = [_example(p, a) for p, a in zip(rows.train_prompts, rows.train_answers, strict=True)]
         held_out = [_example(p, a) for p, a in zip(rows.validation_prompts, rows.validation_answers, strict=False)]
-        if not held_out:  # trained without any: the lobe has seen these, the single adapter has not
-            parts = max(1, len(train) // 10)
-            train, held_out = train[:-parts], train[-parts:]
-        return Domain(name, self.ids[name], _evenly(train, settings.rows), _evenly(held_out, settings.held_out))
+        train = _evenly(train, settings.rows)
+        # a fact that is not trained is not learned: a lobe that held nothing out is measured on trained rows
+        measured = _evenly(held_out or train, settings.held_out)
+        return Domain(name, self.ids[name], train, measured, trained=not held_out)
 
     def _probes(self) -> list[list[int]]:
-        """Token ids of prompts that lobes held out, every lobe in turn, and of everyday ones."""
+        """Token ids of prompts that lobes held out (or were trained on), in turn, and of everyday ones."""
         own = [list(rows.validation_prompts) or list(rows.train_prompts) for rows in self.rows.values()]
         turns = [prompts[i] for i in range(max(map(len, own), default=0)) for prompts in own if i < len(prompts)]
         generic = list(self.model.routing_context().generic_prompts) or ["What can you do?"]
@@ -236,7 +240,7 @@ class _Check:
         run = training.train_lobe(
             self.model.backbone, self.work.train, self.work.held_out, self.config, self.made / "newest", stop=self.stop
         )
-        result = yield from self._told(run, f"Training {name} again")
+        result = yield from self._told(run, f"Training {name} again", self.work)
         self.trained |= {
             "steps": result.steps, "loss_before": result.base_validation_loss, "loss_after": result.validation_loss,
         }  # fmt: skip
@@ -245,15 +249,19 @@ class _Check:
         drift = self.drift
         if drift is None or self.stop.is_set():
             return None
-        yield from self._told(drift.learn_first(stop=self.stop), f"One adapter learns {drift.first.name}")
+        begins = f"One adapter learns {drift.first.name}"
+        yield from self._told(drift.learn_first(stop=self.stop), begins, drift.first)
         if self.stop.is_set():
             return None
-        yield from self._told(drift.learn_second(stop=self.stop), f"The same adapter learns {drift.second.name}")
+        again = f"The same adapter learns {drift.second.name}"
+        yield from self._told(drift.learn_second(stop=self.stop), again, drift.second)
         return drift.contrast()
 
-    def _told(self, run: Generator[StepRecord, None, T], phase: str) -> Generator[Progress, None, T]:
+    def _told(
+        self, run: Generator[StepRecord, None, T], phase: str, domain: Domain
+    ) -> Generator[Progress, None, T]:
         """Records of a training as progress of the whole."""
-        done = self.step
+        done, measured = self.step, "measured_loss" if domain.trained else "held_out_loss"
         while True:
             try:
                 record = next(run)
@@ -261,7 +269,7 @@ class _Check:
                 value: T = end.value
                 return value
             self.step = done + record.step
-            kind = "loss" if record.loss is not None else "held_out_loss"
+            kind = "loss" if record.loss is not None else measured
             loss = record.loss if record.loss is not None else record.validation_loss
             yield Progress(self.step, self.steps, phase, {} if loss is None else {kind: loss})
 

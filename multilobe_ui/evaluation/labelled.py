@@ -1,4 +1,4 @@
-"""Prompts of which it is known who should answer them: out of files, or the rows that lobes held out from training."""
+"""Prompts of which it is known who should answer them: out of files, or rows that lobes have kept."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Any
 from .. import dataset
 from ..errors import DataError
 from ..lobe import same_name
-from ..model import MultiLobeModel
+from ..model import ROUTING_VALIDATION_ROWS, MultiLobeModel
 from ..records import RowError
+from ..routers import RoutingRows
+from ..routers.base import same_prompt
 
 LABELS = ("lobe", "label", "domain")
 """Columns in which a file may say whose prompt a row is."""
@@ -26,7 +28,7 @@ class LabelledRow:
 
     Attributes:
         answer: the answer wanted; "" where none is known. lobe: a lobe's name; None where no lobe fits.
-        source: file or lobe that it came from.
+        source: file or lobe that it came from; `trained_source` of the lobe for a row that it was trained on.
     """
 
     prompt: str
@@ -44,12 +46,64 @@ class LabelledRow:
 
 def held_out_rows(model: MultiLobeModel) -> list[LabelledRow]:
     """The rows that every lobe kept for routing and did not train on; a lobe without any is not among them."""
-    found = []
-    for name, rows in model.routing_context().rows.items():
-        prompts, answers = rows.validation_prompts, rows.validation_answers
-        known = answers if len(answers) == len(prompts) else [""] * len(prompts)
-        found += [LabelledRow(p, a, name, name) for p, a in zip(prompts, known, strict=True)]
+    return [row for name, rows in model.routing_context().rows.items() for row in _own(name, rows)[0]]
+
+
+def own_rows(model: MultiLobeModel, *, answered: bool = False) -> list[LabelledRow]:
+    """Rows of every lobe, to measure on where a person gives none.
+
+    Those that it held out from training or, if it held out none, an even sample of those that it was trained
+    on. `flattery` says of how many lobes that is so. Prompts that a person has corrected are not in such a
+    sample: routers know them by heart, and no lobe was trained on them.
+
+    Args:
+        answered: only rows with an answer count.
+    """
+    context, found = model.routing_context(), []
+    for name, rows in context.rows.items():
+        held_out, trained = _own(name, rows)
+        trained = [row for row in trained if same_prompt(row.prompt) not in context.labels]
+        if answered:
+            held_out, trained = ([row for row in part if row.answer.strip()] for part in (held_out, trained))
+        count = min(len(trained), ROUTING_VALIDATION_ROWS)
+        found += held_out or [trained[i * len(trained) // count] for i in range(count)]
     return found
+
+
+def _own(name: str, rows: RoutingRows) -> tuple[list[LabelledRow], list[LabelledRow]]:
+    """(held out, trained): what a lobe has kept of its rows."""
+    parts = []
+    for prompts, answers, source in (
+        (rows.validation_prompts, rows.validation_answers, name),
+        (rows.train_prompts, rows.train_answers, trained_source(name)),
+    ):
+        known = answers if len(answers) == len(prompts) else [""] * len(prompts)
+        parts.append([LabelledRow(p, a, name, source) for p, a in zip(prompts, known, strict=True)])
+    return parts[0], parts[1]
+
+
+def trained_source(lobe: str) -> str:
+    """What stands as the source of a row that a lobe was trained on."""
+    return f"{lobe}: training rows"
+
+
+def flattery(rows: Sequence[LabelledRow], files: str = "a file of labelled prompts") -> str:
+    """A sentence about `own_rows` of lobes that held nothing out; "" if there are none.
+
+    Args:
+        files: what a person can give for a fair test.
+    """
+    lobes = {row.lobe for row in rows}
+    count = len({row.lobe for row in rows if row.lobe and row.source == trained_source(row.lobe)})
+    if not count:
+        return ""
+    who, their = f"{count} of {len(lobes)} lobes", "its" if count == 1 else "their"
+    if count == len(lobes):
+        who = "The lobe" if count == 1 else f"All {count} lobes"
+    return (
+        f"{who} held nothing out: {their} prompts are training rows, so these numbers flatter; "
+        f"give {files} for a fair test."
+    )
 
 
 def read_labelled(

@@ -5,7 +5,7 @@ A router's loss is what is found where it points, the oracle's what is found und
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,22 @@ class LossTable:
         """Per answer token of dataset j; None for what has not been measured, or is no number."""
         value = float(nll.sum() / max(self.tokens[j].sum(), 1)) if nll is not None else np.nan
         return value if np.isfinite(value) else None
+
+    def without(self, lobes: Collection[str]) -> LossTable:
+        """The same without these lobes and without their own datasets."""
+        kept = [j for j, own in enumerate(self.own) if own not in lobes]
+        return LossTable(
+            lobes=[name for name in self.lobes if name not in lobes],
+            own=[self.own[j] for j in kept],
+            nll={
+                (name, place): self.nll[name, j]
+                for place, j in enumerate(kept)
+                for name in (None, *self.lobes)
+                if (name, j) in self.nll and name not in lobes
+            },
+            tokens={place: self.tokens[j] for place, j in enumerate(kept) if j in self.tokens},
+            choices={place: self.choices[j] for place, j in enumerate(kept) if j in self.choices},
+        )
 
     def losses(self) -> list[list[float | None]]:
         """(lobes + 1, datasets), the base first."""

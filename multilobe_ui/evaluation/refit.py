@@ -17,7 +17,7 @@ from ..model import MultiLobeModel
 from ..progress import Progress
 from ..routers import ROUTERS, Router
 from ..routers.base import RoutingContext, same_prompt
-from .labelled import LabelledRow, held_out_rows, load_rows
+from .labelled import LabelledRow, flattery, load_rows, own_rows
 
 MOST_SHOWN = 100
 AT_ONCE = 10
@@ -50,6 +50,7 @@ class Refit:
         corrections: prompt, lobe, and who the default router sent it to before and after; None is the base.
         changed: other prompts that the default router now sends elsewhere: prompt, wanted, before, after; at most MOST_SHOWN.
         ids: of the corrections that were tried. kept: whether they are in force.
+        notes: what to know when reading the numbers, in sentences.
     """
 
     routers: Mapping[str, Mapping[str, Any]]
@@ -59,6 +60,7 @@ class Refit:
     kept: bool = False
     stopped: bool = False
     seconds: float = 0.0
+    notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,7 +84,8 @@ def refitting(
     plain, plain_key = model.routing_context(), model.routing_key()
     serving = {name: model.routing.named(name) for name in settings.routers or model.routing.names}
     serving = {name: router for name, router in serving.items() if router.is_fitted and router.learns_labels}
-    rows = _asked(load_rows(data) if data else held_out_rows(model), context, settings.most)
+    rows = _asked(load_rows(data) if data else own_rows(model), context, settings.most)
+    note = "" if data else flattery(rows)
     steps = len(serving) * (len(rows) + 1)
     found: dict[str, dict[str, Any]] = {}
     decided: dict[str, tuple[list[str | None], list[str | None]]] = {}
@@ -135,6 +138,7 @@ def refitting(
         ids=[correction.id for correction in told],
         stopped=stop.is_set(),
         seconds=time.perf_counter() - started,
+        notes=[note] if note else [],
     )
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from ..progress import Progress, finish
 from ..routers import ROUTERS, Router, RoutingContext, RoutingDecision
 from ..routing import without_lobes
 from . import measures
-from .labelled import LabelledRow, held_out_rows, load_rows
+from .labelled import LabelledRow, flattery, load_rows, own_rows
 
 EVERY = 10
 """Prompts between two signs of life."""
@@ -91,6 +91,7 @@ class ReportCard:
         labels: names of lobes, and "" for none, last. prompts: what was asked, with its label.
         routers: by name. stopped: it ended early; a router that had not been asked everything is then left out, unless it was the
             first: then the prompts are those that it was asked. seconds: that it took.
+        notes: what to know when reading the numbers, in sentences.
     """
 
     labels: Sequence[str]
@@ -98,6 +99,7 @@ class ReportCard:
     routers: Mapping[str, RouterScore]
     stopped: bool
     seconds: float
+    notes: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -106,6 +108,7 @@ class ReportCard:
             "routers": {name: score.to_json() for name, score in self.routers.items()},
             "stopped": self.stopped,
             "seconds": self.seconds,
+            "notes": list(self.notes),
         }
 
 
@@ -121,7 +124,9 @@ def report_card(
     """Ask routers for a decision on labelled prompts, and compare. The lobes are those that were there when it began.
 
     Args:
-        routers: names; () means all that can be used. rows: None takes those that lobes held out from training.
+        routers: names; () means all that can be used.
+        rows: None takes those that lobes held out from training, or were trained on where they held out none:
+            see `own_rows`.
         most: at most so many prompts, evenly over the labels. stop: set it to end early.
 
     Raises:
@@ -157,11 +162,12 @@ def _card(
     began, then, lobes = time.perf_counter(), model.routing_context(), Roll(model)
     names = settings.routers or [name for name in model.routing.names if model.routing.named(name).is_fitted]
     routers = {name: _as_it_is(model, name) for name in names}
-    rows = evenly(held_out_rows(model) if rows is None else rows, settings.most, lambda row: row.lobe)
+    given = rows is not None
+    rows = evenly(own_rows(model) if rows is None else rows, settings.most, lambda row: row.lobe)
     if not rows:
         raise DataError(
-            "There are no labelled prompts: no lobe has rows held out from training. Give a file with the columns "
-            '"input" and "lobe".'
+            "There are no labelled prompts: no lobe has kept rows that it was trained on. "
+            'Give a file with the columns "input" and "lobe".'
         )
     turns = _turns(rows)
     decided: dict[str, list[RoutingDecision] | _Failure] = {}
@@ -175,7 +181,10 @@ def _card(
         decided[name] = found
     order = sorted(range(len(turns)), key=turns.__getitem__)
     in_order = {n: [d[i] for i in order] if isinstance(d, list) else d for n, d in decided.items()}
-    return _compared(then, [rows[turns[i]] for i in order], in_order, stop.is_set(), time.perf_counter() - began)
+    asked, seconds = [rows[turns[i]] for i in order], time.perf_counter() - began
+    card = _compared(then, asked, in_order, stop.is_set(), seconds)
+    note = "" if given else flattery(card.prompts)
+    return replace(card, notes=[note] if note else [])
 
 
 @dataclass(frozen=True)

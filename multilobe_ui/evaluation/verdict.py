@@ -63,7 +63,8 @@ class ForgettingReport:
     Attributes:
         passed: nothing has changed. reasons: what failed, a sentence each with the way out.
         newest: the lobe that was trained again; None where a stand-in was. trained: {"rows", "steps", "loss_before",
-            "loss_after"}; losses in nats per answer token on held-out rows, None without any.
+            "loss_after", "held_out"}; losses in nats per answer token, on so many held-out rows or, if it is
+            0, on rows that were trained; None if it was stopped before.
         contrast: None where there is none; then `contrast_why` says why not.
     """
 

@@ -5,7 +5,7 @@
 The experts are lobes that this router has made for itself (`..experts` trains router and experts in three phases); the lobes that a
 person trained are not among its choices. Complexity is independent of the topic, so nothing is too strange to be given a tier, and
 the router abstains from one kind of prompt only: what is written in another script, of which the English analyser understands
-nothing. T is calibrated on rows held out from training (Guo et al. 2017).
+nothing. T is calibrated on rows that the router is not trained on (Guo et al. 2017).
 
 To decide takes the analyser, the sentence encoder and two small matrix products; torch and the language model are for the fit.
 """
@@ -158,10 +158,21 @@ class ComplexityRouter(Router):
         return FitOutcome(result.report, result.experts)
 
     def _own_rows(self) -> tuple[list[Example], list[Example]]:
-        """(to learn from, to report on): the rows of all lobes, each prompt once; the answer is empty where it was not kept."""
+        """(to learn from, to report on): the rows of all lobes, each prompt once; answers not kept are empty.
+
+        Where some lobes held rows out, every sixth row of the others is reported on, so that the report is of
+        all lobes. Where none did, there is nothing to report on: `train_experts` then parts the rows itself.
+        """
         rows = self.context.rows.values()
-        train = {p: a for r in rows for p, a in _pairs(r.train_prompts, r.train_answers)}
-        held_out = {p: a for r in rows for p, a in _pairs(r.validation_prompts, r.validation_answers) if p not in train}
+        some = any(len(r.validation_prompts) for r in rows)
+        train: dict[str, str] = {}
+        reported: dict[str, str] = {}
+        for r in rows:
+            pairs = _pairs(r.train_prompts, r.train_answers)
+            parts = some and not len(r.validation_prompts) and len(pairs) >= 6
+            train |= {pair[0]: pair[1] for i, pair in enumerate(pairs) if not parts or i % 6 != 5}
+            reported |= dict(pairs[5::6] if parts else _pairs(r.validation_prompts, r.validation_answers))
+        held_out = {p: a for p, a in reported.items() if p not in train}
         return [_example(*pair) for pair in train.items()], [_example(*pair) for pair in held_out.items()]
 
     def _embed(self, prompts: Sequence[str]) -> Array:

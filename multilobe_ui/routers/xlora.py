@@ -31,7 +31,6 @@ from .base import (
     Vector,
     base_decision,
     fit_temperature,
-    held_out_prompts,
     softmax,
 )
 
@@ -206,6 +205,7 @@ class XLoraRouter(Router):
 
         ids = [self.context.ids[name] for name in names]
         train, held_out = self._labelled(names)
+        known = [rows for name in names if not _holds_out(rows := self.context.rows[name])]
         result = yield from train_head(self.context.bank, ids, train, held_out, chosen, stop)
         layers = list(self.context.bank.layers(ids))
         fitted = _Fitted(result.head, names, layers, 1.0, np.zeros(0, np.float32), 0.0)
@@ -218,6 +218,7 @@ class XLoraRouter(Router):
             "scale": result.head.shape.scale,
             "rows": len(train),
             "held_out_rows": len(held_out),
+            "known_to_lobes": sum(len(_pairs(rows)[1]) for rows in known),
             "lobes": names,
             "stopped": result.stopped,
             **facts,
@@ -241,9 +242,24 @@ class XLoraRouter(Router):
             held_out += [LabelledRow(i, *pair) for pair in keep]
         return train, held_out
 
+    def _unseen(self, names: Sequence[str], most: int = 256) -> tuple[list[str], list[int]]:
+        """(prompts, owner): evenly from every lobe, prompts that the head was not trained on.
+
+        Of a lobe with too few rows to keep any from the head these are all of its prompts.
+        """
+        each = max(4, min(24, most // len(names)))
+        prompts: list[str] = []
+        owner: list[int] = []
+        for i, name in enumerate(names):
+            learned, kept = _pairs(self.context.rows[name])
+            chosen = _evenly(kept or learned, each)
+            prompts += [prompt for prompt, _ in chosen]
+            owner += [i] * len(chosen)
+        return prompts, owner
+
     def _calibrated(self, fitted: _Fitted) -> tuple[_Fitted, dict[str, Any]]:
         """The fit with its temperature and its sense of what fits no lobe; and what was measured."""
-        prompts, owner = held_out_prompts(self.context, fitted.names, most=256)
+        prompts, owner = self._unseen(fitted.names)
         seen = [self._read(fitted, prompt) for prompt in prompts]
         facts: dict[str, Any] = {}
         if len(set(owner)) > 1:
@@ -370,13 +386,22 @@ def _logistic(inside: Vector, outside: Vector, steps: int = 300) -> Vector:
     return np.asarray(torch.cat([own, bias.detach() - own @ mean]).numpy(), np.float32)
 
 
+def _holds_out(rows: RoutingRows) -> bool:
+    """Whether a lobe has enough rows that it was not trained on."""
+    return len(rows.validation_prompts) >= 5
+
+
 def _pairs(rows: RoutingRows) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """((prompt, answer) to learn from, those to hold out): the lobe's own held-out rows where there are at least five."""
+    """((prompt, answer) to learn from, those to hold out).
+
+    Held out are the lobe's own held-out rows where there are at least five, else every fifth of those that it
+    was trained on, which are then held out from the head alone.
+    """
     train = list(zip(rows.train_prompts, rows.train_answers or [""] * len(rows.train_prompts), strict=False))
     held_out = list(
         zip(rows.validation_prompts, rows.validation_answers or [""] * len(rows.validation_prompts), strict=False)
     )
-    if len(held_out) >= 5:
+    if _holds_out(rows):
         return train, held_out
     return [pair for i, pair in enumerate(train) if i % 5 != 4 or len(train) < 5], train[4::5]
 

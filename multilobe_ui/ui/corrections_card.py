@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .text import colour, count, duration, escape, listed, short, when
+from .text import colour, count, duration, escape, listed, remarks, short, when
 
 Colours = Mapping[str, str]
 BASE = "base model"
@@ -62,7 +62,8 @@ def refit_card(result: Mapping[str, Any], colours: Colours) -> str:
     notes = f'<div class="rc-since">{notes}</div>' if notes else ""
     corrected = _moves("Your corrections", [{**c, "wanted": c["lobe"]} for c in result.get("corrections") or ()], colours, True)
     return (
-        f'<div class="rc rc-trial">{kept}<p class="rc-headline">{said}</p>{early}{table}{notes}{corrected}'
+        f'<div class="rc rc-trial">{kept}<p class="rc-headline">{said}</p>{remarks(result)}{early}{table}'
+        f"{notes}{corrected}"
         f"{_moves(_changed_title(result), result.get('changed') or (), colours, False)}</div>"
     )
 

@@ -20,7 +20,7 @@ WIDE, HIGH = 1000.0, 300.0
 LEAST_GAP = 0.075
 """Between two labels at the lines' ends, as a share of the figure's height."""
 NOTHING_MUCH = 0.005
-NATS = "nats per answer token, on rows held out"
+NATS = "nats per answer token"
 
 
 def contrast_section(result: Found, colours: Colours) -> str:
@@ -110,8 +110,10 @@ def figure(contrast: Found, colours: Colours) -> str:
     said = text.escape(_in_words(frame.names, losses["first"]))
     numbers = "".join(f'<span style="top:{100 * frame.down(t):.1f}%">{t:g}</span>' for t in ticks(frame.top))
     steps = f'<span>0</span><span style="left:{frame.split}%">{frame.switch:,.0f}</span><span>{frame.last:,.0f} steps</span>'
+    caption = f"Loss, {NATS}, {text.escape(measured_on(contrast))}"
     return (
-        f'<figure class="fg-figure" role="img" aria-label="{said}"><figcaption>Loss, {NATS}</figcaption>{_phases(frame)}'
+        f'<figure class="fg-figure" role="img" aria-label="{said}"><figcaption>{caption}</figcaption>'
+        f"{_phases(frame)}"
         f'<div class="fg-frame"><div class="fg-ticks">{numbers}</div><div class="fg-plot">{_lines(frame, losses)}</div>'
         f'{_ends(frame, losses)}</div><div class="fg-steps">{steps}</div>{_legend(frame)}</figure>'
     )
@@ -218,8 +220,20 @@ def _table(contrast: Found, colours: Colours) -> str:
     held = " and ".join(f"{count:,}" for count in contrast["held_out"])
     return (
         f'<div class="fg-scroll"><table class="fg-losses"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        f'<p class="fg-note">Loss in {NATS} ({held}); lower is better. Your lobes learned from all their rows, for longer.</p>'
+        f'<p class="fg-note">Loss in {NATS}, {text.escape(measured_on(contrast))} ({held}); lower is better. '
+        "Your lobes learned from all their rows, for longer.</p>"
     )
+
+
+def measured_on(contrast: Found) -> str:
+    """Which rows the losses are of. Not escaped."""
+    trained = [str(name) for name in contrast.get("trained") or ()]
+    if not trained:
+        return "on rows held out"
+    if len(trained) == len(SIDES):
+        return "on rows that were trained, as nothing is held out"
+    one = text.short(trained[0])
+    return f"on rows held out, and of {one} on rows that were trained, as it holds none out"
 
 
 def _row(contrast: Found, which: str, colours: Colours) -> str:

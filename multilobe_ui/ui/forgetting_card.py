@@ -41,7 +41,8 @@ def live(records: Sequence[Found], colours: Colours) -> str:
     for record in records:
         if record.get("phase") == records[-1].get("phase"):
             newest |= record.get("values") or {}
-    said = [f"{name} {newest[key]:.3f}" for key, name in (("loss", "loss"), ("held_out_loss", "held out")) if key in newest]
+    names = {"loss": "loss", "held_out_loss": "held out", "measured_loss": "on some of its rows"}
+    said = [f"{name} {newest[key]:.3f}" for key, name in names.items() if key in newest]
     return f'<p class="fg-live">{text.escape(", ".join(said))} nats per answer token</p>' if said else ""
 
 
@@ -68,7 +69,8 @@ def _about(result: Found, steps: int) -> str:
     who = f"<b>{text.escape(newest)}</b> was really trained again" if newest else "An adapter was really trained"
     fell = ""
     if trained.get("loss_before") is not None and trained.get("loss_after") is not None:
-        fell = f", held-out loss {trained['loss_before']:.2f} to {trained['loss_after']:.2f} nats per answer token"
+        which = "loss on rows it learned" if trained.get("held_out") == 0 else "held-out loss"
+        fell = f", {which} {trained['loss_before']:.2f} to {trained['loss_after']:.2f} nats per answer token"
     same = ""
     if result.get("passed"):
         count = {0: "", 1: " and the one lobe"}.get(len(lobes), f" and all {len(lobes)} lobes")

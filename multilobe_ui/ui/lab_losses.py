@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ROWS = 64
 MOST_ROWS = 5000
-FILES = "Prompts and answers, files named after lobes. Empty: held-out rows"
+FILES = "Prompts and answers, files named after lobes. Empty: the lobes’ own rows"
 
 
 class LossesSection:

@@ -155,7 +155,8 @@ class MergeSection:
     def _build_search(self) -> None:
         bare(
             '<p class="merge-hint">A few examples are enough: weights are tried one after the other, without gradients, and those '
-            "that answer best are found. Without a file, rows that the lobes held out are used.</p>"
+            "that answer best are found. Without a file, rows that the lobes have kept are used: those held "
+            "out from training, if there are any.</p>"
         )
         with gr.Row(elem_id="merge-search-form"):
             self.file = gr.File(label="Examples of the new task (optional)", type="filepath", height=140, elem_id="merge-file")

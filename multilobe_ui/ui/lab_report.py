@@ -33,7 +33,7 @@ HEADING = (
     '<div class="train-heading"><h2>Corrections</h2><p class="ml-faint">What you know better than the routers. '
     "A refit tries it out first; nothing changes before you keep it.</p></div>"
 )
-FILES = "Labelled files: a column “lobe”, or named after lobes. Empty: held-out rows"
+FILES = "Labelled files: a column “lobe”, or named after lobes. Empty: the lobes’ own rows"
 SHOW = """() => {
   const parts = ['#report-ask', '#report-prompts', '#report-details'].map((q) => document.querySelector(q));
   parts.find((e) => e?.offsetHeight)?.scrollIntoView({behavior: 'smooth', block: 'nearest'});
@@ -129,7 +129,7 @@ class ReportSection:
         return {"routers": names}, uploads(files)
 
     def asked_refit(self, seen: Any) -> Asked:
-        """A trial on the prompts of the report on display; without one the routers are asked about held-out rows."""
+        """A trial on the prompts of the report on display; without one, on the lobes' own rows."""
         if not self._all_told():
             raise ConfigError("There is no correction to learn from. Click a number of a matrix, then a prompt, and correct it.")
         job, result = self._result(seen)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .report_curves import share
-from .text import NOTHING, colour, count, duration, escape, is_number, listed, loss
+from .text import NOTHING, colour, count, duration, escape, is_number, listed, loss, remarks
 
 Result = Mapping[str, Any]
 Colours = Mapping[str, str]
@@ -23,13 +23,14 @@ STRONGEST = 62
 def losses_card(result: Result, colours: Colours) -> str:
     """Headline, matrix, gains, and scores of the answers where there are any."""
     if not result.get("datasets") or not result.get("losses"):
-        return '<p class="train-ask">There is nothing to measure. Give files, or train a lobe with rows held out.</p>'
+        return '<p class="train-ask">There is nothing to measure. Give files, or train a lobe.</p>'
     early = '<p class="train-ask">Stopped early: empty cells were not measured.</p>' if result.get("stopped") else ""
     took = f" Measured in {duration(result['seconds'])}." if is_number(result.get("seconds")) else ""
     left = [str(name) for name in result.get("left_out") or ()]
     gone = f'<p class="train-ask">Left out, for want of answers: {escape(listed(left))}.</p>' if left else ""
     return (
-        f'<div class="ll"><p class="ll-headline">{headline(result)}</p>{early}{gone}{warning(result)}{matrix(result, colours)}'
+        f'<div class="ll"><p class="ll-headline">{headline(result)}</p>{remarks(result)}{early}{gone}'
+        f"{warning(result)}{matrix(result, colours)}"
         f'<p class="ll-note">Loss in nats per answer token, less is better; small: perplexity. ★ least of its column, framed: the '
         f"lobe's own data.{took}</p>"
         f'<div class="ll-pair">{gains(result, colours)}{tasks(result, colours)}</div></div>'

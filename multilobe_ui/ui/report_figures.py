@@ -11,7 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .report_curves import abstention_figure, calibration_figure, share
-from .text import colour, count, css_string, duration, escape, is_number, listed, milliseconds, percent, short, sure
+from .text import (
+    colour,
+    count,
+    css_string,
+    duration,
+    escape,
+    is_number,
+    listed,
+    milliseconds,
+    percent,
+    remarks,
+    short,
+    sure,
+)
 
 Result = Mapping[str, Any]
 Colours = Mapping[str, str]
@@ -31,7 +44,7 @@ def report_card(result: Result, colours: Colours) -> str:
     """The summary, a row for each router. A page that stands by itself shows every router's details below it as well."""
     routers = result.get("routers") or {}
     if not routers or not result.get("prompts"):
-        return '<p class="train-ask">No prompt was asked. Give a labelled file, or train a lobe with rows held out.</p>'
+        return '<p class="train-ask">No prompt was asked. Give a labelled file, or train a lobe.</p>'
     early = '<p class="train-ask">Stopped early: this is what the routers said so far.</p>' if result.get("stopped") else ""
     best = best_values(routers)
     body = "".join(_summary_row(name, own, best) for name, own in routers.items())
@@ -46,7 +59,8 @@ def report_card(result: Result, colours: Colours) -> str:
         )
     )
     table = f'<div class="rc-scroll"><table class="rc-table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-    return f'<div class="rc"><p class="rc-headline">{headline(result)}</p>{early}{table}{_printed(result, colours)}</div>'
+    head = f'<p class="rc-headline">{headline(result)}</p>{remarks(result)}{early}'
+    return f'<div class="rc">{head}{table}{_printed(result, colours)}</div>'
 
 
 def headline(result: Result) -> str:

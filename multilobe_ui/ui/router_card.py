@@ -21,6 +21,7 @@ NAMES = {
     "ece": "Calibration error (ECE)", "loss": "Loss", "held_out_loss": "Held-out loss", "accuracy": "Accuracy",
     "routing_accuracy": "Routing accuracy", "test_loss": "Test loss", "test_loss_soft": "Test loss, soft mix",
     "base_loss": "Base model's loss", "held_out_rows": "Rows held out", "train_rows": "Rows trained on", "seconds": "Took",
+    "known_to_lobes": "Of these, lobes learned",
 }  # fmt: skip
 SHARES = ("accuracy", "ece", "share", "fraction", "recall", "precision", "coverage", "agreement", "usage")
 STATES = {"fitting": "Fitting", "waiting": "Waiting", "ready": "Ready", "stale": "Stale", "needs": "Needs a fit", "off": "Not now"}

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from ..routers.base import RoutingDecision
 
@@ -38,6 +38,11 @@ NO_ESTIMATE = ("manual", "corrected", "no lobes", "empty prompt", "not fitted", 
 def escape(value: object) -> str:
     """Safe inside HTML text and inside a quoted attribute."""
     return html.escape(str(value), quote=True)
+
+
+def remarks(result: Mapping[str, Any]) -> str:
+    """What to know when reading a result of the Lab, a paragraph for each of its notes. HTML."""
+    return "".join(f'<p class="train-ask">{escape(note)}</p>' for note in result.get("notes") or ())
 
 
 def css_string(value: object) -> str:

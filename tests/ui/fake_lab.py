@@ -203,7 +203,10 @@ def report_result(
             confidence.append(float(round(0.15 + 0.85 * value, 4)))
         title = ROUTERS.get(router, (router, ""))[0]
         found[router] = router_result(labels, wanted, decided, confidence, title, MS.get(router, 5.0))
-    return {"labels": labels, "prompts": prompts, "routers": found, "stopped": False, "seconds": 12.5}
+    return {
+        "labels": labels, "prompts": prompts, "routers": found, "stopped": False, "seconds": 12.5,
+        "notes": [],
+    }  # fmt: skip
 
 
 def router_result(
@@ -264,7 +267,10 @@ def refit_result(report: Mapping[str, Any], corrections: Sequence[Mapping[str, A
         if not own["error"]
     }  # fmt: skip
     told = [{"prompt": c["prompt"], "lobe": c["lobe"], "before": c["was"] or None, "after": c["lobe"]} for c in corrections]
-    return {"routers": routers, "corrections": told, "changed": changed, "kept": kept, "stopped": False, "seconds": 9.0}
+    return {
+        "routers": routers, "corrections": told, "changed": changed, "kept": kept, "stopped": False,
+        "seconds": 9.0, "notes": [],
+    }  # fmt: skip
 
 
 # ---- losses ----------------------------------------------------------------------------------------------------------
@@ -295,6 +301,7 @@ def losses_result(lobes: Sequence[str], idle: Sequence[str] = (), task: bool = T
         "routed": routed.tolist(), "oracle": oracle.tolist(),
         "gain": kept, "idle": list(idle), "share_of_oracle": float((base - routed).sum()) / saved if saved else None,
         "task": scores if task else {}, "task_share": 0.947 if task and scores else None, "stopped": False, "seconds": 31.0,
+        "notes": [],
     }  # fmt: skip
 
 
@@ -463,7 +470,7 @@ def forgetting_result(lobes: Sequence[str], contrast: bool = True) -> dict[str, 
     }
     shown = {
         "first": lobes[0], "second": lobes[1], "rows": [96, 90], "held_out": [24, 20], "losses": losses, "forgotten": first - 1.2,
-        "kept": (3.4 - first) / 2.2, "curve": curve, "switch": 128,
+        "kept": (3.4 - first) / 2.2, "curve": curve, "switch": 128, "trained": [],
     } if contrast and len(lobes) > 1 else None  # fmt: skip
     why = "" if shown else "The contrast needs two lobes that have kept rows with answers."
     return {
@@ -474,7 +481,7 @@ def forgetting_result(lobes: Sequence[str], contrast: bool = True) -> dict[str, 
         "lobes": [{"name": name, "same": True, "max_difference": 0.0, "mean_kl": 0.0, "files_same": True, "fingerprint_same": True}
                   for name in lobes],
         "newest": lobes[-1] if lobes else None,
-        "trained": {"rows": 96, "steps": 96, "loss_before": 3.18, "loss_after": 1.42},
+        "trained": {"rows": 96, "steps": 96, "loss_before": 3.18, "loss_after": 1.42, "held_out": 24},
         "contrast": shown, "contrast_why": why, "reasons": [], "stopped": False, "seconds": 61.0,
     }  # fmt: skip
 

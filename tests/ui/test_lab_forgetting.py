@@ -289,3 +289,18 @@ def test_the_result_is_not_changed_by_drawing_it():
     before = copy.deepcopy(result)
     forgetting_card(result, COLOURS)
     assert result == before
+
+
+def test_losses_on_trained_rows_are_called_so():
+    result = forgetting_result(LOBES)
+    assert "held-out loss 3.18 to 1.42" in read(forgetting_card(result, COLOURS)).text
+    assert "on rows held out (24 and 20)" in read(forgetting_card(result, COLOURS)).text
+    result["trained"]["held_out"], result["contrast"]["trained"] = 0, [LOBES[0], LOBES[1]]
+    said = read(forgetting_card(result, COLOURS)).text
+    assert "loss on rows it learned 3.18 to 1.42" in said and "held-out" not in said
+    assert said.count("on rows that were trained, as nothing is held out") == 2
+    result["contrast"]["trained"] = [EVIL]
+    drawn = forgetting_card(result, COLOURS)
+    assert "as it holds none out" in drawn and not read(drawn).all("img")
+    record = {"phase": "Training python again", "values": {"measured_loss": 2.0}}
+    assert read(live([record], COLOURS)).text == "on some of its rows 2.000 nats per answer token"

@@ -129,6 +129,15 @@ def test_what_was_stopped_or_is_empty_says_so():
     assert cells(bare) == {"base model": [("2.000", "7.39")]}
 
 
+def test_what_to_know_when_reading_the_numbers_is_said_first_and_escaped():
+    noted = {**losses_result(LOBES), "notes": ["2 of 3 lobes <held> nothing out."]}
+    drawn = losses_card(noted, COLOURS)
+    assert read(drawn).one("p", "train-ask").text == "2 of 3 lobes <held> nothing out."
+    assert drawn.index("nothing out") < drawn.index("<table") and "<held>" not in drawn
+    old = {key: value for key, value in noted.items() if key != "notes"}  # of an earlier version
+    assert not read(losses_card(old, COLOURS)).all("p", "train-ask")
+
+
 def test_names_are_escaped_and_colours_cannot_carry_styles():
     result = losses_result([EVIL, "b"], idle=[EVIL])
     result["left_out"], result["router"] = [EVIL], EVIL

@@ -106,6 +106,15 @@ def test_the_best_of_each_column_is_marked_and_ties_all_are(result):
     assert best_values({"one": result["routers"]["gate"]}) == {}
 
 
+def test_what_to_know_when_reading_the_numbers_is_said_first_and_escaped():
+    noted = {**report_result(LOBES), "notes": ["2 of 3 lobes <held> nothing out."]}
+    drawn = report_card(noted, COLOURS)
+    assert read(drawn).one("p", "train-ask").text == "2 of 3 lobes <held> nothing out."
+    assert drawn.index("nothing out") < drawn.index("<table") and "<held>" not in drawn
+    old = {key: value for key, value in noted.items() if key != "notes"}  # of an earlier version
+    assert not read(report_card(old, COLOURS)).all("p", "train-ask")
+
+
 def test_the_headline_names_the_best(result):
     names = {name: own["accuracy"] for name, own in result["routers"].items()}
     best = max(names, key=names.__getitem__)
