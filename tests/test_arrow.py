@@ -194,7 +194,8 @@ def test_the_decision_is_the_mean_of_what_the_answer_is_written_with(bank: LobeB
     opening, words = bank.backbone.encode_prompt(prompt)
     mean = run.weights[0, len(opening) : len(opening) + len(words)].mean((0, 1)).numpy()
     np.testing.assert_allclose([router.decide(prompt).weights[name] for name in bank.lobes], mean, atol=1e-5)
-    assert router.mixer(Mixing()).top_k == 1 and router.mixer(Mixing("top_k", 3)).top_k == 3
+    assert router.mixer(Mixing("top_1")).top_k == 1 and router.mixer(Mixing()).top_k is None
+    assert router.mixer(Mixing("top_k", 3)).top_k == 3
 
 
 def test_calibration_is_measured_and_lets_few_prompts_go(bank: LobeBank) -> None:

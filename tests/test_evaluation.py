@@ -531,14 +531,11 @@ def test_forgotten_texts_are_read_again(backbone: Backbone, model: MultiLobeMode
 def test_no_router_profits_from_what_another_has_read(backbone: Backbone) -> None:
     """The card asks every router about prompts that the encoder has forgotten."""
 
-    class Encoder(Embedder):
-        words = None
-
     class Words(CountingEncoder):
         def vectors(self, texts: Sequence[str]) -> np.ndarray:
             return WordEmbedder()(texts)
 
-    embedder = Encoder()
+    embedder = Embedder("words")
     embedder._model = Words()
     cold = MultiLobeModel(backbone, embedder=embedder)
     for topic in list(TOPICS)[:2]:

@@ -318,21 +318,22 @@ def test_a_persons_chain_stays_whatever_comes(
 
 
 def gate_state(**changed: Any) -> dict[str, Any]:
-    state = {"lobes": [COLOURS], "embedding": "sentence", "none": False, "temperature": 1.0, "limit": 1.0,
-             "weight": np.zeros((1, 64), np.float32), "bias": np.zeros(1, np.float32)}  # fmt: skip
+    calibration = {"temperature": 1.0, "floor": 0.0, "low": 0.0, "high": 0.0, "spread": 1.0} | changed.pop("calibration", {})
+    state = {"lobes": [COLOURS], "embedding": "sentence", "calibration": calibration, "middle": np.zeros(0, np.float32),
+             "weight": np.zeros((2, 64), np.float32), "bias": np.zeros(2, np.float32)}  # fmt: skip
     return state | changed
 
 
 BAD_STATES = {
     "of another width": gate_state(weight=np.ones((1, 40), np.float32)),
     "of one dimension": gate_state(weight=np.ones(64, np.float32)),
-    "that overflows": gate_state(weight=np.full((1, 64), 3e38, np.float32), bias=np.full(1, 3e38, np.float32), temperature=1e-30),
-    "not a number": gate_state(temperature="hot"),
-    "NaN in JSON": gate_state(temperature=float("nan")),
-    "infinite in JSON": gate_state(limit={"a": [float("inf")]}),
+    "that overflows": gate_state(weight=np.full((2, 64), 3e38, np.float32), bias=np.full(2, 3e38, np.float32)),
+    "not a number": gate_state(calibration={"temperature": "hot"}),
+    "NaN in JSON": gate_state(calibration={"temperature": float("nan")}),
+    "infinite in JSON": gate_state(more={"a": [float("inf")]}),
     "without its parts": {"weight": np.ones((1, 64), np.float32)},
-    "of odd types": gate_state(lobes=7, none=[], bias=np.zeros((1, 1, 1), np.float32)),
-    "a large number": gate_state(temperature=10**400),
+    "of odd types": gate_state(lobes=7, bias=np.zeros((1, 1, 1), np.float32)),
+    "a large number": gate_state(calibration={"temperature": 10**400}),
 }
 
 

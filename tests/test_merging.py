@@ -235,8 +235,8 @@ def test_rows_are_shared_evenly_and_none_comes_twice() -> None:
 
     large, small = lobe([f"l{i}" for i in range(1000)]), lobe([f"s{i}" for i in range(10)] + ["l0"])
     mixed = mixed_rows([large, small])
-    assert sum(p.startswith("l") for p in mixed.train_prompts) == 128 and sum(p.startswith("s") for p in mixed.train_prompts) == 10
-    assert len(set(mixed.train_prompts)) == len(mixed.train) == len(mixed.train_answers) == 138
+    assert sum(p.startswith("l") for p in mixed.train_prompts) == 256 and sum(p.startswith("s") for p in mixed.train_prompts) == 10
+    assert len(set(mixed.train_prompts)) == len(mixed.train) == len(mixed.train_answers) == 266
     alone = mixed_rows([lobe([], prototypes=2)])  # a lobe of which only prototypes are known
     assert alone.train_prompts == [] and len(alone.prototypes) >= 1
 

@@ -36,7 +36,7 @@ FEW = 8
 """A lobe that may bring fewer rows than this brings its prototypes instead, which stand for more."""
 DOUBTFUL = (0.01, 0.10)
 """Shares of the lobes' own rows between whose values of v it is in doubt whether any lobe fits."""
-FALSE_ABSTENTION = 0.03
+FALSE_ABSTENTION = 0.025
 """Share of the lobes' own rows that may fall below the floor: the base's answer costs little, a stranger in a lobe looks absurd."""
 
 
