@@ -75,9 +75,9 @@ def report(model: MultiLobeModel) -> None:
     for i, name in enumerate(model.lobe_names):
         others = [losses[j + 1, i] for j in range(len(judging)) if j != i]
         own, base = losses[i + 1, i], losses[0, i]
-        print(
-            f"{name}: loss {own:.3f} on {'trained' if judging[name][1] else 'held-out'} rows, base {base:.3f} ({own / base - 1:+.0%}), best other lobe {min(others):.3f}"
-        )
+        kind = "trained" if judging[name][1] else "held-out"
+        beside = f"base {base:.3f} ({own / base - 1:+.0%}), best other lobe {min(others):.3f}"
+        print(f"{name}: loss {own:.3f} on {kind} rows, {beside}")
     tests = [json.loads(line) for line in (folder("sample_data") / "routing_test.jsonl").open(encoding="utf-8")]
     routed = routing_report(model.route, [t["input"] for t in tests], [t["lobe"] for t in tests])
     print(f"routing: {routed.accuracy:.1%} right, by label {routed.by_label}, stages {routed.stages}")

@@ -17,7 +17,7 @@ from multilobe_ui.assets import MINILM_SHA256, demo_bundle, folder, packaged_min
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.bundle import verify_bundle
 from multilobe_ui.config import TrainingConfig
-from multilobe_ui.demo import answered, held_out_rows
+from multilobe_ui.demo import answered, judging_rows
 from multilobe_ui.evaluation import loss_matrix, routing_report
 from multilobe_ui.routers.base import Mixing
 
@@ -61,14 +61,46 @@ def test_sample_data_is_as_described(tests: list[dict[str, str]]) -> None:
 
 
 def test_every_lobe_gains_on_its_own_rows_and_beats_every_other_lobe_there(demo: MultiLobeModel) -> None:
-    held_out = {lobe.name: held_out_rows(lobe, sample_files()[lobe.name]) for lobe in demo.lobes}
-    losses = loss_matrix(demo.bank, [lobe.id for lobe in demo.lobes], held_out)
+    judging = {lobe.name: judging_rows(lobe, sample_files()[lobe.name]) for lobe in demo.lobes}
+    rows = {name: own[:: max(1, len(own) // 40)] if trained else own for name, (own, trained) in judging.items()}
+    losses = loss_matrix(demo.bank, [lobe.id for lobe in demo.lobes], rows)
     base, lobes = losses[0], losses[1:]
     assert (np.diag(lobes) <= 0.75 * base).all(), losses
-    assert (lobes.argmin(0) == np.arange(len(held_out))).all(), losses
-    # what the cards claim is what is measured
-    claimed = [lobe.card.training["validation_loss"] for lobe in demo.lobes]
-    np.testing.assert_allclose(np.diag(lobes), claimed, rtol=2e-3)
+    assert (lobes.argmin(0) == np.arange(len(rows))).all(), losses
+    for i, lobe in enumerate(demo.lobes):
+        claimed, trained = lobe.card.training["validation_loss"], judging[lobe.name][1]
+        assert (claimed is None) == trained  # what the cards claim is what is measured
+        assert trained or lobes[i, i] == pytest.approx(claimed, rel=2e-3)
+
+
+SEEDS = {
+    "Customer message: I waited 3 days for delivery. The product quality is good but your support team never replied. Can you "
+    "summarize my issue and note the overall sentiment?": (0.45, 0.55),
+    "Summarize this app store review in one line: The UI looks beautiful and payments are smooth, but the app crashes frequently "
+    "on Android 13 and notifications don't work.": (0.20, 0.80),
+    "Classify the sentiment of this email: I'm extremely disappointed. I paid for premium but got basic features.": (0.92, 0.08),
+    "Give a short summary and highlight the tone: The laptop performance is great, but battery lasts only 3 hours.": (0.50, 0.50),
+}
+"""MixLoRA's own examples, with the weights of sentiment and summarisation that its README gives."""
+
+
+@pytest.mark.parametrize("router", ["hybrid", "gate"])
+def test_prompts_that_want_two_skills_are_weighed_as_they_should_be(demo: MultiLobeModel, router: str) -> None:
+    for prompt, wanted in SEEDS.items():
+        weights = demo.route(prompt, router).weights
+        found = [weights.get(name, 0.0) for name in ("sentiment", "summarisation")]
+        assert found == pytest.approx(wanted, abs=0.25), (prompt, weights)
+
+
+@pytest.mark.parametrize("router", ["hybrid", "gate", "keyword"])
+def test_code_for_a_sum_is_python_first_and_maths_second(demo: MultiLobeModel, router: str) -> None:
+    weights = demo.route("Write Python code to solve quadratic equations", router).weights
+    assert list(weights)[:2] == ["python", "maths"] and weights["maths"] >= 0.25
+
+
+def test_an_equation_is_for_maths_by_its_words(demo: MultiLobeModel) -> None:
+    decision = demo.route("Solve x² + 5x + 6 = 0", "keyword")
+    assert decision.chosen == "maths" and decision.confidence >= 0.8
 
 
 def test_reworded_questions_reach_their_lobe_and_are_answered_right(
@@ -77,7 +109,7 @@ def test_reworded_questions_reach_their_lobe_and_are_answered_right(
     report = routing_report(demo.route, [t["input"] for t in tests], [t["lobe"] for t in tests])
     labelled = [d.chosen == t["lobe"] for d, t in zip(report.decisions, tests, strict=True) if t["lobe"]]
     assert np.mean(labelled) >= 0.94
-    assert report.by_label[""] >= 0.75  # prompts that belong to no lobe go to the base
+    assert report.by_label[""] >= 0.95  # prompts that belong to no lobe go to the base
     asked = [(t, d) for t, d in zip(tests, report.decisions, strict=True) if t["lobe"]]
     answers = answered(demo, [(t["input"], d) for t, d in asked])
     right = [t["contains"].lower() in answer.lower() for (t, _), answer in zip(asked, answers, strict=True)]

@@ -63,8 +63,10 @@ class ArrowRouter(Router):
     name: ClassVar[str] = "arrow"
     title: ClassVar[str] = "Arrow"
     sentence: ClassVar[str] = (
-        "Weighs every token in every layer by what each lobe's own matrices respond to most; there is nothing to train."
+        "Weighs every token in every layer by what each lobe's own matrices respond to most; there is nothing to train. "
+        "It is an experiment: it hardly tells lobes of one form apart."
     )
+    experimental: ClassVar[bool] = True
     learns_labels: ClassVar[bool] = False
     settings: ClassVar[type[Any] | None] = ArrowSettings
     per_token: ClassVar[bool] = True
