@@ -24,7 +24,7 @@ Vector = np.ndarray[Any, np.dtype[np.float32]]
 NEGLIGIBLE = 0.01
 """Weight below which "soft" leaves a lobe out: the bank's time grows with the lobes that it runs."""
 MODES = ("auto", "top_1", "top_k", "soft")
-STANDS_OUT = 0.4
+STANDS_OUT = 0.6
 """Share of the best lobe's weight that another needs for "auto" to let it answer too."""
 
 
