@@ -303,7 +303,8 @@ def test_a_short_question_that_fits_no_lobe_is_routed_with_the_one_before(model:
         messages = [("user", "cat dog horse cow"), ("assistant", "x"), ("user", last)]
         return model.decide([{"role": role, "content": content} for role, content in messages]).scores
 
-    assert decide("why?") == model.route("cat dog horse cow why?").scores
+    stray = next(word for word in ("why?", "hm", "how so?", "really", "go on", "so?") if model.route(word).abstained)
+    assert decide(stray) == model.route(f"cat dog horse cow {stray}").scores
     assert decide("red blue") == model.route("red blue").scores
     assert decide("and why is that so?") == model.route("and why is that so?").scores
 
