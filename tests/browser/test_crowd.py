@@ -62,7 +62,7 @@ def test_the_named_endpoints_are_these_and_all_work(visit: Visit, app: App, tmp_
     assert app.lobes() == list(DEMO)
     route = app.call("route", INSULIN)
     assert route["chosen"] == "medical"
-    assert route["scores"]["medical"] > route["threshold"]
+    assert route["probabilities"]["medical"] == route["confidence"] > 0.9 and route["evidence"]["none"] < 0.1
     assert app.call("route", INSULIN, router="gate")["chosen"] == "medical"
     assert {view["name"] for view in app.call("routers") if view["fitted"]} >= {"hybrid", "gate", "xlora", "arrow"}
     fit = app.call("fit_router", "gate")
