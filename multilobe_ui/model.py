@@ -125,7 +125,7 @@ class MultiLobeModel:
             model_name: "builtin", a folder, or a hub id of any causal language model of transformers.
             device: None takes CUDA, else MPS, else the CPU.
             embedding_model: a sentence-transformers model; the default needs no network.
-            embedding_threshold: "auto" calibrates from held-out rows; a number is the embedding score that a lobe must reach
+            embedding_threshold: "auto" calibrates on the lobes' rows; a number is the embedding score that a lobe must reach
                 to be chosen without asking the language model.
             logprob_max_tokens: tokens of a prompt that stage 2 reads.
             router: which of `routers.ROUTERS` routes where none is named.
@@ -392,7 +392,7 @@ class MultiLobeModel:
                 forget(prompts)
 
     def calibrate(self) -> None:
-        """Fit the default router to the lobes there are, using the language model on their held-out prompts (seconds)."""
+        """Fit the default router to the lobes there are; it does so by itself whenever they change."""
         self.fit_router(self.routing.default)
 
     def fit_router(

@@ -16,7 +16,7 @@ from .logprob import LogprobRouter
 from .xlora import XLoraRouter
 
 ROUTERS: Mapping[str, Callable[[RoutingContext, float | None], Router]] = {
-    "hybrid": lambda context, threshold: HybridRouter(context, EmbeddingRouter(context), threshold),
+    "hybrid": lambda context, threshold: HybridRouter(context, lambda: EmbeddingRouter(context), threshold),
     "embedding": lambda context, threshold: EmbeddingRouter(context, threshold),
     "logprob": lambda context, threshold: LogprobRouter(context),
     "keyword": lambda context, threshold: KeywordRouter(context),

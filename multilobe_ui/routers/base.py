@@ -211,7 +211,6 @@ class ScoringStage(Protocol):
     names: list[str]
     temperature: float
 
-    def nearest(self, vector: Vector, count: int = 5) -> list[dict[str, Any]]: ...
     def scores(self, vectors: Vector, *, leave_out_self: bool = False) -> Vector: ...
 
 

@@ -15,14 +15,15 @@ All is made from the lobes' rows and a few fixed numbers, in well under a second
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .base import AUTO, Router, RoutingContext, RoutingDecision, ScoringStage, Vector, Verdict, softmax
-from .regression import Regression, lobes_with_rows, rows_of, shares_of
+from .regression import Regression, lobes_with_rows, nearest_rows, rows_of, shares_of
 
 WIDTH, RIDGE = 4.0, 0.1
 """γ and λ; between 2 and 6 and between 0.05 and 0.2 hardly anything changes."""
@@ -43,16 +44,18 @@ class HybridRouter(Router):
     Args:
         threshold: None decides as above; a number is the embedding score from which a lobe answers without more ado, and below
             which the likeliest three are read under, as in the package `multilobe`.
-        embedding: the router that knows that score.
+        embedding: makes the router that knows that score; it indexes all rows, so it is made only where it is asked.
     """
 
     name: ClassVar[str] = "hybrid"
     title: ClassVar[str] = "Hybrid"
     sentence: ClassVar[str] = "The lobes whose rows the prompt is made of; where that is in doubt, the language model reads it too."
 
-    def __init__(self, context: RoutingContext, embedding: ScoringStage, threshold: float | None = None) -> None:
+    def __init__(
+        self, context: RoutingContext, embedding: Callable[[], ScoringStage], threshold: float | None = None
+    ) -> None:
         super().__init__(context)
-        self.embedding, self.threshold = embedding, threshold
+        self._make_embedding, self.threshold = embedding, threshold
         self.names = lobes_with_rows(context)
         self._strangers = [name for name in context.lobes if name not in set(self.names)][:STRANGERS]
         self._regression: Regression | None = None
@@ -74,12 +77,13 @@ class HybridRouter(Router):
         if self.threshold is not None:
             return self._by_threshold(prompt, self.threshold)
         vector = self.context.embed([prompt])
-        (scores,), (value,) = self._regression.scores(vector)
+        (scores,), (value,), (cosines,) = self._regression.scores(vector)
         fitted = self._regression.calibration
         likely = fitted.probabilities(scores)
         best = self.names[int(likely.argmax())]
         evidence: dict[str, Any] = {
-            "everyday": float(scores[-1]), "known": float(value), "floor": fitted.floor, "nearest": self._nearest(vector[0]),
+            "everyday": float(scores[-1]), "known": float(value), "floor": fitted.floor,
+            "nearest": nearest_rows(self._regression.rows, self.names, cosines),
         }  # fmt: skip
         gain = None
         if fitted.low <= value < fitted.high or (self._strangers and value < fitted.high):
@@ -110,9 +114,9 @@ class HybridRouter(Router):
         """What the scores say the prompt is made of."""
         return shares_of(decision.scores) if decision.stage in ("embedding", "logprob") else decision.probabilities
 
-    def _nearest(self, vector: Vector) -> list[dict[str, Any]]:
-        """The training rows nearest to a prompt, as the embedding router tells them."""
-        return self.embedding.nearest(vector)
+    @cached_property
+    def _embedding(self) -> ScoringStage:
+        return self._make_embedding()
 
     def _by_reading(self, prompt: str, lobes: Sequence[str], evidence: Mapping[str, Any] | None = None) -> Verdict:
         """Where the rows say nothing: the lobe under which the prompt gains most over the base, if any gains."""
@@ -139,16 +143,16 @@ class HybridRouter(Router):
 
     def _by_threshold(self, prompt: str, threshold: float) -> Verdict:
         """A person's own threshold: at once from there on, else by reading under the likeliest."""
-        scores = self.embedding.scores(self.context.embed([prompt]))[0]
-        by_lobe = dict(zip(self.embedding.names, map(float, scores), strict=True))
+        scores = self._embedding.scores(self.context.embed([prompt]))[0]
+        by_lobe = dict(zip(self._embedding.names, map(float, scores), strict=True))
         order = sorted(by_lobe, key=lambda name: -by_lobe[name])
         if by_lobe[order[0]] < threshold:
             verdict = self._by_reading(prompt, [*order[:SHORTLIST], *self._strangers])
             return replace(verdict, evidence={**verdict.evidence, "embedding": by_lobe})
-        likely = softmax(np.asarray(scores / self.embedding.temperature, np.float32))
+        likely = softmax(np.asarray(scores / self._embedding.temperature, np.float32))
         return Verdict(
             scores=by_lobe,
-            probabilities=dict(zip(self.embedding.names, map(float, likely), strict=True)),
+            probabilities=dict(zip(self._embedding.names, map(float, likely), strict=True)),
             stage="embedding",
             reason=f"The prompt is as near to {order[0]} as you ask ({by_lobe[order[0]]:.2f}, {threshold:.2f} needed).",
             threshold=threshold,

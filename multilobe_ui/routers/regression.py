@@ -46,10 +46,12 @@ class Rows:
 
     Attributes:
         vectors: (n, d), unit length. labels: (n, lobes + 1), each row of sum 1, the generic prompts' class last.
+        texts: of the lobes' rows, which come first; "" where there is none.
     """
 
     vectors: Vector
     labels: Vector
+    texts: Sequence[str] = ()
 
     @property
     def known(self) -> Array:
@@ -68,12 +70,14 @@ def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS
     share = max(1, most // max(1, len(names)))
     vectors: list[Vector] = []
     owners: list[list[int]] = []
+    texts: list[str] = []
     place: dict[str, int] = {}
     for lobe, name in enumerate(names):
         rows = context.rows[name]
         if len(rows.prototypes) and (share < FEW or not len(rows.train)):
             vectors += [*rows.prototypes[:share]]
             owners += [[lobe]] * min(share, len(rows.prototypes))
+            texts += [""] * min(share, len(rows.prototypes))
             continue
         own = [*rows.train_prompts, *rows.validation_prompts]
         both = np.concatenate([rows.train, rows.validation]) if len(rows.validation) else rows.train
@@ -86,13 +90,14 @@ def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS
                 place[text] = len(vectors)
             vectors.append(both[i])
             owners.append([lobe])
+            texts.append(text)
     generic = context.generic()
     labels = np.zeros((len(vectors) + len(generic), len(names) + 1), np.float32)
     for row, lobes in enumerate(owners):
         labels[row, lobes] = 1 / len(lobes)
     labels[len(vectors) :, -1] = 1
     stacked = np.stack(vectors) if vectors else generic[:0]
-    return Rows(np.concatenate([stacked, generic]) if len(generic) else stacked, labels)
+    return Rows(np.concatenate([stacked, generic]) if len(generic) else stacked, labels, texts)
 
 
 @dataclass(frozen=True)
@@ -151,16 +156,27 @@ class Regression:
         self.weights, left_out = _solved(kernel(cosines), rows.labels, ridge)
         self.calibration = Calibration.of(left_out, rows, cosines, false_abstention)
 
-    def scores(self, vectors: Vector) -> tuple[Vector, Vector]:
-        """((n, lobes + 1) scores, (n,) how well each is known) of prompts with vectors (n, d)."""
+    def scores(self, vectors: Vector) -> tuple[Vector, Vector, Vector]:
+        """((n, lobes + 1) scores, (n,) how well each is known, (n, rows) cosines) of prompts with vectors (n, d)."""
         cosines = vectors @ self.rows.vectors.T
         scores = np.asarray(self.kernel(cosines) @ self.weights, np.float32)
-        return scores, how_known(scores, cosines, self.rows.known)
+        return scores, how_known(scores, cosines, self.rows.known), cosines
 
 
 def how_known(scores: Vector, cosines: Array, known: Array) -> Vector:
     """(n,) v of the module's text, of prompts with scores (n, lobes + 1) and cosines (n, rows); `known` are the lobes' rows."""
     return np.asarray(np.linalg.norm(np.maximum(scores[:, :-1], 0), axis=1) + cosines[:, known].max(1), np.float32)
+
+
+def nearest_rows(rows: Rows, names: Sequence[str], cosines: Vector, count: int = 5) -> list[dict[str, Any]]:
+    """The lobes' rows nearest to a prompt with cosines (rows,): {prompt, lobe, score}, best first."""
+    own = cosines[: len(rows.texts)]
+    order = np.argsort(-own)[:count].tolist()
+    return [
+        {"prompt": rows.texts[i], "lobe": names[int(rows.labels[i].argmax())], "score": float(own[i])}
+        for i in order
+        if rows.texts[i]
+    ]
 
 
 def shares_of(scores: Mapping[str, float]) -> dict[str, float]:
