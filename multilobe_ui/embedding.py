@@ -3,8 +3,7 @@
 A text's vector is two in one: the encoder's own sentence vector, and the mean over the text's tokens of its middle layer, each of
 unit length and of equal weight, so that a cosine is the mean of both cosines. The last layer knows what a text means, the middle
 one still how it is put; both come out of one forward. On eight real domains, left one out at a time, that is right on 94.8 % of
-rows where the sentence vector alone is right on 94.2 %, and tells prompts of unknown domains better (at 3 % of known rows turned
-away 70 % of them against 52 %). Character n-grams beside them added nothing.
+rows where the sentence vector alone is right on 94.2 %. Character n-grams beside them hardly add to it (95.0 %).
 """
 
 from __future__ import annotations

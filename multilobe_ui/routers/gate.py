@@ -7,8 +7,7 @@ are the gate's, as in MixLoRA (Li et al. 2024, arXiv:2404.15159): those of the b
 that stand out, or of all (`base.Mixing`).
 
 W and b are ridge regression, solved at once; scores then estimate how much of each lobe is in a prompt, and leaving each row out,
-which costs nothing, calibrates them (`regression`). A softmax layer trained step by step on four fifths of the rows was right as
-often and told less of blends.
+which costs nothing, calibrates them (`regression`). A softmax layer trained step by step on fewer rows was right as often.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from .base import AUTO, Router, RoutingContext, RoutingDecision, ScoringStage, V
 from .regression import Regression, lobes_with_rows, nearest_rows, rows_of, shares_of
 
 WIDTH, RIDGE = 4.0, 0.1
-"""γ and λ; between 2 and 6 and between 0.05 and 0.2 hardly anything changes."""
+"""γ and λ; with γ 3 or λ between 0.05 and 0.2 hardly anything changes."""
 SAY, USUAL, LIMIT = 0.3, 0.2, 0.5
 """What a nat per token counts beside v, the gain that most prompts have whose template a lobe has learned, and the gain over or
 below it that counts at most. Chosen on rows that lobes had not been trained on, never on test prompts."""
@@ -101,7 +101,7 @@ class HybridRouter(Router):
             probabilities=dict(zip(self.names, map(float, (1 - none) * likely), strict=True)),
             none=none,
             stage="embedding" if gain is None else "logprob",
-            reason=_reason(best, none, gain, set(self._second(scores))),
+            reason=_reason(best, none, gain, self._second(scores)),
             certain=not self._strangers or none < 0.5,
             evidence=evidence,
         )
@@ -159,12 +159,12 @@ class HybridRouter(Router):
         )
 
 
-def _reason(best: str, none: float, gain: float | None, others: set[str]) -> str:
+def _reason(best: str, none: float, gain: float | None, others: Sequence[str]) -> str:
     read = "" if gain is None else f" Read under {best}, it gains {gain:+.2f} nats per token over the base."
     if none > 0.5:
         return f"No lobe's rows are near enough; {best} comes closest.{read}"
     if gain is not None:
         return f"The lobes' rows leave it in doubt.{read}"
     if others:
-        return f"The prompt asks for what {best} and {' and '.join(sorted(others))} were taught."
+        return f"The prompt asks for what {best} and {' and '.join(others)} were taught."
     return f"The prompt is like what {best} was taught."
