@@ -235,4 +235,4 @@ def suggested_epochs(rows: int) -> int:
     """
     rows = max(1, rows)
     wanted = min(60, max(15 + rows // 24, math.ceil(900 / rows)))
-    return min(wanted, max(3, round(5200 / rows)))
+    return min(wanted, max(3, round(9000 / rows)))

@@ -374,10 +374,11 @@ class TestKeyword:
             y = [uses(group, term) for group in groups]
             prior = strength * sum(y) / sum(n)
             odds_own = (y[0] + prior) / (n[0] + strength - y[0] - prior)
-            odds_rest = (y[1] + y[2] + prior) / (n[1] + n[2] + strength - y[1] - y[2] - prior)
+            rest = y[1] + y[2] + 0.3
+            odds_rest = (rest + prior) / (n[1] + n[2] + strength - rest - prior)
             delta = math.log(odds_own) - math.log(odds_rest)
-            z = delta / math.sqrt(1 / (y[0] + prior) + 1 / (y[1] + y[2] + prior))
-            if y[0] >= 2 and z >= 1 and delta >= 1.5:
+            z = delta / math.sqrt(1 / (y[0] + prior) + 1 / (rest + prior))
+            if (y[0] >= 3 or sum(y[1:]) == 0) and z >= 0.5 and delta >= 1:
                 expected[term] = (z, delta)
         best = sorted(expected, key=lambda term: -expected[term][0])
         found = distinctive_terms(lobes, generic, most=1000)["a"]

@@ -3,15 +3,15 @@ the words.
 
 A term w of lobe l is scored by the log-odds ratio against all that is not l, with an informative Dirichlet
 prior (Monroe, Colaresi and Quinn 2008, "Fightin' Words", equations 16, 20 and 22). With y the number of
-prompts that use w, n the sum of y over all terms, r the rows of other lobes and the generic prompts, and
-the prior a_w = a_0 times w's share of the whole:
+prompts that use w, n the sum of y over all terms, r the rows of other lobes and the generic prompts (y_r is
+ELSEWHERE larger than what is counted), and the prior a_w = a_0 times w's share of the whole:
 
     delta = log (y_l + a_w) / (n_l + a_0 - y_l - a_w)  -  log (y_r + a_w) / (n_r + a_0 - y_r - a_w)
     z     = delta / sqrt(1 / (y_l + a_w) + 1 / (y_r + a_w))
 
 The lobe keeps the TERMS terms of highest z; delta is their weight. A prompt that stands in the rows of two
 lobes counts for both: for neither is it among the rows r. Terms of function words or numbers are not
-learned, nor those of too few rows.
+learned.
 
     score(l, x) = sum of the weights of l's terms in x, each once, / sqrt(units in x)
     p(l | x)    = softmax over the lobes and "none" of (score / T), less S for a lobe of which x says nothing;
@@ -42,17 +42,20 @@ import numpy as np
 from ..errors import RoutingError
 from .base import Router, RoutingContext, RoutingDecision, Vector, base_decision, softmax
 
-TERMS = 250
+TERMS = 300
 """Terms that a lobe keeps."""
 PRIOR = 500.0
 """a_0: how many uses of terms the prior counts for; a quarter of all uses where there are few."""
 LOWEST_Z = 0.5
-LOWEST_DELTA = 1.5
-"""Terms below either are no evidence: they are not sure, or say little (e to the 1.5 is 4.5 times the
-odds). The bar of z is low, because a term that no other row uses has an uncertain delta, however telling it
-is."""
+LOWEST_DELTA = 1.0
+"""Terms below either are no evidence: they are not sure, or say little. The bar of z is low, because a term
+that no other row uses has an uncertain delta, however telling it is."""
 BESIDE = 8
-"""Rows that must use a term that others use too; a tenth of the rows where those are few."""
+"""Rows that must use a term that others use too, or a tenth of the rows where those are few; of what no
+other row uses, one is enough."""
+ELSEWHERE = 0.3
+"""Uses added to a term's uses among the rows r: without it, what no other row happens to use weighs as much
+after one use as after thirty."""
 FOLDS = (4, 9, 2)
 """Where the held-out parts begin that calibrate."""
 PAIR = 2
@@ -250,10 +253,10 @@ class KeywordRouter(Router):
                 "none": float(classes[-1]),
             },
         }
-        place = int(scores.argmax())
+        place, none = int(scores.argmax()), float(classes[-1])
         best = self.names[place]
         said = _listed({m["term"]: m["weight"] for m in matches if m["lobe"] == best and m["weight"] > 0})
-        if scores[place] <= max(self.none, 0.0):
+        if none > 0.5 or scores[place] <= 0:
             reason = (
                 f"Only {said} would speak for {best}, which is too little."
                 if said
@@ -261,7 +264,7 @@ class KeywordRouter(Router):
             )
             # silence is no evidence against a lobe: a later stage may know
             return base_decision(
-                self.name, "keyword", reason, **{**values, "confidence": float(classes[-1]), "certain": False}
+                self.name, "keyword", reason, **{**values, "confidence": none, "certain": False}
             )
         return RoutingDecision(
             router=self.name,
@@ -387,11 +390,11 @@ def distinctive_terms(
     for name, own in used.items():
         mine = set(prompts[name])
         shared = _uses(row for other, rows in prompts.items() if other != name for row in rows if row in mine)
-        alone, beside = _support(len(prompts[name]))
+        beside = min(BESIDE, len(prompts[name]) // 10)
         terms = [
             term
             for term, count in own.items()
-            if count >= (alone if whole[term] - shared[term] == count else beside) and _tells(term)
+            if (count >= beside or whole[term] - shared[term] == count) and _tells(term)
         ]
         y = np.array([own[term] for term in terms], np.float64)
         total = np.array([whole[term] - shared[term] for term in terms], np.float64)
@@ -400,12 +403,6 @@ def distinctive_terms(
         order = [i for i in np.argsort(-z, kind="stable").tolist() if i in telling][:most]
         result[name] = {terms[i]: round(float(delta[i]), 3) for i in order}
     return result
-
-
-def _support(rows: int) -> tuple[int, int]:
-    """Of a lobe of so many rows, how many must use a term: if no others do, and if others do too."""
-    alone = 2 if rows >= 10 else 1
-    return alone, max(alone, min(BESIDE, rows // 10))
 
 
 def _tells(term: str) -> bool:
@@ -421,7 +418,7 @@ def log_odds(y: Array, n: int, total: Array, size: int) -> tuple[Array, Array]:
     `size`."""
     strength = min(PRIOR, size / 4)
     prior = strength * total / max(1, size)
-    own, rest = y + prior, total - y + prior
+    own, rest = y + prior, total - y + prior + ELSEWHERE
     delta = np.log(own / (n + strength - own)) - np.log(rest / (size - n + strength - rest))
     return delta, delta / np.sqrt(1 / own + 1 / rest)
 
