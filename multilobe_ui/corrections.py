@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .config import from_json
 from .errors import ConfigError
 from .files import read_json, write_json
 from .lobe import now
-from .routers.base import RoutingContext, RoutingRows, same_prompt
+from .routers.base import RoutingContext, RoutingRows, RowsByName, Vector, same_prompt
 
 COPIES = 5
 """Rows that a correction counts for: routers look at the three to five nearest rows."""
@@ -117,7 +117,6 @@ def corrected(context: RoutingContext, labels: Mapping[str, str | None]) -> Rout
     if not labels:
         return context
     vectors = dict(zip(labels, context.embed(list(labels)), strict=True))
-    rows = {name: _taught(own, name, labels, vectors) for name, own in context.rows.items()}
     everyday = [prompt for prompt, lobe in labels.items() if lobe is None for _ in range(COPIES)]
 
     def generic() -> np.ndarray[Any, Any]:
@@ -127,11 +126,39 @@ def corrected(context: RoutingContext, labels: Mapping[str, str | None]) -> Rout
 
     return replace(
         context,
-        rows=rows,
+        rows=_CorrectedRows(context, labels, vectors),
         generic=generic,
         generic_prompts=[*context.generic_prompts, *everyday],
         labels={same_prompt(prompt): lobe for prompt, lobe in labels.items()},
     )
+
+
+class _CorrectedRows(RowsByName):
+    """The rows of a context as corrections change them, each lobe's when it is asked for."""
+
+    def __init__(
+        self, context: RoutingContext, labels: Mapping[str, str | None], vectors: Mapping[str, np.ndarray[Any, Any]]
+    ) -> None:
+        self._context, self._labels, self._vectors = context, labels, vectors
+        self._corrected: dict[str, RoutingRows] = {}
+
+    def __getitem__(self, name: str) -> RoutingRows:
+        if name not in self._corrected:
+            self._corrected[name] = _taught(self._context.rows[name], name, self._labels, self._vectors)
+        return self._corrected[name]
+
+    def prototypes(self, name: str) -> Vector:
+        own = [self._vectors[prompt] for prompt, owner in self._labels.items() if owner == name]
+        return np.concatenate([self._context.prototypes(name), *([place] for place in own)])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._context.rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._context.rows)
+
+    def __len__(self) -> int:
+        return len(self._context.rows)
 
 
 def _taught(

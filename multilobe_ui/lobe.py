@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from .config import from_json
 from .embedding import prototypes_of
 from .errors import LobeError, some_of
 from .files import new_folder, read_json, write_json
-from .routers.base import RoutingRows, Vector
+from .routers.base import RoutingRows, RowsByName, Vector
 
 CARD_FILE = "card.json"
 ROUTING_FILE = "routing.safetensors"
@@ -120,6 +120,15 @@ def _read_vectors(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
     return found if all(array.ndim == 2 for array in found.values()) else None
+
+
+def _read_prototypes(folder: Path) -> Vector | None:
+    """(k, d) float32, without reading the other vectors; None where the file is missing or damaged."""
+    try:
+        with safe_open(folder / ROUTING_FILE, framework="numpy") as file:
+            return np.asarray(file.get_tensor("prototypes"), np.float32)
+    except (OSError, ValueError, TypeError, SafetensorError):
+        return None
 
 
 def _read_texts(folder: Path) -> dict[str, Any] | None:
@@ -268,17 +277,19 @@ class RowsOfLobes:
 
     Args:
         sound: what routers may see of the rows that a lobe's files hold; None if that is nothing (see `sound_rows`).
+        trusted: whether a lobe's prototypes can be used as they are. Then the rest of its rows is not read before a router asks.
         most_bytes: of vectors that are kept at most.
     """
 
     def __init__(
         self,
         sound: Callable[[Lobe, RoutingRows], RoutingRows | None] = lambda lobe, rows: rows if len(rows.prototypes) else None,
+        trusted: Callable[[Lobe, Vector], bool] = lambda lobe, prototypes: len(prototypes) > 0,
         most_bytes: int = ROWS_IN_MEMORY,
     ) -> None:
-        self._sound, self._most = sound, most_bytes
+        self._sound, self._trusted, self._most = sound, trusted, most_bytes
         self._new: dict[str, Lobe] = {}  # taken in, and not yet looked at
-        self._widths: dict[str, int] = {}  # of those whose rows can be used
+        self._prototypes: dict[str, Vector] = {}  # of those whose rows can be used
         self._kept: OrderedDict[str, RoutingRows] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -294,15 +305,22 @@ class RowsOfLobes:
         with self._lock:
             new = self._new.get(lobe.id)
         if new is not None:
-            rows = self._sound(lobe, read_rows(lobe.path))  # without the lock: it may take seconds
+            rows, prototypes = None, _read_prototypes(lobe.path)  # without the lock: it may take seconds
+            if prototypes is None or not self._trusted(lobe, prototypes):
+                rows = self._sound(lobe, read_rows(lobe.path))
+                prototypes = None if rows is None else rows.prototypes
             with self._lock:
                 if self._new.get(lobe.id) is new:  # it has not gone meanwhile
                     del self._new[lobe.id]
-                    if rows is not None:
-                        self._widths[lobe.id] = rows.prototypes.shape[1]
+                    if prototypes is not None:
+                        self._prototypes[lobe.id] = prototypes
             if rows is not None:
                 self._keep(lobe.id, rows)
-        return lobe.id in self._widths
+        return lobe.id in self._prototypes
+
+    def prototypes(self, lobe: Lobe) -> Vector:
+        """Its prototypes, which are always in memory. Raises KeyError as `of` does."""
+        return self._prototypes[lobe.id]
 
     def of(self, lobe: Lobe) -> RoutingRows:
         """Its rows. Where the files have gone since, one prototype that is near to nothing, so that routers go on.
@@ -310,7 +328,7 @@ class RowsOfLobes:
         Raises:
             KeyError: it has no rows that can be used, or has been forgotten.
         """
-        width = self._widths[lobe.id]
+        width = self._prototypes[lobe.id].shape[1]
         with self._lock:
             if lobe.id in self._kept:
                 self._kept.move_to_end(lobe.id)
@@ -325,17 +343,17 @@ class RowsOfLobes:
     def forget(self, lobe: Lobe) -> None:
         with self._lock:
             self._new.pop(lobe.id, None)
-            self._widths.pop(lobe.id, None)
+            self._prototypes.pop(lobe.id, None)
             if (rows := self._kept.pop(lobe.id, None)) is not None:
                 self._bytes -= _row_bytes(rows)
 
-    def among(self, lobes: Mapping[str, Lobe]) -> Mapping[str, RoutingRows]:
+    def among(self, lobes: Mapping[str, Lobe]) -> RowsByName:
         """The rows of those lobes that have some, by the keys of `lobes`; read as they are asked for."""
         return _RowsByName(self, {name: lobe for name, lobe in lobes.items() if self.has(lobe)})
 
     def _keep(self, id: str, rows: RoutingRows) -> None:
         with self._lock:
-            if id not in self._widths or id in self._kept:
+            if id not in self._prototypes or id in self._kept:
                 return
             self._kept[id] = rows
             self._bytes += _row_bytes(rows)
@@ -344,7 +362,7 @@ class RowsOfLobes:
                 self._bytes -= _row_bytes(left)
 
 
-class _RowsByName(Mapping[str, RoutingRows]):
+class _RowsByName(RowsByName):
     """What a router's context sees of `RowsOfLobes`. Rows outlive a lobe that is deleted while a router still knows it."""
 
     def __init__(self, rows: RowsOfLobes, lobes: Mapping[str, Lobe]) -> None:
@@ -357,6 +375,15 @@ class _RowsByName(Mapping[str, RoutingRows]):
         except KeyError:
             nothing = np.zeros((0, 0), np.float32)
             return RoutingRows(nothing, nothing, nothing)
+
+    def prototypes(self, name: str) -> Vector:
+        try:
+            return self._rows.prototypes(self._lobes[name])
+        except KeyError:
+            return self[name].prototypes
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._lobes  # what a Mapping has would read the rows
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._lobes)

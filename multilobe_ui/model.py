@@ -96,7 +96,7 @@ class MultiLobeModel:
         self.broken: dict[str, str] = dict(self.store.broken)
         self.version = 0
         self._lock = threading.RLock()
-        self._rows = RowsOfLobes(self._usable_rows)
+        self._rows = RowsOfLobes(self._usable_rows, self._trusts)
         self._width: int | None = None
         self._generic = generic_prompts()
         self.residency = Residency(self.home / "memory.json", self.bank, memory_budget_mib)
@@ -790,6 +790,14 @@ class MultiLobeModel:
         if sound is not rows:
             write_routing_rows(folder, sound)
         return replace(card, embedding_model=self.embedder.name)
+
+    def _trusts(self, lobe: Lobe, prototypes: Vector) -> bool:
+        """Whether routers can use a lobe's prototypes as they are."""
+        rows = RoutingRows(prototypes, prototypes[:0], prototypes[:0])
+        try:
+            return self._sound_rows(rows, lobe.card.embedding_model) is rows
+        except BackboneError:
+            return False
 
     def _usable_rows(self, lobe: Lobe, rows: RoutingRows) -> RoutingRows | None:
         """What routers may see of a stored lobe's rows. Vectors that had to be made anew are kept in its folder; rows that cannot

@@ -434,12 +434,14 @@ def test_rows_are_kept_up_to_a_limit_and_read_again(thousand: Path) -> None:
     for lobe in lobes.values():
         rows_of.take(lobe)
     found = rows_of.among(lobes)
-    assert list(found) == list(lobes) and len(found) == 50 and rows_of._bytes <= 5000 and 1 < len(rows_of._kept) < 20
+    assert list(found) == list(lobes) and len(found) == 50 and "Lobe 7" in found
+    assert found.prototypes("Lobe 7").shape[1] == 64 and not rows_of._kept  # only prototypes have been read
     for name, lobe in lobes.items():
         direct = lobe.routing_rows()
         assert direct is not None and np.array_equal(found[name].train, direct.train)
         assert list(found[name].train_prompts) == list(direct.train_prompts)
     kept = rows_of._kept.values()
+    assert rows_of._bytes <= 5000 and 1 < len(kept) < 20
     assert rows_of._bytes == sum(r.prototypes.nbytes + r.train.nbytes + len("".join(r.train_prompts)) for r in kept)
 
 

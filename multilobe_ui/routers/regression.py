@@ -34,6 +34,8 @@ MOST_ROWS = 2600
 """Rows of lobes that are learned from, evenly from all: the time of a fit grows with their cube."""
 FEW = 8
 """A lobe that may bring fewer rows than this brings its prototypes instead, which stand for more."""
+MOST_SCORES = 500_000
+"""Scores, of rows times lobes, that the temperature is fitted to."""
 DOUBTFUL = (0.01, 0.10)
 """Shares of the lobes' own rows between whose values of v it is in doubt whether any lobe fits."""
 FALSE_ABSTENTION = 0.025
@@ -62,7 +64,7 @@ class Rows:
 def lobes_with_rows(context: RoutingContext) -> list[str]:
     """Names of the lobes that came with vectors."""
     rows = context.rows
-    return [name for name in context.lobes if name in rows and (len(rows[name].prototypes) or len(rows[name].train))]
+    return [name for name in context.lobes if name in rows and (len(context.prototypes(name)) or len(rows[name].train))]
 
 
 def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS) -> Rows:
@@ -73,12 +75,13 @@ def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS
     texts: list[str] = []
     place: dict[str, int] = {}
     for lobe, name in enumerate(names):
-        rows = context.rows[name]
-        if len(rows.prototypes) and (share < FEW or not len(rows.train)):
-            vectors += [*rows.prototypes[:share]]
-            owners += [[lobe]] * min(share, len(rows.prototypes))
-            texts += [""] * min(share, len(rows.prototypes))
+        prototypes = context.prototypes(name)[:share]
+        if len(prototypes) and (share < FEW or not len(context.rows[name].train)):
+            vectors += [*prototypes]
+            owners += [[lobe]] * len(prototypes)
+            texts += [""] * len(prototypes)
             continue
+        rows = context.rows[name]
         own = [*rows.train_prompts, *rows.validation_prompts]
         both = np.concatenate([rows.train, rows.validation]) if len(rows.validation) else rows.train
         for i in np.unique(np.linspace(0, len(both) - 1, share).astype(int)).tolist():
@@ -119,18 +122,15 @@ class Calibration:
     ece: float = 0.0
 
     @classmethod
-    def of(cls, left_out: Vector, rows: Rows, cosines: Array, false_abstention: float) -> Calibration:
-        """From the scores (n, lobes + 1) of rows that had no part in them, and the rows' cosines (n, n), which are changed."""
-        known = rows.known
-        np.fill_diagonal(cosines, -1)
-        values = how_known(left_out, cosines, known)
-        floor, low, high = (float(v) for v in np.quantile(values[known], (false_abstention, *DOUBTFUL)))
-        scores, labels = left_out[known, :-1], rows.labels[known, :-1]
+    def of(cls, scores: Vector, labels: Vector, own: Vector, strange: Vector, false_abstention: float) -> Calibration:
+        """From rows of lobes that had no part in it: their scores and labels (n, lobes) and values of v (n,); and the values of
+        v of the generic prompts."""
+        floor, low, high = (float(v) for v in np.quantile(own, (false_abstention, *DOUBTFUL)))
         temperature = _temperature(scores, labels)
         sure = softmax(scores / np.float32(temperature)).max(1)
         right = labels[np.arange(len(labels)), scores.argmax(1)] > 0
         return cls(
-            temperature, floor, min(low, floor), max(high, floor), _spread(values[known] - floor, values[~known] - floor),
+            temperature, floor, min(low, floor), max(high, floor), _spread(own - floor, strange - floor),
             float(right.mean()), calibration_error(sure, right),
         )  # fmt: skip
 
@@ -154,7 +154,11 @@ class Regression:
         self.rows, self.kernel = rows, kernel
         cosines = rows.vectors @ rows.vectors.T
         self.weights, left_out = _solved(kernel(cosines), rows.labels, ridge)
-        self.calibration = Calibration.of(left_out, rows, cosines, false_abstention)
+        np.fill_diagonal(cosines, -1)
+        values, known = how_known(left_out, cosines, rows.known), rows.known
+        self.calibration = Calibration.of(
+            left_out[known, :-1], rows.labels[known, :-1], values[known], values[~known], false_abstention
+        )
 
     def scores(self, vectors: Vector) -> tuple[Vector, Vector, Vector]:
         """((n, lobes + 1) scores, (n,) how well each is known, (n, rows) cosines) of prompts with vectors (n, d)."""
@@ -196,18 +200,27 @@ def _solved(gram: Array, labels: Vector, ridge: float) -> tuple[Vector, Vector]:
     if failed:
         raise np.linalg.LinAlgError("the rows' kernel matrix is not positive definite")
     inverse, _ = spotri(factor, lower=1, overwrite_c=1)
-    diagonal = np.diag(inverse).copy()
-    lower = np.tril(inverse)
-    lower[np.diag_indices_from(lower)] /= 2
-    of = csr_array(labels.T)  # labels are nearly all zero: with a thousand lobes a dense product would take as long as the inverse
-    weights = np.asarray((of @ lower + of @ np.ascontiguousarray(lower.T)).T, np.float32)
-    return weights, np.asarray(labels - weights / diagonal[:, None], np.float32)
+    _mirror(inverse)
+    # labels are nearly all zero: with a thousand lobes a dense product would take as long as the inverse
+    weights = np.asarray((csr_array(labels.T) @ inverse).T, np.float32)
+    return weights, np.asarray(labels - weights / np.diag(inverse)[:, None], np.float32)
+
+
+def _mirror(lower: Array, block: int = 256) -> None:
+    """Write the lower triangle of a square matrix to its upper one, by blocks that fit a processor's cache."""
+    for i in range(0, len(lower), block):
+        end = i + block
+        lower[i:end, end:] = lower[end:, i:end].T
+        corner = np.tril(lower[i:end, i:end])
+        lower[i:end, i:end] = corner + np.tril(corner, -1).T
 
 
 def _temperature(scores: Vector, labels: Vector) -> float:
     """That which makes softmax(scores / T) likeliest for labels (n, lobes) of sum 1 (Guo et al. 2017), from 0.02 to 1."""
     from scipy.optimize import minimize_scalar
 
+    step = max(1, scores.size // MOST_SCORES)
+    scores, labels = scores[::step], labels[::step]
     shifted = (scores - scores.max(1, keepdims=True)).astype(np.float64)
     wanted = (labels * shifted).sum(1).mean()
 
