@@ -109,7 +109,7 @@ class TestContract:
             if decision.probabilities:
                 without_none = 1 - decision.evidence.get("none", 0.0)
                 assert sum(decision.probabilities.values()) == pytest.approx(
-                    without_none if name in ("hybrid", "gate") else 1, abs=1e-4
+                    without_none if decision.stage in ("logprob", "gate") or name == "hybrid" else 1, abs=1e-4
                 )
             json.dumps(decision.to_json())
 

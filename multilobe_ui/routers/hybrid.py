@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .base import AUTO, Router, RoutingContext, RoutingDecision, ScoringStage, Vector, Verdict, softmax
+from .logprob import SHARPNESS, doubt
 from .regression import Regression, lobes_with_rows, nearest_rows, rows_of, shares_of
 
 WIDTH, RIDGE = 4.0, 0.1
@@ -32,8 +33,6 @@ SAY, USUAL, LIMIT = 0.3, 0.2, 0.5
 below it that counts at most. Chosen on rows that lobes had not been trained on, never on test prompts."""
 STRANGERS = 8
 """Lobes without rows that are asked for at most."""
-SHARPNESS = 5.0
-"""Of the probabilities of lobes by log-prob: p ∝ exp(SHARPNESS × nats per token)."""
 SHORTLIST = 3
 """Lobes that are read under where a person's own embedding threshold is not reached."""
 
@@ -126,7 +125,7 @@ class HybridRouter(Router):
             return Verdict({}, {}, none=1.0, stage="logprob", reason=reason, certain=False, evidence=evidence or {})
         gains = nll[-1] - nll[:-1]
         likely = softmax(np.asarray(SHARPNESS * gains, np.float32))
-        none = float(1 / (1 + np.exp(np.clip(SHARPNESS * gains.max(), -50, 50))))
+        none = doubt(float(gains.max()))
         best = lobes[int(gains.argmax())]
         against = f"{gains.max():+.2f} nats per token against the base"
         told = f"Read under {best}, the prompt is likelier than under the base ({against})."

@@ -272,7 +272,7 @@ class KeywordRouter(Router):
             weights={best: 1.0},
             chosen=best,
             confidence=float(classes[place]),
-            reason=f"The prompt says {said}, which is typical of {best} ({classes[place]:.0%}).",
+            reason=f"The prompt says {said}, which is typical of {best}.",
             **values,
         )
 

@@ -14,19 +14,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import (
-    Router,
-    RoutingContext,
-    RoutingDecision,
-    base_decision,
-    fit_temperature,
-    held_out_prompts,
-    low_tail,
-    softmax,
-)
+from .base import Router, RoutingContext, Verdict, fit_temperature, held_out_prompts, low_tail, softmax
 
 FALSE_ABSTENTION = 0.01
 """Share of held-out rows that may be sent to the base model although a lobe fits."""
+
+
+SHARPNESS = 5.0
+"""How fast the probability that no lobe fits falls with nats per token over the floor."""
+
+
+def doubt(above: float) -> float:
+    """Probability that no lobe fits a prompt whose best lobe gains so many nats per token over what is asked; 0.5 at 0."""
+    return float(1 / (1 + np.exp(np.clip(SHARPNESS * above, -50, 50))))
 
 
 class LogprobRouter(Router):
@@ -47,38 +47,28 @@ class LogprobRouter(Router):
         super().__init__(context)
         self.false_abstention, self.floor = false_abstention, 0.0
 
-    def decide(self, prompt: str) -> RoutingDecision:
+    def judge(self, prompt: str) -> Verdict:
         names = list(self.context.lobes)
         scores = -self.context.nll([prompt], names)[0]
         if np.isnan(scores).any():
-            return base_decision(self.name, "logprob", "The prompt has no token to score, so the base model answers.")
+            return Verdict({}, {}, 1.0, "logprob", "The prompt has no token to score, so the base model answers.")
         lobes, base = scores[:-1], float(scores[-1])
-        probabilities = softmax(lobes / self.temperature)
         best = int(lobes.argmax())
-        values: dict[str, Any] = {
-            "scores": dict(zip(names, map(float, lobes), strict=True)),
-            "probabilities": dict(zip(names, map(float, probabilities), strict=True)),
-            "threshold": base + self.floor,
-            "evidence": {"base_logprob": base, "floor": self.floor},
-        }
-        if lobes[best] <= base + self.floor and len(names) > 1:
-            gain = lobes[best] - base
-            reason = (
-                f"No lobe finds this prompt likely enough: {names[best]} comes closest ({gain:+.2f} nats per token against "
-                f"the base, {self.floor:+.2f} needed)."
-            )
-            return base_decision(
-                self.name, "logprob", reason, **{**values, "confidence": float(1 - probabilities[best])}
-            )
-        gain = lobes[best] - base
-        return RoutingDecision(
-            router=self.name,
+        gain = float(lobes[best]) - base
+        none = doubt(gain - self.floor) if len(names) > 1 else 0.0
+        against = f"({gain:+.2f} nats per token against the base"
+        reason = f"{names[best]} finds the prompt's words likeliest {against})."
+        if none > 0.5:
+            reason = f"No lobe finds this prompt likely enough: {names[best]} comes closest {against}, {self.floor:+.2f} needed)."
+        likely = (1 - none) * softmax(lobes / self.temperature)
+        return Verdict(
+            scores=dict(zip(names, map(float, lobes), strict=True)),
+            probabilities=dict(zip(names, map(float, likely), strict=True)),
+            none=none,
             stage="logprob",
-            weights={names[best]: 1.0},
-            chosen=names[best],
-            confidence=float(probabilities[best]),
-            reason=f"{names[best]} finds the prompt's words likeliest ({gain:+.2f} nats per token against the base).",
-            **values,
+            reason=reason,
+            threshold=base + self.floor,
+            evidence={"base_logprob": base, "floor": self.floor},
         )
 
     def fit(self) -> None:
