@@ -215,6 +215,14 @@ def fault_of_rows(rows: RoutingRows, width: int | None = None) -> str:
     return ""
 
 
+def are_unit(vectors: Vector, width: int | None) -> bool:
+    """Whether these are some vectors of that width, finite and of unit length."""
+    if vectors.ndim != 2 or not len(vectors) or vectors.shape[1] != width:
+        return False
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool((np.abs(np.linalg.norm(vectors, axis=1) - 1) <= UNIT).all())  # never true of what is not finite
+
+
 def _answers(rows: RoutingRows, kind: str) -> Sequence[str]:
     """The answers of a kind of row, or none where they cannot be told to belong to the prompts."""
     answers: Sequence[str] = getattr(rows, f"{kind}_answers")

@@ -34,6 +34,7 @@ from .lobe import (
     Lobe,
     LobeStore,
     RowsOfLobes,
+    are_unit,
     now,
     read_card,
     read_rows,
@@ -766,9 +767,12 @@ class MultiLobeModel:
         Raises:
             BackboneError: the vectors must be made anew, and our sentence encoder is not to be had.
         """
-        ours = Path(encoder).name == Path(self.embedder.name).name
+        ours = self._is_ours(encoder)
         vectors = ours and (len(rows.prototypes) or len(rows.train))
         return sound_rows(rows, self.embedder, self._vector_width() if vectors else None, ours)
+
+    def _is_ours(self, encoder: str) -> bool:
+        return encoder == self.embedder.name or Path(encoder).name == Path(self.embedder.name).name
 
     def _vector_width(self) -> int | None:
         """Numbers in a vector of our sentence encoder; None where it cannot be loaded, and routers that need it say so."""
@@ -793,11 +797,7 @@ class MultiLobeModel:
 
     def _trusts(self, lobe: Lobe, prototypes: Vector) -> bool:
         """Whether routers can use a lobe's prototypes as they are."""
-        rows = RoutingRows(prototypes, prototypes[:0], prototypes[:0])
-        try:
-            return self._sound_rows(rows, lobe.card.embedding_model) is rows
-        except BackboneError:
-            return False
+        return self._is_ours(lobe.card.embedding_model) and are_unit(prototypes, self._vector_width())
 
     def _usable_rows(self, lobe: Lobe, rows: RoutingRows) -> RoutingRows | None:
         """What routers may see of a stored lobe's rows. Vectors that had to be made anew are kept in its folder; rows that cannot

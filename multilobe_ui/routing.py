@@ -249,9 +249,10 @@ class Routing:
             return self._new(name)  # what half a restore left is not to be trusted
         key, last = self._key(), self.fit_of(name)
         derived = self._derived.get(name)
-        if derived is not None and derived.key == key and _takes(router.restore, derived.state):
-            return router
-        router = self._new(name)
+        if derived is not None and derived.key == key:
+            if _takes(router.restore, derived.state):
+                return router
+            router = self._new(name)
         if not _takes(router.refit, last.state if last else {}):
             router = self._new(name)
             router.refit({})

@@ -98,7 +98,8 @@ class GateRouter(Router):
         none = self._calibration.none(float(value[0]))
         likely = (1 - none) * self._calibration.probabilities(scores[0])
         best = self.names[int(likely.argmax())]
-        unknown = [name for name in self.context.lobes if name not in set(self.names)]
+        known = set(self.names)
+        unknown = [name for name in self.context.lobes if name not in known]
         reason = f"The gate gives the prompt to {best}{_left_out(unknown)}."
         if none > 0.5:
             reason = f"The prompt is like no lobe's rows; {best} comes closest{_left_out(unknown)}."

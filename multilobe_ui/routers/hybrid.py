@@ -56,7 +56,8 @@ class HybridRouter(Router):
         super().__init__(context)
         self._make_embedding, self.threshold = embedding, threshold
         self.names = lobes_with_rows(context)
-        self._strangers = [name for name in context.lobes if name not in set(self.names)][:STRANGERS]
+        known = set(self.names)
+        self._strangers = [name for name in context.lobes if name not in known][:STRANGERS]
         self._regression: Regression | None = None
 
     def fit(self) -> None:

@@ -94,7 +94,7 @@ def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS
             vectors.append(both[i])
             owners.append([lobe])
             texts.append(text)
-    generic = context.generic()
+    generic = context.generic()[:: 2 if share < FEW else 1]  # many lobes cover what every second everyday prompt tells
     labels = np.zeros((len(vectors) + len(generic), len(names) + 1), np.float32)
     for row, lobes in enumerate(owners):
         labels[row, lobes] = 1 / len(lobes)
