@@ -148,7 +148,7 @@ def route(options: argparse.Namespace) -> None:
 
 def fit(options: argparse.Namespace) -> None:
     """Fit a router to the lobes of the home, with a progress bar; Ctrl-C stops and keeps the best so far."""
-    from . import dataset
+    from .data import dataset
 
     model = _model(options)
     router = model.routing.named(options.name)

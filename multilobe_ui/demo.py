@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from . import dataset
 from .assets import folder, sample_files
 from .config import SamplingConfig, TrainingConfig, from_json
+from .data import dataset
 from .evaluation import loss_matrix, routing_report
 from .generation import generate_text
 from .lobe import Lobe, write_card, write_routing_rows

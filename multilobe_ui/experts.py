@@ -31,7 +31,7 @@ from .backbone import Backbone
 from .bank import LobeBank
 from .complexity import TIERS, scaled, score, tier_of
 from .config import TrainingConfig
-from .dataset import Example, split
+from .data.dataset import Example, split
 from .delta import Matrices
 from .errors import MultiLobeError, RoutingError
 from .files import new_folder

@@ -16,9 +16,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from . import dataset
 from .comparison import Column, Comparison, compare
 from .config import SamplingConfig, settings_of
+from .data import dataset
 from .errors import ConfigError, JobError
 from .feedback import ROUTING, Counts, Feedback
 from .files import write_json

@@ -16,13 +16,14 @@ from typing import Any, Literal, cast, overload
 import numpy as np
 from torch import Tensor
 
-from . import bundle, dataset, training
+from . import bundle, training
 from .adapter import AdapterHeader, check_fits, read_header, read_matrices
 from .assets import MINILM_NAMES
 from .backbone import BUILTIN, Backbone, Messages, describe
 from .bank import LobeBank
 from .config import SamplingConfig, TrainingConfig, check, settings_of
 from .corrections import Correction, Corrections, corrected
+from .data import dataset
 from .embedding import Embedder, generic_prompts, generic_vectors, prototypes_of
 from .errors import AdapterError, BackboneError, ConfigError, LobeError, MultiLobeError
 from .fits import Fit, Key

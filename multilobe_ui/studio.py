@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from . import dataset
 from .assets import demo_bundle, sample_files
 from .comparison import AUTOMATIC, BASE_ONLY, MIX, Column
 from .config import (
@@ -29,6 +28,7 @@ from .config import (
     settings_of,
     suggested_learning_rate,
 )
+from .data import dataset
 from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from .feedback import Feedback
 from .files import made_home, read_json, write_json

@@ -30,7 +30,7 @@ from torch import Tensor
 from .adapter import WEIGHTS_FILE, linear_features, read_header
 from .backbone import Backbone
 from .config import TrainingConfig
-from .dataset import Example
+from .data.dataset import Example
 from .errors import ConfigError, DataError, MultiLobeError
 from .files import new_folder, read_json, sha256_of, write_json
 from .last_layer import only_at

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .bank import LobeBank
 from .config import XLoraSettings
-from .dataset import Example
+from .data.dataset import Example
 from .errors import MultiLobeError, RoutingError
 from .mix import Mix
 from .progress import Progress

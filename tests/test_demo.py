@@ -12,11 +12,12 @@ import pytest
 import torch
 from peft import PeftModel
 
-from multilobe_ui import Mix, MultiLobeModel, dataset
+from multilobe_ui import Mix, MultiLobeModel
 from multilobe_ui.assets import MINILM_SHA256, demo_bundle, folder, packaged_minilm, sample_files
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.bundle import verify_bundle
 from multilobe_ui.config import TrainingConfig
+from multilobe_ui.data import dataset
 from multilobe_ui.demo import answered, judging_rows
 from multilobe_ui.evaluation import loss_matrix, routing_report
 from multilobe_ui.routers.base import Mixing

@@ -17,7 +17,7 @@ from multilobe_ui.adapter import read_header
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
 from multilobe_ui.complexity import FEATURES, TIERS, scaled, score, tier_of
-from multilobe_ui.dataset import Example
+from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.experts import EXPERTS, JOINT, ROUTER, ExpertsResult, _fitting, _Run, train_experts
 from multilobe_ui.mix import Mix

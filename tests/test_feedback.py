@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_model import TOPICS, WordEmbedder
 
-from multilobe_ui import dataset
+from multilobe_ui.data import dataset
 from multilobe_ui.errors import ConfigError, DataError
 from multilobe_ui.evaluation.labelled import read_labelled
 from multilobe_ui.feedback import Counts, Feedback, Thumb, Vote, Voted

@@ -18,7 +18,7 @@ from test_model import TOPICS, WordEmbedder, rows, trained
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
-from multilobe_ui.dataset import Example
+from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import ConfigError, DataError, RoutingError
 from multilobe_ui.evaluation import (
     LabelledRow,

@@ -22,7 +22,7 @@ from multilobe_ui import MultiLobeModel
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.composition import COMBINATIONS, MergeSettings, SearchSettings, keep_merge, merge_lobes, search_lobes
 from multilobe_ui.composition.merging import advice, mixed_rows
-from multilobe_ui.dataset import Example
+from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import AdapterError, ConfigError, DataError, JobError, LobeError
 from multilobe_ui.lobe import read_card
 from multilobe_ui.mix import Mix

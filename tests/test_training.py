@@ -25,7 +25,7 @@ from multilobe_ui.adapter import read_header
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
 from multilobe_ui.config import SamplingConfig, TrainingConfig, suggested_epochs, suggested_learning_rate
-from multilobe_ui.dataset import Example
+from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import AdapterError, ConfigError, DataError, MultiLobeError
 from multilobe_ui.generation import Request, generate_text
 from multilobe_ui.mix import Mix

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..backbone import Backbone
 from ..bank import LobeBank
 from ..config import check
-from ..dataset import Example
+from ..data.dataset import Example
 from ..delta import Matrices
 from ..errors import AdapterError
 from ..evaluation import loss_matrix

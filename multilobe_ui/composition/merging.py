@@ -18,7 +18,7 @@ import numpy as np
 
 from ..adapter import read_header
 from ..config import check
-from ..dataset import Example
+from ..data.dataset import Example
 from ..embedding import prototypes_of
 from ..errors import AdapterError, ConfigError, LobeError
 from ..files import new_folder

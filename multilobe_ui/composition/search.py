@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..bank import LobeBank
 from ..config import check
-from ..dataset import Example
+from ..data.dataset import Example
 from ..errors import ConfigError
 from ..mix import Mix
 from ..training import TokenRows

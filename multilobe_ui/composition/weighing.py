@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check
-from ..dataset import Example
+from ..data.dataset import Example
 from ..errors import DataError
 from ..evaluation.labelled import LabelledRow, load_rows, write_rows
 from ..lobe import Lobe, same_name

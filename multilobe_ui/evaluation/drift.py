@@ -19,7 +19,7 @@ from .. import training
 from ..adapter import read_header, read_matrices
 from ..bank import LobeBank
 from ..config import TrainingConfig
-from ..dataset import Example
+from ..data.dataset import Example
 from ..mix import Mix
 from ..routers import RoutingRows
 from ..training import StepRecord, TokenRows, mean_answer_loss

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from .. import training
 from ..config import TrainingConfig, check, from_json
-from ..dataset import Example
+from ..data.dataset import Example
 from ..errors import ConfigError, DataError, LobeError
 from ..lobe import Lobe, same_name
 from ..model import MultiLobeModel

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import dataset
+from ..data import dataset
+from ..data.rows import RowError
 from ..errors import DataError
 from ..lobe import same_name
 from ..model import ROUTING_VALIDATION_ROWS, MultiLobeModel
-from ..records import RowError
 from ..routers import RoutingRows
 from ..routers.base import same_prompt
 

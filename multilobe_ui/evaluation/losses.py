@@ -14,7 +14,7 @@ import torch
 
 from ..bank import LobeBank
 from ..config import check
-from ..dataset import Example
+from ..data.dataset import Example
 from ..errors import AdapterError, DataError, MultiLobeError, RoutingError
 from ..mix import Mix
 from ..model import MultiLobeModel

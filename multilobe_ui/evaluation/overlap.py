@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import dataset
-from ..dataset import Example
+from ..data import dataset
+from ..data.dataset import Example
 from ..embedding import prototypes_of
 from ..routers.base import RoutingRows, Vector, same_prompt
 from .near_words import WordIndex, jaccard, words_of

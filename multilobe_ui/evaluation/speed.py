@@ -19,7 +19,7 @@ import torch
 from .. import training
 from ..backbone import describe
 from ..config import SamplingConfig, TrainingConfig, check
-from ..dataset import Example
+from ..data.dataset import Example
 from ..generation import Request
 from ..model import MultiLobeModel
 from ..progress import Progress, finish

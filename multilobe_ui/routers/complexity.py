@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..complexity import FEATURES, TIERS, Analyser, scaled, score, tier_of
-from ..dataset import Example
+from ..data.dataset import Example
 from ..errors import ConfigError
 from ..tiers import WEIGHTS, ComplexitySettings, TierNetwork
 from .base import FitOutcome, Fitting, Router, RoutingContext, RoutingDecision, base_decision

@@ -16,7 +16,7 @@ from . import text
 from .table import fact
 
 if TYPE_CHECKING:
-    from ..dataset import DatasetReport, Example, HeldOut
+    from ..data.dataset import DatasetReport, Example, HeldOut
 
 LONGEST_CELL = 160
 

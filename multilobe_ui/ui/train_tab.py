@@ -40,7 +40,7 @@ from .table import CSS as TABLE_CSS
 from .table import SCRIPT, bare, shown, table
 
 if TYPE_CHECKING:
-    from ..dataset import DatasetReport
+    from ..data.dataset import DatasetReport
     from ..studio import JobView, Studio
 
 Outputs = tuple[Any, ...]

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from multilobe_ui import MultiLobeModel, dataset
+from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import demo_bundle, folder
+from multilobe_ui.data import dataset
 from multilobe_ui.routers import ROUTERS, RoutingContext
 
 EVERYDAY = Path(__file__).with_name("everyday_prompts.txt")

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from multilobe_ui import dataset
 from multilobe_ui.backbone import Backbone
 from multilobe_ui.complexity import TIERS, Analyser, parser_name, scaled, score, tier_of
+from multilobe_ui.data import dataset
 from multilobe_ui.embedding import Embedder
 from multilobe_ui.experts import train_experts
 from multilobe_ui.router_mlp import RouterMLP, TierRows, report, train_router

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from multilobe_ui import MultiLobeModel, dataset
+from multilobe_ui import MultiLobeModel
+from multilobe_ui.data import dataset
 from multilobe_ui.evaluation import RoutingReport, loss_matrix, routing_report
 from multilobe_ui.mix import Mix
 from multilobe_ui.routers import ROUTERS

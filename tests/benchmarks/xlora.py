@@ -27,7 +27,7 @@ import torch
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.config import SamplingConfig
-from multilobe_ui.dataset import Example
+from multilobe_ui.data.dataset import Example
 from multilobe_ui.generation import Request, generate_tokens
 from multilobe_ui.mix import Mix
 from multilobe_ui.mixing import Mixer, runner

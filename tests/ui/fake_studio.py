@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from multilobe_ui import dataset
 from multilobe_ui.assets import folder
 from multilobe_ui.config import SamplingConfig, TrainingConfig
+from multilobe_ui.data import dataset
 from multilobe_ui.errors import BusyError, ConfigError, JobError, LobeError, RoutingError
 from multilobe_ui.ledger import Cost
 from multilobe_ui.routers.base import AUTO, Mixing, RoutingDecision, base_decision, manual_decision

@@ -1,4 +1,4 @@
-"""Tests of `multilobe_ui.dataset`: files are written by json, csv and pandas, never by the code under test."""
+"""Tests of `multilobe_ui.data.dataset`: files are written by json, csv and pandas, never by the code under test."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from multilobe_ui import dataset, records
 from multilobe_ui.assets import sample_files
-from multilobe_ui.dataset import (
+from multilobe_ui.data import dataset
+from multilobe_ui.data import rows as records
+from multilobe_ui.data.dataset import (
     FEWEST_TO_SPARE,
     MOST_HELD_OUT,
     DatasetReport,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias, cast
 
-from .errors import DataError
+from ..errors import DataError
 
 MAX_ROW_CHARS = 1_000_000
 MAX_DEPTH = 100  # lists and objects inside each other in a JSON list

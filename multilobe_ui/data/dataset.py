@@ -25,9 +25,9 @@ from numbers import Number
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from .errors import ConfigError, DataError
-from .files import sha256_of
-from .records import (
+from ..errors import ConfigError, DataError
+from ..files import sha256_of
+from .rows import (
     MAX_ROW_CHARS,
     BadRow,
     RawRow,
