@@ -11,8 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbone import Backbone
     from .bank import LobeBank
+    from .base.backbone import Backbone
     from .config import SamplingConfig, TrainingConfig
     from .errors import MultiLobeError
     from .lobe import Lobe
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Backbone": "backbone",
+    "Backbone": "base.backbone",
     "Lobe": "lobe",
     "LobeBank": "bank",
     "Mix": "mix",

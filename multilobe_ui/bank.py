@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, read_header, read_matrices
-from .backbone import Backbone
+from .base.backbone import Backbone
+from .base.fast.linear import PackedLinear, product
+from .base.fast.modules import call_directly, fuse_norms
 from .delta import Call, Matrices, Plan, tensor_bytes
 from .errors import AdapterError, LobeError
 from .files import sha256_of
-from .lean_base import call_directly, fuse_norms
 from .mix import LayerMix, Mix
-from .packed_linear import PackedLinear, product
 
 T = TypeVar("T")
 PLANS_KEPT = 16

@@ -569,7 +569,7 @@ def _writable(path: str | None) -> Path | None:
 
 
 def _model(options: argparse.Namespace) -> MultiLobeModel:
-    from .backbone import choose_threads
+    from .base.backbone import choose_threads
     from .model import MultiLobeModel
 
     home = made_home(options.home)

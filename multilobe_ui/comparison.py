@@ -24,8 +24,8 @@ from .errors import ConfigError
 from .routers.base import AUTO, Mixing, RoutingDecision
 
 if TYPE_CHECKING:
-    from .backbone import Messages
     from .bank import LobeBank
+    from .base.backbone import Messages
     from .generation import Request, TextPieces
     from .model import MultiLobeModel
 

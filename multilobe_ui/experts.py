@@ -27,8 +27,8 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
 from torch import Tensor
 
-from .backbone import Backbone
 from .bank import LobeBank
+from .base.backbone import Backbone
 from .complexity import TIERS, scaled, score, tier_of
 from .config import TrainingConfig
 from .data.dataset import Example, split

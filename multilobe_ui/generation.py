@@ -21,11 +21,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .backbone import Backbone, Messages, pad_left
 from .bank import LobeBank
+from .base.backbone import Backbone, Messages, pad_left
+from .base.fast.cache import new_cache
 from .config import SamplingConfig
 from .errors import ConfigError
-from .kv_cache import new_cache
 from .mix import Mix
 from .mixing import Mixer, MixerRun
 

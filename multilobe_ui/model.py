@@ -19,8 +19,8 @@ from torch import Tensor
 from . import bundle, training
 from .adapter import AdapterHeader, check_fits, read_header, read_matrices
 from .assets import MINILM_NAMES
-from .backbone import BUILTIN, Backbone, Messages, describe
 from .bank import LobeBank
+from .base.backbone import BUILTIN, Backbone, Messages, describe
 from .config import SamplingConfig, TrainingConfig, check, settings_of
 from .corrections import Correction, Corrections, corrected
 from .data import dataset

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone import pad_left
 from .bank import LobeBank
+from .base.backbone import pad_left
+from .base.fast.cache import is_plain, new_cache
 from .generation import Request, Sampler, draw, stream_tokens
-from .kv_cache import is_plain, new_cache
 from .mix import Mix
 
 MOST_ROWS = 16

@@ -116,7 +116,7 @@ class Studio:
         with self._lock:
             model, base = self._model, None
             if model is not None:
-                from .backbone import describe
+                from .base.backbone import describe
 
                 base = describe(model.backbone)
             count = len(model.lobes) if model else len(self._store.all())
@@ -152,7 +152,7 @@ class Studio:
 
     def _load(self, name: str) -> None:
         try:
-            from .backbone import choose_threads
+            from .base.backbone import choose_threads
             from .model import MultiLobeModel
 
             model = MultiLobeModel.from_pretrained(name, home=self.home, memory_budget_mib=self._budget_mib)

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone
 from .bank import LobeBank
+from .base.backbone import Backbone
+from .base.fast.cache import new_cache
 from .config import check
 from .errors import RoutingError
-from .kv_cache import new_cache
 from .mix import Mix
 
 READS = ("token", "sequence", "both")

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone
 from .bank import LobeBank
+from .base.backbone import Backbone
 from .config import XLoraSettings
 from .data.dataset import Example
 from .errors import MultiLobeError, RoutingError

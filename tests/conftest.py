@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 
 torch.set_num_threads(1)  # tiny matrices: threads only wait for each other
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from multilobe_ui import adapter
 from multilobe_ui.adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, linear_features, read_header, read_matrices
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import AdapterError
 
 

@@ -18,8 +18,8 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import PLANS_KEPT, LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.delta import MANY_TOKENS
 from multilobe_ui.errors import AdapterError, LobeError
 from multilobe_ui.mix import Mix

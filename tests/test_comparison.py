@@ -13,7 +13,7 @@ import pytest
 from test_model import TOPICS, WordEmbedder, trained
 
 from multilobe_ui.assets import demo_bundle
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.comparison import WORD, Agreement, Column, Comparison, compare, decide, difference
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError, RoutingError

@@ -14,8 +14,8 @@ import pytest
 from test_experts import BASICS, FakeAnalyser, embed, rows
 
 from multilobe_ui.adapter import read_header
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.complexity import FEATURES, TIERS, scaled
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.progress import Progress

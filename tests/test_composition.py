@@ -18,8 +18,8 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor
 
 from multilobe_ui.adapter import AdapterHeader, read_header, read_matrices
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.composition import COMBINATIONS, Trial, combine, losses, possible, search_weights
 from multilobe_ui.errors import AdapterError, ConfigError, LobeError
 from multilobe_ui.mix import Mix

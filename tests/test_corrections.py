@@ -13,7 +13,7 @@ from test_evaluation import some_without_held_out_rows
 from test_model import TOPICS, WordEmbedder, trained
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.corrections import COPIES, Corrections, corrected
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import own_rows

@@ -19,7 +19,7 @@ import torch
 from test_model import TOPICS, WordEmbedder, rows, trained
 
 from multilobe_ui import MultiLobeModel, scoring
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.embedding import Embedder
 from multilobe_ui.errors import ConfigError, DataError, RoutingError
 from multilobe_ui.evaluation import (

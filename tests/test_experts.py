@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from multilobe_ui.adapter import read_header
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.complexity import FEATURES, TIERS, scaled, score, tier_of
 from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import ConfigError, RoutingError

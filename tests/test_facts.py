@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from facts import facts
 
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.generation import generate_text
 from multilobe_ui.lobe import Lobe

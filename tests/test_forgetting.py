@@ -23,7 +23,7 @@ from test_training import loss_of
 
 from multilobe_ui import MultiLobeModel, training
 from multilobe_ui.assets import demo_bundle
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import TrainingConfig
 from multilobe_ui.errors import ConfigError, DataError, LobeError
 from multilobe_ui.evaluation.drift import Drift, farthest

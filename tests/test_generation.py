@@ -17,8 +17,8 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, decoders, models
 
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError
 from multilobe_ui.generation import Request, Sampler, TextPieces, generate_text, generate_tokens, prepare, stream_text

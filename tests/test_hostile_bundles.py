@@ -17,7 +17,7 @@ from test_model import TOPICS, WordEmbedder, rows
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import demo_bundle
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import BundleError, MultiLobeError
 from multilobe_ui.files import folder_size
 from multilobe_ui.fits import Fit, read_fit, write_fit

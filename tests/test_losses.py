@@ -16,8 +16,8 @@ from test_evaluation import some_without_held_out_rows
 from test_model import TOPICS, WordEmbedder, rows, trained
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import ConfigError, DataError, RoutingError
 from multilobe_ui.evaluation import (

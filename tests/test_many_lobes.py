@@ -20,8 +20,8 @@ from test_model import TOPICS, WordEmbedder, rows, trained
 from multilobe_ui import Mix, MultiLobeModel
 from multilobe_ui import adapter as adapters_module
 from multilobe_ui.adapter import WEIGHTS_FILE
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.cli import main
 from multilobe_ui.config import SamplingConfig, budget_from_environment
 from multilobe_ui.errors import AdapterError, BundleError, ConfigError, LobeError

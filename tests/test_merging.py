@@ -19,7 +19,7 @@ from test_studio import finish as wait
 from test_studio import make_studio
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.composition import COMBINATIONS, MergeSettings, SearchSettings, keep_merge, merge_lobes, search_lobes
 from multilobe_ui.composition.merging import advice, mixed_rows
 from multilobe_ui.data.dataset import Example

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from multilobe_ui.arrow import ArrowMixer
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import AdapterError, ConfigError, LobeError
 from multilobe_ui.generation import Request, generate_text, generate_tokens

@@ -17,7 +17,7 @@ import tiny
 import torch
 
 from multilobe_ui import MultiLobeModel, SamplingConfig, TrainingConfig
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import suggested_epochs, suggested_learning_rate
 from multilobe_ui.errors import BundleError, ConfigError, DataError, LobeError, RoutingError
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from multilobe_ui import serving
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.generation import Request, generate_tokens
 from multilobe_ui.serving import RunningBatch, can_batch, score_mask, takes_score_masks

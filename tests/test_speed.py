@@ -13,7 +13,7 @@ import torch
 from test_model import TOPICS, WordEmbedder, trained
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import ConfigError
 from multilobe_ui.evaluation import speed
 from multilobe_ui.evaluation.speed import SpeedSettings, timing

@@ -22,8 +22,8 @@ from torch.utils.data import SequentialSampler
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from multilobe_ui.adapter import read_header
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig, TrainingConfig, suggested_epochs, suggested_learning_rate
 from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import AdapterError, ConfigError, DataError, MultiLobeError

@@ -19,8 +19,8 @@ from peft import XLoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from multilobe_ui.assets import folder
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig, XLoraSettings
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.generation import Request, generate_text, generate_tokens

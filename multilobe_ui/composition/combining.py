@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, read_header, read_matrices
-from ..backbone import Backbone
+from ..base.backbone import Backbone
 from ..config import check
 from ..delta import Matrices
 from ..errors import AdapterError

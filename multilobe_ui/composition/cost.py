@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone import Backbone
 from ..bank import LobeBank
+from ..base.backbone import Backbone
 from ..config import check
 from ..data.dataset import Example
 from ..delta import Matrices

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..adapter import CONFIG_FILE, WEIGHTS_FILE, read_header, read_matrices
-from ..backbone import BUILTIN, Backbone
 from ..bank import LobeBank
+from ..base.backbone import BUILTIN, Backbone
 from ..errors import MultiLobeError
 from ..files import sha256_of
 from ..lobe import Lobe

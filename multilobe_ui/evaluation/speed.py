@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .. import training
-from ..backbone import describe
+from ..base.backbone import describe
 from ..config import SamplingConfig, TrainingConfig, check
 from ..data.dataset import Example
 from ..generation import Request

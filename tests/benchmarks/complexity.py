@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from multilobe_ui.backbone import Backbone
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.complexity import TIERS, Analyser, parser_name, scaled, score, tier_of
 from multilobe_ui.data import dataset
 from multilobe_ui.embedding import Embedder

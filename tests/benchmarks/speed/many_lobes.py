@@ -19,8 +19,8 @@ from settings import Settings
 from world import BUILTIN, LARGE, SHORT, World
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.backbone import Backbone
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.mix import Mix
 
 IN_A_BUNDLE, FEW, IN_MEMORY, MERGED = 100, 30, 50, 4

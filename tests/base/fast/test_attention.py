@@ -11,8 +11,8 @@ import tiny
 import torch
 from torch import Tensor
 
-from multilobe_ui.backbone import Backbone
-from multilobe_ui.packed_attention import NAME, attend_by_row, packed_rows
+from multilobe_ui.base.backbone import Backbone
+from multilobe_ui.base.fast.attention import NAME, attend_by_row, packed_rows
 
 LENGTHS = (5, 1, 7, 3)
 ENDLESS = 2**31

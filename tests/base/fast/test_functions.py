@@ -8,7 +8,7 @@ import torch
 from torch.autograd import gradcheck
 from transformers import AutoModelForCausalLM
 
-from multilobe_ui.lean_functions import _RmsNorm, lean_norms, token_nll
+from multilobe_ui.base.fast.functions import _RmsNorm, lean_norms, token_nll
 
 
 @pytest.mark.parametrize(("name", "norms"), [("llama", 5), ("qwen3", 9), ("gemma2", 0), ("gpt2", 0)])

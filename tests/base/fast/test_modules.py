@@ -7,7 +7,7 @@ import tiny
 import torch
 from transformers import AutoModelForCausalLM
 
-from multilobe_ui.lean_base import call_directly, fuse_norms, lay_out
+from multilobe_ui.base.fast.modules import call_directly, fuse_norms, lay_out
 
 COUNTS = {"llama": 5, "qwen3": 9, "gemma2": 0, "gpt2": 0}
 """Norms of two layers: two each and one at the end; Qwen 3 has two more in each attention."""

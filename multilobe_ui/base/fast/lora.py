@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from .last_layer import serve_their_own_token, wanted_of
-from .packed_linear import PackedLinear
+from .linear import PackedLinear
 
 
 class LeanLinear(Linear):  # type: ignore[misc]

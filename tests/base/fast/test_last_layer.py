@@ -14,9 +14,9 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from multilobe_ui.backbone import Backbone
-from multilobe_ui.last_layer import only_at, serve_their_own_token, wanted_of
-from multilobe_ui.lean_lora import LeanLinear, leave_out_unlabelled, make_lean
+from multilobe_ui.base.backbone import Backbone
+from multilobe_ui.base.fast.last_layer import only_at, serve_their_own_token, wanted_of
+from multilobe_ui.base.fast.lora import LeanLinear, leave_out_unlabelled, make_lean
 
 FEED_FORWARD = {"gate_proj", "up_proj", "down_proj"}
 OWN = {
@@ -86,7 +86,7 @@ def test_other_tokens_are_not_worked_out(backbone: Backbone) -> None:
 
 
 def test_dropout_is_drawn_for_the_labels_alone(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    from multilobe_ui import lean_lora
+    from multilobe_ui.base.fast import lora as lean_lora
 
     model, drawn = fresh(backbone, lora_dropout=0.5), []
     leave_out_unlabelled(model)

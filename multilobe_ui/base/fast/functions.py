@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .lean_base import plain_rms_norms
+from .modules import plain_rms_norms
 
 
 def lean_norms(model: nn.Module) -> int:

@@ -15,9 +15,9 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from multilobe_ui import lean_lora
-from multilobe_ui.backbone import Backbone
-from multilobe_ui.lean_lora import LeanLinear, keep_mask, make_lean
+from multilobe_ui.base.backbone import Backbone
+from multilobe_ui.base.fast import lora as lean_lora
+from multilobe_ui.base.fast.lora import LeanLinear, keep_mask, make_lean
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 

@@ -9,7 +9,7 @@ import tiny
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from multilobe_ui.kv_cache import ROOM, RoomyLayer, is_plain, new_cache
+from multilobe_ui.base.fast.cache import ROOM, RoomyLayer, is_plain, new_cache
 
 CHANGES: dict[str, Callable[[DynamicLayer], None]] = {
     "crop": lambda layer: layer.crop(-3),

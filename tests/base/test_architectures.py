@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from multilobe_ui.adapter import linear_features
-from multilobe_ui.backbone import Backbone, pad_left
 from multilobe_ui.bank import LobeBank
+from multilobe_ui.base.backbone import Backbone, pad_left
 from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.generation import Request, generate_tokens
 from multilobe_ui.mix import Mix

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from .assets import builtin_base
-from .errors import BackboneError
-from .lean_base import lay_out
-from .packed_linear import pack
+from ..assets import builtin_base
+from ..errors import BackboneError
+from .fast.linear import pack
+from .fast.modules import lay_out
 
 BUILTIN = "builtin"
 OPTIONAL_ARGUMENTS = ("position_ids", "logits_to_keep")
