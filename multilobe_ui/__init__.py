@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bank import LobeBank
     from .base.backbone import Backbone
     from .config import SamplingConfig, TrainingConfig
     from .errors import MultiLobeError
-    from .lobe import Lobe
-    from .mix import Mix
+    from .lobes.bank import LobeBank
+    from .lobes.lobe import Lobe
+    from .lobes.weights import Mix
     from .model import MultiLobeModel
     from .routers import RoutingDecision
 
@@ -24,9 +24,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "base.backbone",
-    "Lobe": "lobe",
-    "LobeBank": "bank",
-    "Mix": "mix",
+    "Lobe": "lobes.lobe",
+    "LobeBank": "lobes.bank",
+    "Mix": "lobes.weights",
     "MultiLobeError": "errors",
     "MultiLobeModel": "model",
     "RoutingDecision": "routers",

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bank import LobeBank
 from .config import check
-from .delta import Matrices
-from .mix import LayerMix
+from .lobes.bank import LobeBank
+from .lobes.deltas import Matrices
+from .lobes.weights import LayerMix
 
 TOP_K = 3
 """PEFT's default number of lobes that mix in a layer."""

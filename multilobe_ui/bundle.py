@@ -28,13 +28,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
 from .archive import content_root, is_junk, unzip, zip_folder
 from .config import from_json
 from .errors import AdapterError, BundleError, LobeError, RoutingError
 from .files import new_folder, read_json, sha256_of, write_json
 from .fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
-from .lobe import (
+from .lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
+from .lobes.lobe import (
     CARD_FILE,
     PROMPTS_FILE,
     ROUTING_FILE,

@@ -24,9 +24,9 @@ from .errors import ConfigError
 from .routers.base import AUTO, Mixing, RoutingDecision
 
 if TYPE_CHECKING:
-    from .bank import LobeBank
     from .base.backbone import Messages
     from .generation import Request, TextPieces
+    from .lobes.bank import LobeBank
     from .model import MultiLobeModel
 
 AUTOMATIC = "automatic"

@@ -20,7 +20,7 @@ import numpy as np
 from .config import from_json
 from .errors import ConfigError
 from .files import read_json, write_json
-from .lobe import now
+from .lobes.lobe import now
 from .routers.base import RoutingContext, RoutingRows, RowsByName, Vector, same_prompt
 
 COPIES = 5

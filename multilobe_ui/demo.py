@@ -21,7 +21,7 @@ from .config import SamplingConfig, TrainingConfig, from_json
 from .data import dataset
 from .evaluation import loss_matrix, routing_report
 from .generation import generate_text
-from .lobe import Lobe, write_card, write_routing_rows
+from .lobes.lobe import Lobe, write_card, write_routing_rows
 from .model import MultiLobeModel
 from .routers import RoutingDecision
 from .training import StepRecord

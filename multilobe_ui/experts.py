@@ -27,14 +27,14 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
 from torch import Tensor
 
-from .bank import LobeBank
 from .base.backbone import Backbone
 from .complexity import TIERS, scaled, score, tier_of
 from .config import TrainingConfig
 from .data.dataset import Example, split
-from .delta import Matrices
 from .errors import MultiLobeError, RoutingError
 from .files import new_folder
+from .lobes.bank import LobeBank
+from .lobes.deltas import Matrices
 from .progress import Progress
 from .router_mlp import (
     RouterMLP,

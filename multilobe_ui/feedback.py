@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from .comparison import MIX, MOST_COLUMNS
 from .errors import ConfigError, DataError
-from .lobe import now, same_name
+from .lobes.lobe import now, same_name
 from .routers.base import same_prompt
 
 LONGEST = 200_000

@@ -278,8 +278,8 @@ class Lab:
             LobeError, AdapterError: a lobe is gone or cannot be read.
         """
         store = self._model().store
-        from .adapter import read_header
         from .composition import possible
+        from .lobes.adapter import read_header
 
         lobes = [store.by_name(name) for name in names]
         return possible([read_header(lobe.path) for lobe in lobes], [lobe.name for lobe in lobes])

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .lobe import now
+from .lobes.lobe import now
 from .routers.base import RoutingDecision
 
 LIMIT = 5_000_000

@@ -17,9 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from . import bundle, training
-from .adapter import AdapterHeader, check_fits, read_header, read_matrices
 from .assets import MINILM_NAMES
-from .bank import LobeBank
 from .base.backbone import BUILTIN, Backbone, Messages, describe
 from .config import SamplingConfig, TrainingConfig, check, settings_of
 from .corrections import Correction, Corrections, corrected
@@ -28,7 +26,9 @@ from .embedding import Embedder, generic_prompts, generic_vectors, prototypes_of
 from .errors import AdapterError, BackboneError, ConfigError, LobeError, MultiLobeError
 from .fits import Fit, Key
 from .generation import Request, generate_tokens, prepare, stream_text
-from .lobe import (
+from .lobes.adapter import AdapterHeader, check_fits, read_header, read_matrices
+from .lobes.bank import LobeBank
+from .lobes.lobe import (
     PROMPTS_FILE,
     ROUTING_FILE,
     Card,
@@ -42,8 +42,8 @@ from .lobe import (
     sound_rows,
     write_routing_rows,
 )
+from .lobes.memory import Residency
 from .progress import Progress, finish
-from .residency import Residency
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
 from .routers.base import AUTO, FitOutcome, Mixing, Vector, manual_decision
 from .routing import Routing

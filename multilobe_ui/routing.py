@@ -20,7 +20,7 @@ import numpy as np
 
 from .errors import ConfigError, MultiLobeError, RoutingError
 from .fits import Fit, Key, read_fit, write_fit
-from .lobe import now
+from .lobes.lobe import now
 from .progress import Progress, finish
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision
 from .routers.base import AUTO, FitOutcome, Mixing

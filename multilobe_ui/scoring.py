@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .bank import LobeBank
-from .delta import Matrices
 from .errors import MultiLobeError
-from .mix import Mix
+from .lobes.bank import LobeBank
+from .lobes.deltas import Matrices
+from .lobes.weights import Mix
 from .routers.base import Vector
 
 ROWS_AT_ONCE = 64

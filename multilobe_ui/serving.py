@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bank import LobeBank
 from .base.backbone import pad_left
 from .base.fast.cache import is_plain, new_cache
 from .generation import Request, Sampler, draw, stream_tokens
-from .mix import Mix
+from .lobes.bank import LobeBank
+from .lobes.weights import Mix
 
 MOST_ROWS = 16
 CHUNK = 256

@@ -36,7 +36,7 @@ from .fits import Fit
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lab import Lab
 from .ledger import Ledger
-from .lobe import Lobe, LobeStore
+from .lobes.lobe import Lobe, LobeStore
 from .routers.base import AUTO, Mixing, Router, RoutingDecision
 from .routing import without_lobes
 from .views import ChatEvent, JobView, LobeView, MemoryView, PromptMap, RouterView, StudioStatus

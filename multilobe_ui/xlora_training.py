@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .bank import LobeBank
 from .base.backbone import Backbone
 from .config import XLoraSettings
 from .data.dataset import Example
 from .errors import MultiLobeError, RoutingError
-from .mix import Mix
+from .lobes.bank import LobeBank
+from .lobes.weights import Mix
 from .progress import Progress
 from .training import TokenRows, make_batch, packs_exactly, schedule, token_losses
 from .xlora import HeadShape, Reading, ScalingHead, last_hidden

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from test_experts import BASICS, FakeAnalyser, embed, rows
 
-from multilobe_ui.adapter import read_header
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.complexity import FEATURES, TIERS, scaled
 from multilobe_ui.errors import ConfigError, RoutingError
+from multilobe_ui.lobes.adapter import read_header
+from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.progress import Progress
 from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
 from multilobe_ui.routers.base import FitOutcome, Mixing, softmax

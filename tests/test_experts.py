@@ -13,14 +13,14 @@ import tiny
 import torch
 from torch import Tensor
 
-from multilobe_ui.adapter import read_header
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.complexity import FEATURES, TIERS, scaled, score, tier_of
 from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.experts import EXPERTS, JOINT, ROUTER, ExpertsResult, _fitting, _Run, train_experts
-from multilobe_ui.mix import Mix
+from multilobe_ui.lobes.adapter import read_header
+from multilobe_ui.lobes.bank import LobeBank
+from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.progress import Progress
 from multilobe_ui.router_mlp import RouterMLP, TierRows, load_balance_loss, report, router_loss, tier_weights
 from multilobe_ui.tiers import ComplexitySettings, Scale, TierNetwork

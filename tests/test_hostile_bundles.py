@@ -21,7 +21,7 @@ from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import BundleError, MultiLobeError
 from multilobe_ui.files import folder_size
 from multilobe_ui.fits import Fit, read_fit, write_fit
-from multilobe_ui.lobe import MOST_ROWS, RoutingRows, sound_rows, write_routing_rows
+from multilobe_ui.lobes.lobe import MOST_ROWS, RoutingRows, sound_rows, write_routing_rows
 from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routing import Routing
 from multilobe_ui.studio import Studio

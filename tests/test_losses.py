@@ -16,7 +16,6 @@ from test_evaluation import some_without_held_out_rows
 from test_model import TOPICS, WordEmbedder, rows, trained
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import ConfigError, DataError, RoutingError
@@ -32,6 +31,7 @@ from multilobe_ui.evaluation import (
 from multilobe_ui.evaluation.loss_table import LossTable, share_of_exact
 from multilobe_ui.evaluation.losses import losses_under
 from multilobe_ui.evaluation.tasks import greedy_answers, is_short
+from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.routers import RoutingDecision
 from multilobe_ui.routers.base import base_decision
 from multilobe_ui.training import TokenRows, answer_losses, mean_answer_loss

@@ -24,8 +24,8 @@ from multilobe_ui.composition import COMBINATIONS, MergeSettings, SearchSettings
 from multilobe_ui.composition.merging import advice, mixed_rows
 from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import AdapterError, ConfigError, DataError, JobError, LobeError
-from multilobe_ui.lobe import read_card
-from multilobe_ui.mix import Mix
+from multilobe_ui.lobes.lobe import read_card
+from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.routers import RoutingRows
 from multilobe_ui.training import TokenRows, mean_answer_loss
 

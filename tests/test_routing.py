@@ -10,9 +10,9 @@ import pytest
 from test_model import TOPICS, WordEmbedder, rows
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import ConfigError, RoutingError
+from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.prompt_map import prompt_map
 from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routers.base import Mixing

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from multilobe_ui import serving
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.generation import Request, generate_tokens
+from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.serving import RunningBatch, can_batch, score_mask, takes_score_masks
 
 GREEDY = SamplingConfig(max_new_tokens=24, do_sample=False)
@@ -213,7 +213,7 @@ def test_a_request_with_a_mixer_runs_alone(bank: LobeBank) -> None:
         weights = None
 
         def __call__(self, bank: LobeBank, **inputs: Any) -> Any:
-            from multilobe_ui.mix import Mix
+            from multilobe_ui.lobes.weights import Mix
 
             return bank.run(Mix(("plain",), torch.ones(1)), **inputs)
 

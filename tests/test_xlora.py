@@ -19,13 +19,13 @@ from peft import XLoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from multilobe_ui.assets import folder
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig, XLoraSettings
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.generation import Request, generate_text, generate_tokens
-from multilobe_ui.mix import Mix
-from multilobe_ui.mixing import runner
+from multilobe_ui.lobes.bank import LobeBank
+from multilobe_ui.lobes.mixers import runner
+from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.model import MultiLobeModel
 from multilobe_ui.progress import Progress
 from multilobe_ui.routers import RoutingContext, RoutingRows

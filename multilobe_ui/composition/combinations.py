@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..adapter import AdapterHeader
+    from ..lobes.adapter import AdapterHeader
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,20 @@ from peft.tuners.lora import LoraModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..adapter import CONFIG_FILE, WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, read_header, read_matrices
 from ..base.backbone import Backbone
 from ..config import check
-from ..delta import Matrices
 from ..errors import AdapterError
 from ..files import new_folder, read_json, write_json
+from ..lobes.adapter import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    AdapterHeader,
+    check_fits,
+    linear_features,
+    read_header,
+    read_matrices,
+)
+from ..lobes.deltas import Matrices
 from .combinations import COMBINATIONS, Combination, possible
 from .cost import delta_errors
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bank import LobeBank
 from ..base.backbone import Backbone
 from ..config import check
 from ..data.dataset import Example
-from ..delta import Matrices
 from ..errors import AdapterError
 from ..evaluation import loss_matrix
-from ..mix import Mix
+from ..lobes.bank import LobeBank
+from ..lobes.deltas import Matrices
+from ..lobes.weights import Mix
 from ..training import TokenRows, mean_answer_loss
 
 

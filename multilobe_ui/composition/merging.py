@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter import read_header
 from ..config import check
 from ..data.dataset import Example
 from ..embedding import prototypes_of
 from ..errors import AdapterError, ConfigError, LobeError
 from ..files import new_folder
-from ..lobe import PROMPTS_FILE, ROUTING_FILE, Lobe, same_name, write_routing_rows
+from ..lobes.adapter import read_header
+from ..lobes.lobe import PROMPTS_FILE, ROUTING_FILE, Lobe, same_name, write_routing_rows
 from ..model import ROUTING_TRAIN_ROWS, ROUTING_VALIDATION_ROWS, MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import RoutingRows

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bank import LobeBank
 from ..config import check
 from ..data.dataset import Example
 from ..errors import ConfigError
-from ..mix import Mix
+from ..lobes.bank import LobeBank
+from ..lobes.weights import Mix
 from ..training import TokenRows
 from .cost import mixture_loss
 

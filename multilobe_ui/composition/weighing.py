@@ -12,7 +12,7 @@ from ..config import check
 from ..data.dataset import Example
 from ..errors import DataError
 from ..evaluation.labelled import LabelledRow, load_rows, write_rows
-from ..lobe import Lobe, same_name
+from ..lobes.lobe import Lobe, same_name
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from .merging import MOST_LOBES, parents_of, rows_of, spread

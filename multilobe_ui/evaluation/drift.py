@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from .. import training
-from ..adapter import read_header, read_matrices
-from ..bank import LobeBank
 from ..config import TrainingConfig
 from ..data.dataset import Example
-from ..mix import Mix
+from ..lobes.adapter import read_header, read_matrices
+from ..lobes.bank import LobeBank
+from ..lobes.weights import Mix
 from ..routers import RoutingRows
 from ..training import StepRecord, TokenRows, mean_answer_loss
 

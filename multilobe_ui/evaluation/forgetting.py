@@ -20,7 +20,7 @@ from .. import training
 from ..config import TrainingConfig, check, from_json
 from ..data.dataset import Example
 from ..errors import ConfigError, DataError, LobeError
-from ..lobe import Lobe, same_name
+from ..lobes.lobe import Lobe, same_name
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import RoutingRows

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..bank import LobeBank
 from ..config import check
 from ..data.dataset import Example
 from ..errors import AdapterError, DataError, MultiLobeError, RoutingError
-from ..mix import Mix
+from ..lobes.bank import LobeBank
+from ..lobes.weights import Mix
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS

@@ -12,7 +12,7 @@ from typing import Any
 from ..comparison import AUTOMATIC, BASE_ONLY, LOBE_PREFIX, MIX, MOST_COLUMNS, Column
 from ..config import SamplingConfig
 from ..errors import ConfigError, LobeError
-from ..lobe import same_name
+from ..lobes.lobe import same_name
 from . import guard, text
 from .compare_card import LETTERS
 

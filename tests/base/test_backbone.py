@@ -14,10 +14,10 @@ import torch
 import transformers as tf
 from torch import nn
 
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone, choose_device, choose_dtype, choose_threads, describe, pad_left
 from multilobe_ui.errors import BackboneError
-from multilobe_ui.mix import Mix
+from multilobe_ui.lobes.bank import LobeBank
+from multilobe_ui.lobes.weights import Mix
 
 TEMPLATES = {"chatml": tiny.CHATML, "like llama 3": tiny.LIKE_LLAMA3, "none": None}
 TEXTS = [

@@ -20,7 +20,7 @@ import torch
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.data import dataset
 from multilobe_ui.evaluation import RoutingReport, loss_matrix, routing_report
-from multilobe_ui.mix import Mix
+from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.routers import ROUTERS
 
 CHOOSERS = ("hybrid", "chain", "embedding", "logprob", "keyword", "gate")

@@ -29,8 +29,8 @@ from multilobe_ui import MultiLobeModel
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.data.dataset import Example
 from multilobe_ui.generation import Request, generate_tokens
-from multilobe_ui.mix import Mix
-from multilobe_ui.mixing import Mixer, runner
+from multilobe_ui.lobes.mixers import Mixer, runner
+from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.routers.arrow import ArrowRouter
 from multilobe_ui.routers.base import FitOutcome, Mixing, Router, RoutingContext
 from multilobe_ui.routers.xlora import XLoraRouter

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from multilobe_ui.assets import builtin_base
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.base.fast.linear import PackedLinear, is_held, pack
-from multilobe_ui.mix import Mix
+from multilobe_ui.lobes.bank import LobeBank
+from multilobe_ui.lobes.weights import Mix
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 pytestmark = pytest.mark.skipif(not FBGEMM, reason="torch has FBGEMM on x86 only")

@@ -15,9 +15,9 @@ from peft import PeftModel, XLoraConfig, get_peft_model
 from settings import Settings
 from world import BUILTIN, LARGE, LONG, SHORT, World
 
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.generation import Request, generate_tokens
+from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.serving import RunningBatch
 from multilobe_ui.xlora import ScalingHead, XLoraMixer
 

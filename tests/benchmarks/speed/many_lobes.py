@@ -19,9 +19,9 @@ from settings import Settings
 from world import BUILTIN, LARGE, SHORT, World
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.mix import Mix
+from multilobe_ui.lobes.bank import LobeBank
+from multilobe_ui.lobes.weights import Mix
 
 IN_A_BUNDLE, FEW, IN_MEMORY, MERGED = 100, 30, 50, 4
 MIB = 1 << 20

@@ -17,7 +17,7 @@ from world import BUILTIN, LARGE, LONG, QUESTIONS, SHORT, World, topic
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import packaged_minilm
-from multilobe_ui.bank import LobeBank
+from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.routers.hybrid import SHORTLIST
 from multilobe_ui.scoring import prompt_nll
 

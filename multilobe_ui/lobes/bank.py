@@ -21,14 +21,14 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from ..base.backbone import Backbone
+from ..base.fast.linear import PackedLinear, product
+from ..base.fast.modules import call_directly, fuse_norms
+from ..errors import AdapterError, LobeError
+from ..files import sha256_of
 from .adapter import WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, read_header, read_matrices
-from .base.backbone import Backbone
-from .base.fast.linear import PackedLinear, product
-from .base.fast.modules import call_directly, fuse_norms
-from .delta import Call, Matrices, Plan, tensor_bytes
-from .errors import AdapterError, LobeError
-from .files import sha256_of
-from .mix import LayerMix, Mix
+from .deltas import Call, Matrices, Plan, tensor_bytes
+from .weights import LayerMix, Mix
 
 T = TypeVar("T")
 PLANS_KEPT = 16

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .delta import Call, Groups
+from .deltas import Call, Groups
 
 
 @dataclass(frozen=True)

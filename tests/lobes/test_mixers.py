@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from multilobe_ui.arrow import ArrowMixer
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import AdapterError, ConfigError, LobeError
 from multilobe_ui.generation import Request, generate_text, generate_tokens
-from multilobe_ui.mix import LayerMix, Mix
-from multilobe_ui.mixing import Mixer, mean_weights, runner
+from multilobe_ui.lobes.bank import LobeBank
+from multilobe_ui.lobes.mixers import Mixer, mean_weights, runner
+from multilobe_ui.lobes.weights import LayerMix, Mix
 from multilobe_ui.xlora import HeadShape, ScalingHead, XLoraMixer
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import AdapterError
+from ..errors import AdapterError
 
 Pair = tuple[Tensor, Tensor]
 """A (r, in) and B (out, r), with the scaling folded into B."""

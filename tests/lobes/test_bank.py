@@ -18,11 +18,11 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from multilobe_ui.bank import PLANS_KEPT, LobeBank
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.delta import MANY_TOKENS
 from multilobe_ui.errors import AdapterError, LobeError
-from multilobe_ui.mix import Mix
+from multilobe_ui.lobes.bank import PLANS_KEPT, LobeBank
+from multilobe_ui.lobes.deltas import MANY_TOKENS
+from multilobe_ui.lobes.weights import Mix
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 

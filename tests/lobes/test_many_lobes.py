@@ -18,18 +18,18 @@ import torch
 from test_model import TOPICS, WordEmbedder, rows, trained
 
 from multilobe_ui import Mix, MultiLobeModel
-from multilobe_ui import adapter as adapters_module
-from multilobe_ui.adapter import WEIGHTS_FILE
-from multilobe_ui.bank import LobeBank
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.cli import main
 from multilobe_ui.config import SamplingConfig, budget_from_environment
 from multilobe_ui.errors import AdapterError, BundleError, ConfigError, LobeError
 from multilobe_ui.files import sha256_of
 from multilobe_ui.generation import Request, stream_tokens
-from multilobe_ui.lobe import Card, LobeStore, RowsOfLobes, now, write_routing_rows
-from multilobe_ui.mix import LayerMix
-from multilobe_ui.residency import MIB, Residency
+from multilobe_ui.lobes import adapter as adapters_module
+from multilobe_ui.lobes.adapter import WEIGHTS_FILE
+from multilobe_ui.lobes.bank import LobeBank
+from multilobe_ui.lobes.lobe import Card, LobeStore, RowsOfLobes, now, write_routing_rows
+from multilobe_ui.lobes.memory import MIB, Residency
+from multilobe_ui.lobes.weights import LayerMix
 from multilobe_ui.routers.base import RoutingRows
 from multilobe_ui.serving import RunningBatch
 from multilobe_ui.studio import Studio
@@ -223,7 +223,7 @@ def test_damage_shows_when_weights_are_first_read_and_the_others_go_on(
 
 def test_the_promise_is_held_once(bank: LobeBank, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
-    monkeypatch.setattr("multilobe_ui.bank.sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    monkeypatch.setattr("multilobe_ui.lobes.bank.sha256_of", lambda path: hashed.append(path) or sha256_of(path))
     bank.register("one", adapters["plain"], sha256_of(adapters["plain"] / WEIGHTS_FILE))
     bank.budget_bytes = 0
     for lobe in ("one", "0", "one"):
@@ -421,7 +421,7 @@ def test_a_thousand_lobes_are_registered_and_those_in_use_are_in_memory(backbone
 
 def test_names_are_looked_up_and_not_searched(thousand: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, keyed = LobeStore(thousand / "lobes"), []
-    monkeypatch.setattr("multilobe_ui.lobe._key", lambda name: keyed.append(name) or " ".join(str(name).split()).casefold())
+    monkeypatch.setattr("multilobe_ui.lobes.lobe._key", lambda name: keyed.append(name) or " ".join(str(name).split()).casefold())
     assert store.by_name("lobe 998").id == "lobe_0999" and store.check_free("Lobe 1000") == "Lobe 1000"
     assert store.free_name("Lobe 1") == "Lobe 1 (2)"
     assert len(keyed) <= 6
@@ -536,7 +536,7 @@ def test_the_command_line_has_a_budget(
 def test_no_reader_of_weights_is_forgotten() -> None:
     """`test_a_bundle_opens_without_its_weights` watches every name by which a bundle's weights can be read."""
     assert callable(adapters_module.read_matrices)
-    from multilobe_ui import bank as bank_module
     from multilobe_ui import bundle as bundle_module
+    from multilobe_ui.lobes import bank as bank_module
 
     assert bank_module.read_matrices is bundle_module.read_matrices is adapters_module.read_matrices

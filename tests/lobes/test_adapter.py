@@ -17,10 +17,17 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from multilobe_ui import adapter
-from multilobe_ui.adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, linear_features, read_header, read_matrices
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import AdapterError
+from multilobe_ui.lobes import adapter
+from multilobe_ui.lobes.adapter import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_fits,
+    linear_features,
+    read_header,
+    read_matrices,
+)
 
 
 @pytest.fixture

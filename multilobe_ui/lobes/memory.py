@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..config import check
+from ..errors import MultiLobeError
+from ..files import read_json, write_json
 from .bank import LobeBank
-from .config import check
-from .errors import MultiLobeError
-from .files import read_json, write_json
 
 MIB = 1 << 20
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from multilobe_ui.errors import LobeError
-from multilobe_ui.lobe import (
+from multilobe_ui.lobes.lobe import (
     CARD_FILE,
     Card,
     Lobe,
