@@ -24,7 +24,7 @@ from .generation import generate_text
 from .lobes.lobe import Lobe, write_card, write_routing_rows
 from .model import MultiLobeModel
 from .routers import RoutingDecision
-from .training import StepRecord
+from .training.lobe import StepRecord
 
 ROUTERS = ("gate", "xlora")
 """What is fitted; the others need no fit. Complexity is left to the person: its three experts would double the bundle."""

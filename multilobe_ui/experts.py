@@ -47,7 +47,7 @@ from .router_mlp import (
     train_router,
 )
 from .tiers import ComplexitySettings, Scale, TierNetwork, expert_rate
-from .training import (
+from .training.lobe import (
     PACKED_TOKENS,
     TokenRows,
     adapter_tensors,

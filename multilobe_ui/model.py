@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, overload
 import numpy as np
 from torch import Tensor
 
-from . import bundle, training
+from . import bundle
 from .assets import MINILM_NAMES
 from .base.backbone import BUILTIN, Backbone, Messages, describe
 from .config import SamplingConfig, TrainingConfig, check, settings_of
@@ -49,7 +49,8 @@ from .routers.base import AUTO, FitOutcome, Mixing, Vector, manual_decision
 from .routing import Routing
 from .scoring import MeanHidden, PromptScores
 from .serving import RunningBatch
-from .training import StepRecord, TrainingResult
+from .training import lobe as training
+from .training.lobe import StepRecord, TrainingResult
 
 ROUTING_TRAIN_ROWS = 512
 ROUTING_VALIDATION_ROWS = 64

@@ -28,7 +28,7 @@ from .errors import MultiLobeError, RoutingError
 from .lobes.bank import LobeBank
 from .lobes.weights import Mix
 from .progress import Progress
-from .training import TokenRows, make_batch, packs_exactly, schedule, token_losses
+from .training.lobe import TokenRows, make_batch, packs_exactly, schedule, token_losses
 from .xlora import HeadShape, Reading, ScalingHead, last_hidden
 
 TOKENS_PER_STEP = 2048

@@ -21,7 +21,7 @@ from test_model import TOPICS, WordEmbedder, rows, trained
 from test_studio import make_studio, wait_for  # noqa: F401 - a fixture
 from test_training import loss_of
 
-from multilobe_ui import MultiLobeModel, training
+from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import TrainingConfig
@@ -31,6 +31,7 @@ from multilobe_ui.evaluation.forgetting import ForgettingReport, ForgettingSetti
 from multilobe_ui.evaluation.snapshot import difference, taking, tensors_of
 from multilobe_ui.progress import Progress, finish
 from multilobe_ui.routers import RoutingRows
+from multilobe_ui.training import lobe as training
 
 QUICK: dict[str, Any] = {"rows": 8, "held_out": 3, "epochs": 2, "probes": 4}
 FIRST, SECOND, THIRD = TOPICS

@@ -27,7 +27,7 @@ from multilobe_ui.errors import AdapterError, ConfigError, DataError, JobError, 
 from multilobe_ui.lobes.lobe import read_card
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.routers import RoutingRows
-from multilobe_ui.training import TokenRows, mean_answer_loss
+from multilobe_ui.training.lobe import TokenRows, mean_answer_loss
 
 __all__ = ["make_studio"]
 ANIMALS, NUMBERS, COLOURS = TOPICS

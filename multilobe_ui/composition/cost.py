@@ -22,7 +22,7 @@ from ..evaluation import loss_matrix
 from ..lobes.bank import LobeBank
 from ..lobes.deltas import Matrices
 from ..lobes.weights import Mix
-from ..training import TokenRows, mean_answer_loss
+from ..training.lobe import TokenRows, mean_answer_loss
 
 
 def delta_errors(merged: Matrices, parts: Sequence[Matrices], weights: Sequence[float]) -> tuple[dict[str, float], float]:

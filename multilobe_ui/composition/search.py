@@ -17,7 +17,7 @@ from ..data.dataset import Example
 from ..errors import ConfigError
 from ..lobes.bank import LobeBank
 from ..lobes.weights import Mix
-from ..training import TokenRows
+from ..training.lobe import TokenRows
 from .cost import mixture_loss
 
 

@@ -20,7 +20,7 @@ from ..lobes.weights import Mix
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS
-from ..training import TokenRows, answer_losses
+from ..training.lobe import TokenRows, answer_losses
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 from .loss_table import Array, Choice, LossTable, share_of_exact
 from .report import Roll, evenly, title_of

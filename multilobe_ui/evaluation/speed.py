@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from .. import training
 from ..base.backbone import describe
 from ..config import SamplingConfig, TrainingConfig, check
 from ..data.dataset import Example
@@ -24,6 +23,7 @@ from ..generation import Request
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..serving import RunningBatch
+from ..training import lobe as training
 
 PROMPTS = (
     "What does insulin do?",

@@ -18,7 +18,7 @@ from multilobe_ui.generation import Request, generate_tokens
 from multilobe_ui.lobes.adapter import linear_features
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
-from multilobe_ui.training import TokenRows, make_batch, packs_exactly, token_losses, train_lobe
+from multilobe_ui.training.lobe import TokenRows, make_batch, packs_exactly, token_losses, train_lobe
 
 LOBES = ("plain", "some", "patterns")
 EXACT = {"atol": 1e-5, "rtol": 1e-5}

@@ -34,7 +34,7 @@ from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.routers.arrow import ArrowRouter
 from multilobe_ui.routers.base import FitOutcome, Mixing, Router, RoutingContext
 from multilobe_ui.routers.xlora import XLoraRouter
-from multilobe_ui.training import TokenRows
+from multilobe_ui.training.lobe import TokenRows
 
 MODES = {"top-1": Mixing(), "top-2": Mixing("top_k", 2), "dense": Mixing("soft")}
 

@@ -24,7 +24,7 @@ from multilobe_ui.assets import packaged_minilm
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import TrainingConfig, suggested_learning_rate
 from multilobe_ui.data.dataset import Example
-from multilobe_ui.training import TokenRows, mean_answer_loss, train_lobe
+from multilobe_ui.training.lobe import TokenRows, mean_answer_loss, train_lobe
 
 ROWS, EPOCHS = 300, 3
 FEW_ROWS = 28

@@ -29,7 +29,7 @@ from multilobe_ui.generation import Request, generate_text
 from multilobe_ui.lobes.adapter import read_header
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
-from multilobe_ui.training import (
+from multilobe_ui.training.lobe import (
     StepRecord,
     TokenRows,
     TrainingResult,
@@ -193,10 +193,10 @@ def test_the_curve_is_that_of_transformers_trainer(
     config = settings(epochs=3, batch_size=4, prompt_weight=0.0, warmup_fraction=0.2, learning_rate=0.003)
     rows, batches = tiny.examples(10), []
     if layout != "row by row":
-        monkeypatch.setattr("multilobe_ui.training.attend_by_row", lambda model: 0)
+        monkeypatch.setattr("multilobe_ui.training.lobe.attend_by_row", lambda model: 0)
     if layout == "padded":
-        monkeypatch.setattr("multilobe_ui.training.packs_exactly", lambda backbone: False)
-    monkeypatch.setattr("multilobe_ui.training.make_batch", lambda *a: batches.append(make_batch(*a)) or batches[-1])
+        monkeypatch.setattr("multilobe_ui.training.lobe.packs_exactly", lambda backbone: False)
+    monkeypatch.setattr("multilobe_ui.training.lobe.make_batch", lambda *a: batches.append(make_batch(*a)) or batches[-1])
     records, _ = finish(train_lobe(backbone, rows, [], config, tmp_path / "lobe"))
     assert {(b.packed, b.apart is not None) for b in batches} == {(layout != "padded", layout == "row by row")}
 
@@ -727,13 +727,13 @@ def test_too_little_memory_says_what_to_lower(
     def fail(*_: Any) -> Tensor:
         raise error
 
-    monkeypatch.setattr("multilobe_ui.training.token_losses", fail)
+    monkeypatch.setattr("multilobe_ui.training.lobe.token_losses", fail)
     with pytest.raises(MultiLobeError, match="batch_size=4 and max_length=80"):
         finish(train_lobe(backbone, tiny.examples(2), [], settings(), tmp_path / "lobe"))
 
 
 def test_other_errors_stay_what_they_are(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multilobe_ui.training.token_losses", lambda *_: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr("multilobe_ui.training.lobe.token_losses", lambda *_: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         finish(train_lobe(backbone, tiny.examples(2), [], settings(), tmp_path / "lobe"))
 

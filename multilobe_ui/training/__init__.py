@@ -1,0 +1,1 @@
+"""One lobe from its examples, as a generator of steps."""
