@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .comparison import EVENT_SECONDS, Column, decide
 from .config import SamplingConfig
-from .generation import TextPieces, prepare, stream_tokens
+from .generation.decode import TextPieces, prepare, stream_tokens
 from .ledger import Cost
 from .model import MultiLobeModel
 from .views import ChatEvent, TokenTrace

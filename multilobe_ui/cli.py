@@ -103,7 +103,7 @@ def chat(options: argparse.Namespace) -> None:
     pairs, prompt = _pairs_and_prompt(options.weights, options.prompt)
     by_hand, sampling, mixing = _weights(pairs), _sampling(options), _mixing(options)
     model = _model(options)
-    from .generation import stream_text
+    from .generation.decode import stream_text
 
     def answer(messages: list[dict[str, str]]) -> str:
         weights = {} if options.base_only else by_hand

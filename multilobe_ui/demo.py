@@ -20,7 +20,7 @@ from .assets import folder, sample_files
 from .config import SamplingConfig, TrainingConfig, from_json
 from .data import dataset
 from .evaluation import loss_matrix, routing_report
-from .generation import generate_text
+from .generation.decode import generate_text
 from .lobes.lobe import Lobe, write_card, write_routing_rows
 from .model import MultiLobeModel
 from .routers import RoutingDecision

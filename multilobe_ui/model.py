@@ -25,7 +25,8 @@ from .data import dataset
 from .embedding import Embedder, generic_prompts, generic_vectors, prototypes_of
 from .errors import AdapterError, BackboneError, ConfigError, LobeError, MultiLobeError
 from .fits import Fit, Key
-from .generation import Request, generate_tokens, prepare, stream_text
+from .generation.batch import RunningBatch
+from .generation.decode import Request, generate_tokens, prepare, stream_text
 from .lobes.adapter import AdapterHeader, check_fits, read_header, read_matrices
 from .lobes.bank import LobeBank
 from .lobes.lobe import (
@@ -48,7 +49,6 @@ from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRo
 from .routers.base import AUTO, FitOutcome, Mixing, Vector, manual_decision
 from .routing import Routing
 from .scoring import MeanHidden, PromptScores
-from .serving import RunningBatch
 from .training import lobe as training
 from .training.lobe import StepRecord, TrainingResult
 

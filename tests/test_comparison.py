@@ -17,7 +17,7 @@ from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.comparison import WORD, Agreement, Column, Comparison, compare, decide, difference
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError, RoutingError
-from multilobe_ui.generation import generate_tokens
+from multilobe_ui.generation.decode import generate_tokens
 from multilobe_ui.model import MultiLobeModel
 from multilobe_ui.routers.base import Mixing
 

@@ -22,7 +22,7 @@ from multilobe_ui.assets import folder
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig, XLoraSettings
 from multilobe_ui.errors import ConfigError, RoutingError
-from multilobe_ui.generation import Request, generate_text, generate_tokens
+from multilobe_ui.generation.decode import Request, generate_text, generate_tokens
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.mixers import runner
 from multilobe_ui.lobes.weights import Mix

@@ -19,10 +19,10 @@ import torch
 from ..base.backbone import describe
 from ..config import SamplingConfig, TrainingConfig, check
 from ..data.dataset import Example
-from ..generation import Request
+from ..generation.batch import RunningBatch
+from ..generation.decode import Request
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
-from ..serving import RunningBatch
 from ..training import lobe as training
 
 PROMPTS = (

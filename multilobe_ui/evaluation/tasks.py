@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from ..config import SamplingConfig
 from ..errors import ConfigError
-from ..generation import Request, generate_text
+from ..generation.decode import Request, generate_text
 from ..model import MultiLobeModel
 from ..routers.base import manual_decision
 from .labelled import LabelledRow

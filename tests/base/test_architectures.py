@@ -14,7 +14,7 @@ from torch import Tensor
 
 from multilobe_ui.base.backbone import Backbone, pad_left
 from multilobe_ui.config import SamplingConfig, TrainingConfig
-from multilobe_ui.generation import Request, generate_tokens
+from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.adapter import linear_features
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix

@@ -28,7 +28,7 @@ import torch
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.data.dataset import Example
-from multilobe_ui.generation import Request, generate_tokens
+from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.mixers import Mixer, runner
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.routers.arrow import ArrowRouter

@@ -23,7 +23,8 @@ from multilobe_ui.cli import main
 from multilobe_ui.config import SamplingConfig, budget_from_environment
 from multilobe_ui.errors import AdapterError, BundleError, ConfigError, LobeError
 from multilobe_ui.files import sha256_of
-from multilobe_ui.generation import Request, stream_tokens
+from multilobe_ui.generation.batch import RunningBatch
+from multilobe_ui.generation.decode import Request, stream_tokens
 from multilobe_ui.lobes import adapter as adapters_module
 from multilobe_ui.lobes.adapter import WEIGHTS_FILE
 from multilobe_ui.lobes.bank import LobeBank
@@ -31,7 +32,6 @@ from multilobe_ui.lobes.lobe import Card, LobeStore, RowsOfLobes, now, write_rou
 from multilobe_ui.lobes.memory import MIB, Residency
 from multilobe_ui.lobes.weights import LayerMix
 from multilobe_ui.routers.base import RoutingRows
-from multilobe_ui.serving import RunningBatch
 from multilobe_ui.studio import Studio
 
 IDS = tiny.numbers(2, 8)

@@ -16,7 +16,7 @@ from multilobe_ui.arrow import ArrowMixer
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import AdapterError, ConfigError, LobeError
-from multilobe_ui.generation import Request, generate_text, generate_tokens
+from multilobe_ui.generation.decode import Request, generate_text, generate_tokens
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.mixers import Mixer, mean_weights, runner
 from multilobe_ui.lobes.weights import LayerMix, Mix

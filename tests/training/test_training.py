@@ -25,7 +25,7 @@ from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig, TrainingConfig, suggested_epochs, suggested_learning_rate
 from multilobe_ui.data.dataset import Example
 from multilobe_ui.errors import AdapterError, ConfigError, DataError, MultiLobeError
-from multilobe_ui.generation import Request, generate_text
+from multilobe_ui.generation.decode import Request, generate_text
 from multilobe_ui.lobes.adapter import read_header
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix

@@ -16,9 +16,9 @@ from settings import Settings
 from world import BUILTIN, LARGE, LONG, SHORT, World
 
 from multilobe_ui.config import SamplingConfig
-from multilobe_ui.generation import Request, generate_tokens
+from multilobe_ui.generation.batch import RunningBatch
+from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.bank import LobeBank
-from multilobe_ui.serving import RunningBatch
 from multilobe_ui.xlora import ScalingHead, XLoraMixer
 
 CHATS, CHAT_LOBES = 8, 4

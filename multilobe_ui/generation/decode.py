@@ -21,13 +21,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from .base.backbone import Backbone, Messages, pad_left
-from .base.fast.cache import new_cache
-from .config import SamplingConfig
-from .errors import ConfigError
-from .lobes.bank import LobeBank
-from .lobes.mixers import Mixer, MixerRun
-from .lobes.weights import Mix
+from ..base.backbone import Backbone, Messages, pad_left
+from ..base.fast.cache import new_cache
+from ..config import SamplingConfig
+from ..errors import ConfigError
+from ..lobes.bank import LobeBank
+from ..lobes.mixers import Mixer, MixerRun
+from ..lobes.weights import Mix
 
 REPLACEMENT = "\ufffd"
 

@@ -20,7 +20,15 @@ from tokenizers import Tokenizer, decoders, models
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError
-from multilobe_ui.generation import Request, Sampler, TextPieces, generate_text, generate_tokens, prepare, stream_text
+from multilobe_ui.generation.decode import (
+    Request,
+    Sampler,
+    TextPieces,
+    generate_text,
+    generate_tokens,
+    prepare,
+    stream_text,
+)
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
 

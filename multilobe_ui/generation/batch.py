@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base.backbone import pad_left
-from .base.fast.cache import is_plain, new_cache
-from .generation import Request, Sampler, draw, stream_tokens
-from .lobes.bank import LobeBank
-from .lobes.weights import Mix
+from ..base.backbone import pad_left
+from ..base.fast.cache import is_plain, new_cache
+from ..lobes.bank import LobeBank
+from ..lobes.weights import Mix
+from .decode import Request, Sampler, draw, stream_tokens
 
 MOST_ROWS = 16
 CHUNK = 256
