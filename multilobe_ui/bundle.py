@@ -32,7 +32,6 @@ from .archive import content_root, is_junk, unzip, zip_folder
 from .config import from_json
 from .errors import AdapterError, BundleError, LobeError, RoutingError
 from .files import new_folder, read_json, sha256_of, write_json
-from .fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
 from .lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
 from .lobes.lobe import (
     CARD_FILE,
@@ -47,7 +46,8 @@ from .lobes.lobe import (
     write_card,
     write_routing_rows,
 )
-from .routers.base import RoutingRows
+from .routing.fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
+from .routing.router import RoutingRows
 
 MANIFEST_FILE = "bundle.json"
 FORMAT_VERSION = 1

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import SamplingConfig, check
 from .errors import ConfigError
-from .routers.base import AUTO, Mixing, RoutingDecision
+from .routing.router import AUTO, Mixing, RoutingDecision
 
 if TYPE_CHECKING:
     from .base.backbone import Messages

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from .comparison import MIX, MOST_COLUMNS
 from .errors import ConfigError, DataError
 from .lobes.lobe import now, same_name
-from .routers.base import same_prompt
+from .routing.router import same_prompt
 
 LONGEST = 200_000
 """Most characters of a prompt or an answer that are kept."""

@@ -338,7 +338,7 @@ class Lab:
 
     def overlap_map(self, report: OverlapReport, name: str) -> PromptMap:
         """The new data of a report as one more lobe of that name, on the map of the lobes."""
-        from .prompt_map import prompt_map
+        from .routing.map import prompt_map
 
         new = {name: report.kept} if report.kept is not None else {}
         return prompt_map({**self._model().routing_context(()).rows, **new}, None)

@@ -20,11 +20,8 @@ from . import bundle
 from .assets import MINILM_NAMES
 from .base.backbone import BUILTIN, Backbone, Messages, describe
 from .config import SamplingConfig, TrainingConfig, check, settings_of
-from .corrections import Correction, Corrections, corrected
 from .data import dataset
-from .embedding import Embedder, generic_prompts, generic_vectors, prototypes_of
 from .errors import AdapterError, BackboneError, ConfigError, LobeError, MultiLobeError
-from .fits import Fit, Key
 from .generation.batch import RunningBatch
 from .generation.decode import Request, generate_tokens, prepare, stream_text
 from .lobes.adapter import AdapterHeader, check_fits, read_header, read_matrices
@@ -46,9 +43,12 @@ from .lobes.lobe import (
 from .lobes.memory import Residency
 from .progress import Progress, finish
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
-from .routers.base import AUTO, FitOutcome, Mixing, Vector, manual_decision
-from .routing import Routing
-from .scoring import MeanHidden, PromptScores
+from .routers.fitted import Routing
+from .routing.corrections import Correction, Corrections, corrected
+from .routing.encoder import Embedder, generic_prompts, generic_vectors, prototypes_of
+from .routing.fits import Fit, Key
+from .routing.router import AUTO, FitOutcome, Mixing, Vector, manual_decision
+from .routing.scores import MeanHidden, PromptScores
 from .training import lobe as training
 from .training.lobe import StepRecord, TrainingResult
 

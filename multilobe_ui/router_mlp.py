@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .complexity import TIERS
-from .routers.base import fit_temperature
+from .routing.router import fit_temperature
 
 Array = np.ndarray[Any, Any]
 ROWS_PER_STEP = 64

@@ -32,13 +32,13 @@ from .data import dataset
 from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from .feedback import Feedback
 from .files import made_home, read_json, write_json
-from .fits import Fit
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lab import Lab
 from .ledger import Ledger
 from .lobes.lobe import Lobe, LobeStore
-from .routers.base import AUTO, Mixing, Router, RoutingDecision
-from .routing import without_lobes
+from .routers.fitted import without_lobes
+from .routing.fits import Fit
+from .routing.router import AUTO, Mixing, Router, RoutingDecision
 from .views import ChatEvent, JobView, LobeView, MemoryView, PromptMap, RouterView, StudioStatus
 
 if TYPE_CHECKING:
@@ -505,7 +505,7 @@ class Studio:
 
     def prompt_map(self, prompt: str = "") -> PromptMap:
         """Where a prompt lies among the lobes' rows."""
-        from .prompt_map import prompt_map
+        from .routing.map import prompt_map
 
         context = self._ready().routing_context()
         return prompt_map(context.rows, context.embed([prompt])[0] if prompt.strip() else None)

@@ -24,7 +24,7 @@ import numpy as np
 from .complexity import FEATURES, HIGH, LOW, TIERS, check_thresholds
 from .config import check, suggested_learning_rate
 from .errors import RoutingError
-from .routers.base import softmax
+from .routing.router import softmax
 
 Array = np.ndarray[Any, Any]
 WEIGHTS = ("body.weight", "body.bias", "tiers.weight", "tiers.bias", "score.weight", "score.bias", "sharpness")

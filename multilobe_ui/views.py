@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .ledger import Cost
-from .routers.base import RoutingDecision
+from .routing.router import RoutingDecision
 
 
 @dataclass(frozen=True)

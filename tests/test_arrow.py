@@ -24,7 +24,7 @@ from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.mixers import runner
 from multilobe_ui.routers import RoutingContext, RoutingRows
 from multilobe_ui.routers.arrow import ArrowRouter
-from multilobe_ui.routers.base import FitOutcome, Mixing
+from multilobe_ui.routing.router import FitOutcome, Mixing
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
 

@@ -19,7 +19,7 @@ from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.generation.decode import generate_tokens
 from multilobe_ui.model import MultiLobeModel
-from multilobe_ui.routers.base import Mixing
+from multilobe_ui.routing.router import Mixing
 
 FIRST, SECOND, THIRD = TOPICS
 GREEDY = SamplingConfig(max_new_tokens=16, do_sample=False)

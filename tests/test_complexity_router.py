@@ -20,8 +20,8 @@ from multilobe_ui.lobes.adapter import read_header
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.progress import Progress
 from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
-from multilobe_ui.routers.base import FitOutcome, Mixing, softmax
 from multilobe_ui.routers.complexity import ComplexityRouter
+from multilobe_ui.routing.router import FitOutcome, Mixing, softmax
 
 EXPERTS = {tier: f"{tier} expert" for tier in TIERS}
 FAST: dict[str, Any] = {"hidden": 16, "router_epochs": 60}
@@ -202,7 +202,7 @@ class TestFitting:
 
 class TestState:
     def test_it_survives_disk(self, tmp_path: Path) -> None:
-        from multilobe_ui.fits import Fit, read_fit, write_fit
+        from multilobe_ui.routing.fits import Fit, read_fit, write_fit
 
         fitted, other = router(), ComplexityRouter(context(experts=EXPERTS), FakeAnalyser())  # type: ignore[arg-type]
         write_fit(tmp_path / "fit", Fit("complexity", [["encoder"]], fitted.state()))

@@ -20,7 +20,7 @@ from multilobe_ui.config import TrainingConfig
 from multilobe_ui.data import dataset
 from multilobe_ui.demo import answered, judging_rows
 from multilobe_ui.evaluation import loss_matrix, routing_report
-from multilobe_ui.routers.base import Mixing
+from multilobe_ui.routing.router import Mixing
 
 pytestmark = pytest.mark.builtin
 

@@ -18,9 +18,8 @@ import sklearn.metrics as sk
 import torch
 from test_model import TOPICS, WordEmbedder, rows, trained
 
-from multilobe_ui import MultiLobeModel, scoring
+from multilobe_ui import MultiLobeModel
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.embedding import Embedder
 from multilobe_ui.errors import ConfigError, DataError, RoutingError
 from multilobe_ui.evaluation import (
     LabelledRow,
@@ -34,7 +33,9 @@ from multilobe_ui.evaluation import (
 from multilobe_ui.evaluation.labelled import flattery, load_rows, named_after, write_rows
 from multilobe_ui.evaluation.report import ReportSettings, evenly, score
 from multilobe_ui.routers import RoutingDecision, RoutingRows
-from multilobe_ui.scoring import MeanHidden, PromptScores
+from multilobe_ui.routing import scores as scoring
+from multilobe_ui.routing.encoder import Embedder
+from multilobe_ui.routing.scores import MeanHidden, PromptScores
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
 LOBES = ["medical", "legal", "Numbers v1.0", "色 / colours", "med"]

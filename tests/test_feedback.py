@@ -17,7 +17,7 @@ from multilobe_ui.data import dataset
 from multilobe_ui.errors import ConfigError, DataError
 from multilobe_ui.evaluation.labelled import read_labelled
 from multilobe_ui.feedback import Counts, Feedback, Thumb, Vote, Voted
-from multilobe_ui.routers.base import manual_decision
+from multilobe_ui.routing.router import manual_decision
 from multilobe_ui.studio import Studio
 
 BASE = {"choice": "base", "lobe": None, "text": "I do not know."}

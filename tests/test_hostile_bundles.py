@@ -20,10 +20,10 @@ from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import BundleError, MultiLobeError
 from multilobe_ui.files import folder_size
-from multilobe_ui.fits import Fit, read_fit, write_fit
 from multilobe_ui.lobes.lobe import MOST_ROWS, RoutingRows, sound_rows, write_routing_rows
 from multilobe_ui.routers import ROUTERS
-from multilobe_ui.routing import Routing
+from multilobe_ui.routers.fitted import Routing
+from multilobe_ui.routing.fits import Fit, read_fit, write_fit
 from multilobe_ui.studio import Studio
 
 ANIMALS, NUMBERS, COLOURS = TOPICS
@@ -251,7 +251,7 @@ def test_whatever_fails_all_is_as_before(
         elif place == "route":
             patch.setattr(model.routing, "take", fail)
         elif place == "calibrate":
-            patch.setattr("multilobe_ui.routing.Routing._made", fail)
+            patch.setattr("multilobe_ui.routers.fitted.Routing._made", fail)
         else:
             patch.setattr(model, "embedder", type("Failing", (WordEmbedder,), {"__call__": fail})())
         with pytest.raises((RuntimeError, MultiLobeError), match=r"by accident|on purpose"):

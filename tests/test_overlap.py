@@ -20,7 +20,7 @@ from multilobe_ui.errors import ConfigError, DataError
 from multilobe_ui.evaluation import overlap as module
 from multilobe_ui.evaluation.near_words import WordIndex, jaccard, words_of
 from multilobe_ui.evaluation.overlap import measure, overlap
-from multilobe_ui.routers.base import RoutingRows
+from multilobe_ui.routing.router import RoutingRows
 
 WORDS = [f"w{i}" for i in range(400)]
 
@@ -342,7 +342,7 @@ def test_a_file_among_the_lobes_of_a_studio(make_studio, tmp_path, monkeypatch):
 def test_the_sample_data_lies_inside_its_own_demo_lobe_only(tmp_path):
     """With the real sentence encoder: rows that a lobe has not seen, beside the rows of six domains."""
     from multilobe_ui.assets import sample_files
-    from multilobe_ui.embedding import Embedder
+    from multilobe_ui.routing.encoder import Embedder
 
     embed, lobes, new = Embedder(device="cpu"), {}, {}
     for name, path in sample_files().items():

@@ -21,11 +21,12 @@ from sklearn.kernel_ridge import KernelRidge
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import routing_report
 from multilobe_ui.progress import Progress
-from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows, keyword, regression
-from multilobe_ui.routers.base import Mixing, Router, calibration_error, fit_temperature, manual_decision, softmax
+from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows, keyword
 from multilobe_ui.routers.gate import GateRouter
 from multilobe_ui.routers.hybrid import HybridRouter
 from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
+from multilobe_ui.routing import regression
+from multilobe_ui.routing.router import Mixing, Router, calibration_error, fit_temperature, manual_decision, softmax
 from multilobe_ui.ui.evidence import highlighted
 
 DIMENSIONS = 24

@@ -19,7 +19,7 @@ from test_model import TOPICS, WordEmbedder, rows
 
 from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.errors import BusyError, ConfigError, DataError, JobError, LobeError, MultiLobeError
-from multilobe_ui.routers.base import Mixing
+from multilobe_ui.routing.router import Mixing
 from multilobe_ui.studio import Studio
 
 GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)

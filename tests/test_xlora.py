@@ -29,8 +29,8 @@ from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.model import MultiLobeModel
 from multilobe_ui.progress import Progress
 from multilobe_ui.routers import RoutingContext, RoutingRows
-from multilobe_ui.routers.base import FitOutcome, Mixing
 from multilobe_ui.routers.xlora import XLoraRouter
+from multilobe_ui.routing.router import FitOutcome, Mixing
 from multilobe_ui.xlora import HeadShape, Reading, ScalingHead, XLoraMixer, last_hidden
 from multilobe_ui.xlora_training import HeadFit, LabelledRow, train_head
 

@@ -18,7 +18,6 @@ import numpy as np
 
 from ..config import check
 from ..data.dataset import Example
-from ..embedding import prototypes_of
 from ..errors import AdapterError, ConfigError, LobeError
 from ..files import new_folder
 from ..lobes.adapter import read_header
@@ -26,6 +25,7 @@ from ..lobes.lobe import PROMPTS_FILE, ROUTING_FILE, Lobe, same_name, write_rout
 from ..model import ROUTING_TRAIN_ROWS, ROUTING_VALIDATION_ROWS, MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import RoutingRows
+from ..routing.encoder import prototypes_of
 from .combinations import COMBINATIONS, possible
 from .combining import Composition, combine
 from .cost import losses

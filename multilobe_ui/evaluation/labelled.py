@@ -16,7 +16,7 @@ from ..errors import DataError
 from ..lobes.lobe import same_name
 from ..model import ROUTING_VALIDATION_ROWS, MultiLobeModel
 from ..routers import RoutingRows
-from ..routers.base import same_prompt
+from ..routing.router import same_prompt
 
 LABELS = ("lobe", "label", "domain")
 """Columns in which a file may say whose prompt a row is."""

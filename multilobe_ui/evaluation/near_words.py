@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 
-from ..routers.base import same_prompt
+from ..routing.router import same_prompt
 
 Words = AbstractSet[str]
 

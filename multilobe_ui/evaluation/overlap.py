@@ -26,8 +26,8 @@ import numpy as np
 
 from ..data import dataset
 from ..data.dataset import Example
-from ..embedding import prototypes_of
-from ..routers.base import RoutingRows, Vector, same_prompt
+from ..routing.encoder import prototypes_of
+from ..routing.router import RoutingRows, Vector, same_prompt
 from .near_words import WordIndex, jaccard, words_of
 
 QUANTILE = 0.25

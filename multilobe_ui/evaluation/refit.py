@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check
-from ..corrections import Correction
 from ..errors import MultiLobeError, RoutingError
-from ..fits import Key, read_fit, write_fit
 from ..model import MultiLobeModel
 from ..progress import Progress
 from ..routers import ROUTERS, Router
-from ..routers.base import RoutingContext, same_prompt
+from ..routing.corrections import Correction
+from ..routing.fits import Key, read_fit, write_fit
+from ..routing.router import RoutingContext, same_prompt
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 
 MOST_SHOWN = 100

@@ -17,7 +17,7 @@ from ..errors import DataError, MultiLobeError
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS, Router, RoutingContext, RoutingDecision
-from ..routing import without_lobes
+from ..routers.fitted import without_lobes
 from . import measures
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 

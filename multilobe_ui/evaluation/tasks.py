@@ -17,7 +17,7 @@ from ..config import SamplingConfig
 from ..errors import ConfigError
 from ..generation.decode import Request, generate_text
 from ..model import MultiLobeModel
-from ..routers.base import manual_decision
+from ..routing.router import manual_decision
 from .labelled import LabelledRow
 
 SHORT_WORDS = 12

@@ -24,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from ..config import from_json
-from ..embedding import prototypes_of
 from ..errors import LobeError, some_of
 from ..files import new_folder, read_json, write_json
-from ..routers.base import RoutingRows, RowsByName, Vector
+from ..routing.encoder import prototypes_of
+from ..routing.router import RoutingRows, RowsByName, Vector
 
 CARD_FILE = "card.json"
 ROUTING_FILE = "routing.safetensors"

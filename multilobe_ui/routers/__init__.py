@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ..routing.router import Mixing, Router, RoutingContext, RoutingDecision, RoutingRows, Verdict
 from .arrow import ArrowRouter
-from .base import Mixing, Router, RoutingContext, RoutingDecision, RoutingRows, Verdict
 from .chain import ChainRouter
 from .complexity import ComplexityRouter
 from .embedding import EmbeddingRouter

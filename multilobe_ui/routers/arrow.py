@@ -22,7 +22,7 @@ import numpy as np
 from ..config import check, settings_of
 from ..errors import RoutingError
 from ..progress import Progress
-from .base import (
+from ..routing.router import (
     FitOutcome,
     Fitting,
     Mixing,

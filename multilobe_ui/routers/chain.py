@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..errors import MultiLobeError, RoutingError
-from .base import Router, RoutingContext, RoutingDecision, base_decision
+from ..routing.router import Router, RoutingContext, RoutingDecision, base_decision
 
 Builder = Callable[[str], Router]
 """Name → a router over the same context."""

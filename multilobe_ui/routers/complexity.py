@@ -25,8 +25,8 @@ import numpy as np
 from ..complexity import FEATURES, TIERS, Analyser, scaled, score, tier_of
 from ..data.dataset import Example
 from ..errors import ConfigError
+from ..routing.router import FitOutcome, Fitting, Router, RoutingContext, RoutingDecision, base_decision
 from ..tiers import WEIGHTS, ComplexitySettings, TierNetwork
-from .base import FitOutcome, Fitting, Router, RoutingContext, RoutingDecision, base_decision
 
 Array = np.ndarray[Any, Any]
 LAST_LATIN = 0x024F

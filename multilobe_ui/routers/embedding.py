@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import RoutingError
-from .base import Router, RoutingContext, RoutingDecision, Vector, base_decision, fit_temperature, softmax
+from ..routing.router import Router, RoutingContext, RoutingDecision, Vector, base_decision, fit_temperature, softmax
 
 NEAREST = 3
 PRECISION = 0.985

@@ -23,7 +23,17 @@ import numpy as np
 from ..config import check, settings_of
 from ..errors import RoutingError
 from ..progress import Progress
-from .base import (
+from ..routing.regression import (
+    FALSE_ABSTENTION,
+    Calibration,
+    Regression,
+    Rows,
+    how_known,
+    lobes_with_rows,
+    rows_of,
+    shares_of,
+)
+from ..routing.router import (
     FitOutcome,
     Fitting,
     Router,
@@ -34,7 +44,6 @@ from .base import (
     Verdict,
     base_decision,
 )
-from .regression import FALSE_ABSTENTION, Calibration, Regression, Rows, how_known, lobes_with_rows, rows_of, shares_of
 
 EMBEDDINGS = ("sentence", "base")
 Array = np.ndarray[Any, Any]

@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import AUTO, Router, RoutingContext, RoutingDecision, ScoringStage, Vector, Verdict, softmax
+from ..routing.regression import Regression, lobes_with_rows, nearest_rows, rows_of, shares_of
+from ..routing.router import AUTO, Router, RoutingContext, RoutingDecision, ScoringStage, Vector, Verdict, softmax
 from .logprob import SHARPNESS, doubt
-from .regression import Regression, lobes_with_rows, nearest_rows, rows_of, shares_of
 
 WIDTH, RIDGE = 4.0, 0.1
 """γ and λ; with γ 3 or λ between 0.05 and 0.2 hardly anything changes."""

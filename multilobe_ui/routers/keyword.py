@@ -40,7 +40,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import RoutingError
-from .base import Router, RoutingContext, RoutingDecision, Vector, base_decision, softmax
+from ..routing.router import Router, RoutingContext, RoutingDecision, Vector, base_decision, softmax
 
 TERMS = 300
 """Terms that a lobe keeps."""

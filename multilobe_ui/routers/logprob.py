@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Router, RoutingContext, Verdict, fit_temperature, held_out_prompts, low_tail, softmax
+from ..routing.router import Router, RoutingContext, Verdict, fit_temperature, held_out_prompts, low_tail, softmax
 
 FALSE_ABSTENTION = 0.01
 """Share of held-out rows that may be sent to the base model although a lobe fits."""

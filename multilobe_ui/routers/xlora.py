@@ -20,7 +20,7 @@ import numpy as np
 
 from ..config import XLoraSettings, settings_of
 from ..errors import RoutingError
-from .base import (
+from ..routing.router import (
     FitOutcome,
     Fitting,
     Mixing,

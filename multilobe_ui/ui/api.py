@@ -17,7 +17,7 @@ import gradio as gr
 
 from ..config import SamplingConfig
 from ..errors import ConfigError
-from ..routers.base import MODES, Mixing
+from ..routing.router import MODES, Mixing
 from . import guard
 from .guard import friendly
 

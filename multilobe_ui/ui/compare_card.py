@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..comparison import AUTOMATIC
-from ..routers.base import RoutingDecision
+from ..routing.router import RoutingDecision
 from . import text
 from .figures import BASE_COLOUR, share_bar
 from .text import escape

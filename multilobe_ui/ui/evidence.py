@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..routers.base import RoutingDecision
+from ..routing.router import RoutingDecision
 from ..views import TokenTrace
 from .complexity_card import complexity_section
 from .text import colour, escape, is_number, percent, score, short, stage, sure

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..routers.base import RoutingDecision
+from ..routing.router import RoutingDecision
 from . import text
 from .figures import BASE_COLOUR, NONE, bars_in_order, mix_title, probabilities, share_bar
 from .table import fact

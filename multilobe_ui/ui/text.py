@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
-from ..routers.base import RoutingDecision
+from ..routing.router import RoutingDecision
 
 NOTHING = "–"
 STAGES = {

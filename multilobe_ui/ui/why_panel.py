@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ..routers.base import NEGLIGIBLE, RoutingDecision
+from ..routing.router import NEGLIGIBLE, RoutingDecision
 from .brain_map import brain_map
 from .evidence import evidence_sections
 from .figures import BASE_COLOUR, mix_title, score_bars, share_bar

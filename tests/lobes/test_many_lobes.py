@@ -31,7 +31,7 @@ from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.lobe import Card, LobeStore, RowsOfLobes, now, write_routing_rows
 from multilobe_ui.lobes.memory import MIB, Residency
 from multilobe_ui.lobes.weights import LayerMix
-from multilobe_ui.routers.base import RoutingRows
+from multilobe_ui.routing.router import RoutingRows
 from multilobe_ui.studio import Studio
 
 IDS = tiny.numbers(2, 8)

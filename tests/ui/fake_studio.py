@@ -27,7 +27,7 @@ from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.data import dataset
 from multilobe_ui.errors import BusyError, ConfigError, JobError, LobeError, RoutingError
 from multilobe_ui.ledger import Cost
-from multilobe_ui.routers.base import AUTO, Mixing, RoutingDecision, base_decision, manual_decision
+from multilobe_ui.routing.router import AUTO, Mixing, RoutingDecision, base_decision, manual_decision
 from multilobe_ui.views import MemoryView, PromptMap, RouterView, TokenTrace
 
 AUTOMATIC = "automatic"

@@ -14,7 +14,7 @@ import pytest
 from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BusyError
-from multilobe_ui.routers.base import MODES, RoutingDecision, base_decision
+from multilobe_ui.routing.router import MODES, RoutingDecision, base_decision
 from multilobe_ui.ui import routing_row, token_view
 from multilobe_ui.ui.evidence import evidence_sections, highlighted
 from multilobe_ui.ui.figures import NONE, probabilities, score_bars, share_bar

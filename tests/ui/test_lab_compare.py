@@ -10,7 +10,7 @@ from fake_studio import FakeStudio
 from multilobe_ui.comparison import Agreement, Answer, Column, Comparison
 from multilobe_ui.errors import BackboneError, ConfigError, LobeError
 from multilobe_ui.feedback import Counts
-from multilobe_ui.routers.base import manual_decision
+from multilobe_ui.routing.router import manual_decision
 from multilobe_ui.ui import compare_card
 from multilobe_ui.ui.compare_form import columns_of, defaults, mixture_of, offers, sampling_of
 from multilobe_ui.ui.lab_compare import CompareSection, Shown

@@ -14,7 +14,7 @@ import pytest
 from fake_lab import FakeLab, some_costs
 from fake_studio import FakeStudio
 
-from multilobe_ui.routers.base import manual_decision
+from multilobe_ui.routing.router import manual_decision
 from multilobe_ui.ui.lab_ledger import LATEST, LedgerSection
 from multilobe_ui.ui.lab_tab import LabTab
 from multilobe_ui.ui.ledger_card import (

@@ -12,7 +12,7 @@ import pytest
 from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BusyError
-from multilobe_ui.routers.base import RoutingDecision, base_decision
+from multilobe_ui.routing.router import RoutingDecision, base_decision
 from multilobe_ui.ui import router_card, router_plots, routers_tab, text
 from multilobe_ui.ui.complexity_card import meter, radar, stratification_card
 from multilobe_ui.ui.routers_tab import PRESET, RoutersTab, moved, on_display

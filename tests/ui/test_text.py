@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from multilobe_ui.routers.base import RoutingDecision, base_decision
+from multilobe_ui.routing.router import RoutingDecision, base_decision
 from multilobe_ui.ui import text
 
 

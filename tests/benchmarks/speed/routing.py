@@ -19,7 +19,7 @@ from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import packaged_minilm
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.routers.hybrid import SHORTLIST
-from multilobe_ui.scoring import prompt_nll
+from multilobe_ui.routing.scores import prompt_nll
 
 MAX_TOKENS = 30
 NOTE = f"ours asks the {SHORTLIST} lobes that the first stage finds likeliest, in one batch; the others ask every lobe."

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from multilobe_ui.assets import packaged_minilm
-from multilobe_ui.embedding import Embedder, generic_prompts, generic_vectors
+from multilobe_ui.routing.encoder import Embedder, generic_prompts, generic_vectors
 
 TEXTS = ["hello there", "a much longer text, with 中文 words or two, and a 🦜", "x"]
 

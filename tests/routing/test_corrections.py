@@ -14,14 +14,14 @@ from test_model import TOPICS, WordEmbedder, trained
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.corrections import COPIES, Corrections, corrected
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import own_rows
 from multilobe_ui.evaluation.labelled import LabelledRow, write_rows
 from multilobe_ui.evaluation.refit import Refit, RefitSettings, keep_refit, refitting
 from multilobe_ui.progress import finish
 from multilobe_ui.routers import ROUTERS
-from multilobe_ui.routers.base import RoutingContext, RoutingRows
+from multilobe_ui.routing.corrections import COPIES, Corrections, corrected
+from multilobe_ui.routing.router import RoutingContext, RoutingRows
 
 ANIMALS, NUMBERS, COLOURS = TOPICS
 PROMPT = "cat dog"

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigError, MultiLobeError, RoutingError
-from .fits import Fit, Key, read_fit, write_fit
-from .lobes.lobe import now
-from .progress import Progress, finish
-from .routers import ROUTERS, Router, RoutingContext, RoutingDecision
-from .routers.base import AUTO, FitOutcome, Mixing
-from .routers.chain import DEFAULT as DEFAULT_STAGES
+from ..errors import ConfigError, MultiLobeError, RoutingError
+from ..lobes.lobe import now
+from ..progress import Progress, finish
+from ..routing.fits import Fit, Key, read_fit, write_fit
+from ..routing.router import AUTO, FitOutcome, Mixing
+from . import ROUTERS, Router, RoutingContext, RoutingDecision
+from .chain import DEFAULT as DEFAULT_STAGES
 
 ASIDE = "uncorrected"
 PROBE = "What is this about?"

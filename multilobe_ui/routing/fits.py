@@ -16,8 +16,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from .errors import RoutingError
-from .files import new_folder, read_json, write_json
+from ..errors import RoutingError
+from ..files import new_folder, read_json, write_json
 
 FIT_FILE, ARRAYS_FILE = "fit.json", "arrays.safetensors"
 DEEPEST = 20

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .routers.base import RoutingRows, Vector
-from .views import PromptMap
+from ..views import PromptMap
+from .router import RoutingRows, Vector
 
 ROWS = 40
 """Rows shown of each lobe; more is a cloud in which nothing can be pointed at."""

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from .config import from_json
-from .errors import ConfigError
-from .files import read_json, write_json
-from .lobes.lobe import now
-from .routers.base import RoutingContext, RoutingRows, RowsByName, Vector, same_prompt
+from ..config import from_json
+from ..errors import ConfigError
+from ..files import read_json, write_json
+from ..lobes.lobe import now
+from .router import RoutingContext, RoutingRows, RowsByName, Vector, same_prompt
 
 COPIES = 5
 """Rows that a correction counts for: routers look at the three to five nearest rows."""

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .base import RoutingContext, Vector, calibration_error, softmax
+from .router import RoutingContext, Vector, calibration_error, softmax
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[[Array], Array]

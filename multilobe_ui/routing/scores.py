@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .errors import MultiLobeError
-from .lobes.bank import LobeBank
-from .lobes.deltas import Matrices
-from .lobes.weights import Mix
-from .routers.base import Vector
+from ..errors import MultiLobeError
+from ..lobes.bank import LobeBank
+from ..lobes.deltas import Matrices
+from ..lobes.weights import Mix
+from .router import Vector
 
 ROWS_AT_ONCE = 64
 TOKENS_AT_ONCE = 256

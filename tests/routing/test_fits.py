@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from multilobe_ui.errors import RoutingError
-from multilobe_ui.fits import Fit, read_fit, write_fit
+from multilobe_ui.routing.fits import Fit, read_fit, write_fit
 
 KEY = [["minilm", "None"], ["law", "2025"], ["code", "2026"]]
 

@@ -1,0 +1,1 @@
+"""What all routers share: decisions, calibration, sentence vectors, fits, corrections."""
