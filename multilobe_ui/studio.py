@@ -470,7 +470,7 @@ class Studio:
     def stratify(self, low: float = 0.3, high: float = 0.7, path: str | Path | None = None) -> dict[str, Any]:
         """How the lobes' prompts, or those of a file, fall into simple, medium and complex: {"rows", "counts", "examples",
         "means" of the features, "parser"}, each by tier."""
-        from .complexity import Analyser, check_thresholds
+        from .routers.complexity.features import Analyser, check_thresholds
 
         check_thresholds(low, high)
         prompts = [row.prompt for row in dataset.load(path)] if path else self._ready().routing_prompts()

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..routing.router import Mixing, Router, RoutingContext, RoutingDecision, RoutingRows, Verdict
-from .arrow import ArrowRouter
+from .arrow.router import ArrowRouter
 from .chain import ChainRouter
-from .complexity import ComplexityRouter
+from .complexity.router import ComplexityRouter
 from .embedding import EmbeddingRouter
 from .gate import GateRouter
 from .hybrid import HybridRouter
 from .keyword import KeywordRouter
 from .logprob import LogprobRouter
-from .xlora import XLoraRouter
+from .xlora.router import XLoraRouter
 
 ROUTERS: Mapping[str, Callable[[RoutingContext, float | None], Router]] = {
     "hybrid": lambda context, threshold: HybridRouter(context, lambda: EmbeddingRouter(context), threshold),

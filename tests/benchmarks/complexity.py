@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.complexity import TIERS, Analyser, parser_name, scaled, score, tier_of
 from multilobe_ui.data import dataset
-from multilobe_ui.experts import train_experts
-from multilobe_ui.router_mlp import RouterMLP, TierRows, report, train_router
+from multilobe_ui.routers.complexity.experts import train_experts
+from multilobe_ui.routers.complexity.features import TIERS, Analyser, parser_name, scaled, score, tier_of
+from multilobe_ui.routers.complexity.network import ComplexitySettings, Scale
+from multilobe_ui.routers.complexity.training import RouterMLP, TierRows, report, train_router
 from multilobe_ui.routing.encoder import Embedder
-from multilobe_ui.tiers import ComplexitySettings, Scale
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from multilobe_ui.data.dataset import Example
 from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.mixers import Mixer, runner
 from multilobe_ui.lobes.weights import Mix
-from multilobe_ui.routers.arrow import ArrowRouter
-from multilobe_ui.routers.xlora import XLoraRouter
+from multilobe_ui.routers.arrow.router import ArrowRouter
+from multilobe_ui.routers.xlora.router import XLoraRouter
 from multilobe_ui.routing.router import FitOutcome, Mixing, Router, RoutingContext
 from multilobe_ui.training.lobe import TokenRows
 

@@ -12,7 +12,6 @@ import tiny
 import torch
 from torch import Tensor
 
-from multilobe_ui.arrow import ArrowMixer
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import AdapterError, ConfigError, LobeError
@@ -20,7 +19,8 @@ from multilobe_ui.generation.decode import Request, generate_text, generate_toke
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.mixers import Mixer, mean_weights, runner
 from multilobe_ui.lobes.weights import LayerMix, Mix
-from multilobe_ui.xlora import HeadShape, ScalingHead, XLoraMixer
+from multilobe_ui.routers.arrow.mixer import ArrowMixer
+from multilobe_ui.routers.xlora.mixer import HeadShape, ScalingHead, XLoraMixer
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
 GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)

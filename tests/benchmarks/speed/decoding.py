@@ -19,7 +19,7 @@ from multilobe_ui.config import SamplingConfig
 from multilobe_ui.generation.batch import RunningBatch
 from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.bank import LobeBank
-from multilobe_ui.xlora import ScalingHead, XLoraMixer
+from multilobe_ui.routers.xlora.mixer import ScalingHead, XLoraMixer
 
 CHATS, CHAT_LOBES = 8, 4
 

@@ -14,13 +14,13 @@ import pytest
 from test_experts import BASICS, FakeAnalyser, embed, rows
 
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.complexity import FEATURES, TIERS, scaled
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.lobes.adapter import read_header
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.progress import Progress
 from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
-from multilobe_ui.routers.complexity import ComplexityRouter
+from multilobe_ui.routers.complexity.features import FEATURES, TIERS, scaled
+from multilobe_ui.routers.complexity.router import ComplexityRouter
 from multilobe_ui.routing.router import FitOutcome, Mixing, softmax
 
 EXPERTS = {tier: f"{tier} expert" for tier in TIERS}

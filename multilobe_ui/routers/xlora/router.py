@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..config import XLoraSettings, settings_of
-from ..errors import RoutingError
-from ..routing.router import (
+from ...config import XLoraSettings, settings_of
+from ...errors import RoutingError
+from ...routing.router import (
     FitOutcome,
     Fitting,
     Mixing,
@@ -35,8 +35,8 @@ from ..routing.router import (
 )
 
 if TYPE_CHECKING:  # torch: not before a head is made
-    from ..xlora import ScalingHead, XLoraMixer
-    from ..xlora_training import LabelledRow
+    from .mixer import ScalingHead, XLoraMixer
+    from .training import LabelledRow
 
 VERSION = 1
 FALSE_ABSTENTION = 0.03
@@ -140,7 +140,7 @@ class XLoraRouter(Router):
         Raises:
             RoutingError: the head has not been trained.
         """
-        from ..xlora import XLoraMixer
+        from .mixer import XLoraMixer
 
         if self._fitted is None:
             raise RoutingError("X-LoRA's head has not been trained yet. Fit it under Routers.")
@@ -150,7 +150,7 @@ class XLoraRouter(Router):
     def _read(self, fitted: _Fitted, prompt: str) -> _Reading:
         import torch
 
-        from ..xlora import Reading, last_hidden
+        from .mixer import Reading, last_hidden
 
         backbone = self.context.bank.backbone
         opening, words = backbone.encode_prompt(prompt)
@@ -201,7 +201,7 @@ class XLoraRouter(Router):
             raise RoutingError("X-LoRA learns through the language model, and none is loaded.")
         if not names:
             raise RoutingError("X-LoRA has nothing to learn from: no lobe came with training rows. Train a lobe first.")
-        from ..xlora_training import train_head
+        from .training import train_head
 
         ids = [self.context.ids[name] for name in names]
         train, held_out = self._labelled(names)
@@ -232,7 +232,7 @@ class XLoraRouter(Router):
         return [n for n in self.context.lobes if n in rows and n in ids and len(rows[n].train_prompts)]
 
     def _labelled(self, names: Sequence[str]) -> tuple[list[LabelledRow], list[LabelledRow]]:
-        from ..xlora_training import LabelledRow
+        from .training import LabelledRow
 
         train: list[LabelledRow] = []
         held_out: list[LabelledRow] = []
@@ -341,7 +341,7 @@ def _restored_head(state: Mapping[str, Any], columns: list[int], layers: list[in
     """
     import torch
 
-    from ..xlora import HeadShape, ScalingHead
+    from .mixer import HeadShape, ScalingHead
 
     values = json.loads(state["shape"])
     hidden_size, lobes = int(values.pop("hidden_size")), len(state["names"])

@@ -22,11 +22,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..complexity import FEATURES, TIERS, Analyser, scaled, score, tier_of
-from ..data.dataset import Example
-from ..errors import ConfigError
-from ..routing.router import FitOutcome, Fitting, Router, RoutingContext, RoutingDecision, base_decision
-from ..tiers import WEIGHTS, ComplexitySettings, TierNetwork
+from ...data.dataset import Example
+from ...errors import ConfigError
+from ...routing.router import FitOutcome, Fitting, Router, RoutingContext, RoutingDecision, base_decision
+from .features import FEATURES, TIERS, Analyser, scaled, score, tier_of
+from .network import WEIGHTS, ComplexitySettings, TierNetwork
 
 Array = np.ndarray[Any, Any]
 LAST_LATIN = 0x024F
@@ -134,7 +134,7 @@ class ComplexityRouter(Router):
         Raises:
             ConfigError: a setting that is unknown or out of range. RoutingError: there are no rows.
         """
-        from ..experts import train_experts  # torch: not before it is needed
+        from .experts import train_experts  # torch: not before it is needed
 
         values = {name: value for name, value in settings.items() if name != "rows"}
         unknown = values.keys() - {field.name for field in fields(ComplexitySettings)}

@@ -27,27 +27,15 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import set_peft_model_state_dict
 from torch import Tensor
 
-from .base.backbone import Backbone
-from .complexity import TIERS, scaled, score, tier_of
-from .config import TrainingConfig
-from .data.dataset import Example, split
-from .errors import MultiLobeError, RoutingError
-from .files import new_folder
-from .lobes.bank import LobeBank
-from .lobes.deltas import Matrices
-from .progress import Progress
-from .router_mlp import (
-    RouterMLP,
-    TierRows,
-    calibrated_temperature,
-    load,
-    report,
-    router_loss,
-    tier_weights,
-    train_router,
-)
-from .tiers import ComplexitySettings, Scale, TierNetwork, expert_rate
-from .training.lobe import (
+from ...base.backbone import Backbone
+from ...config import TrainingConfig
+from ...data.dataset import Example, split
+from ...errors import MultiLobeError, RoutingError
+from ...files import new_folder
+from ...lobes.bank import LobeBank
+from ...lobes.deltas import Matrices
+from ...progress import Progress
+from ...training.lobe import (
     PACKED_TOKENS,
     TokenRows,
     adapter_tensors,
@@ -58,6 +46,9 @@ from .training.lobe import (
     schedule,
     token_losses,
 )
+from .features import TIERS, scaled, score, tier_of
+from .network import ComplexitySettings, Scale, TierNetwork, expert_rate
+from .training import RouterMLP, TierRows, calibrated_temperature, load, report, router_loss, tier_weights, train_router
 
 Array = np.ndarray[Any, Any]
 EVALUATIONS = 4

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multilobe_ui import complexity
 from multilobe_ui.assets import folder
-from multilobe_ui.complexity import (
+from multilobe_ui.errors import ConfigError, RoutingError
+from multilobe_ui.routers.complexity import features as complexity
+from multilobe_ui.routers.complexity.features import (
     EXAMPLES,
     FEATURES,
     HARDEST_GRADE,
@@ -32,7 +33,6 @@ from multilobe_ui.complexity import (
     spread,
     tier_of,
 )
-from multilobe_ui.errors import ConfigError, RoutingError
 
 SIMPLE = "What is insulin?"
 MEDIUM = "I know that you think that she lied."

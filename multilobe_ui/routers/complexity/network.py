@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from .complexity import FEATURES, HIGH, LOW, TIERS, check_thresholds
-from .config import check, suggested_learning_rate
-from .errors import RoutingError
-from .routing.router import softmax
+from ...config import check, suggested_learning_rate
+from ...errors import RoutingError
+from ...routing.router import softmax
+from .features import FEATURES, HIGH, LOW, TIERS, check_thresholds
 
 Array = np.ndarray[Any, Any]
 WEIGHTS = ("body.weight", "body.bias", "tiers.weight", "tiers.bias", "score.weight", "score.bias", "sharpness")

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .assets import folder
-from .config import check
-from .errors import RoutingError
+from ...assets import folder
+from ...config import check
+from ...errors import RoutingError
 
 if TYPE_CHECKING:
     from spacy.language import Language

@@ -17,13 +17,13 @@ from peft import ArrowConfig, create_arrow_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from multilobe_ui.arrow import ArrowMixer, prototypes
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.mixers import runner
 from multilobe_ui.routers import RoutingContext, RoutingRows
-from multilobe_ui.routers.arrow import ArrowRouter
+from multilobe_ui.routers.arrow.mixer import ArrowMixer, prototypes
+from multilobe_ui.routers.arrow.router import ArrowRouter
 from multilobe_ui.routing.router import FitOutcome, Mixing
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}

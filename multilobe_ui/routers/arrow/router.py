@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ..config import check, settings_of
-from ..errors import RoutingError
-from ..progress import Progress
-from ..routing.router import (
+from ...config import check, settings_of
+from ...errors import RoutingError
+from ...progress import Progress
+from ...routing.router import (
     FitOutcome,
     Fitting,
     Mixing,
@@ -37,7 +37,7 @@ from ..routing.router import (
 )
 
 if TYPE_CHECKING:  # torch: not before a prompt is weighed
-    from ..arrow import ArrowMixer
+    from .mixer import ArrowMixer
 
 FALSE_ABSTENTION = 0.03
 FEWEST_GENERIC = 20
@@ -139,7 +139,7 @@ class ArrowRouter(Router):
         return self._mixer(names, {"top_1": 1, "top_k": mixing.k}.get(mixing.mode))
 
     def _mixer(self, names: list[str], top_k: int | None) -> ArrowMixer:
-        from ..arrow import ArrowMixer
+        from .mixer import ArrowMixer
 
         ids = tuple(self.context.ids[name] for name in names)
         return ArrowMixer.of(self.context.bank, ids, top_k, self.chosen.temperature)

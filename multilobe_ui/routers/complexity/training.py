@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .complexity import TIERS
-from .routing.router import fit_temperature
+from ...routing.router import fit_temperature
+from .features import TIERS
 
 Array = np.ndarray[Any, Any]
 ROWS_PER_STEP = 64

@@ -29,10 +29,10 @@ from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.model import MultiLobeModel
 from multilobe_ui.progress import Progress
 from multilobe_ui.routers import RoutingContext, RoutingRows
-from multilobe_ui.routers.xlora import XLoraRouter
+from multilobe_ui.routers.xlora.mixer import HeadShape, Reading, ScalingHead, XLoraMixer, last_hidden
+from multilobe_ui.routers.xlora.router import XLoraRouter
+from multilobe_ui.routers.xlora.training import HeadFit, LabelledRow, train_head
 from multilobe_ui.routing.router import FitOutcome, Mixing
-from multilobe_ui.xlora import HeadShape, Reading, ScalingHead, XLoraMixer, last_hidden
-from multilobe_ui.xlora_training import HeadFit, LabelledRow, train_head
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
 QUICK = XLoraSettings(supervised_steps=60, language_steps=12, batch_size=4, rows_per_lobe=24)

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base.backbone import Backbone
-from .config import XLoraSettings
-from .data.dataset import Example
-from .errors import MultiLobeError, RoutingError
-from .lobes.bank import LobeBank
-from .lobes.weights import Mix
-from .progress import Progress
-from .training.lobe import TokenRows, make_batch, packs_exactly, schedule, token_losses
-from .xlora import HeadShape, Reading, ScalingHead, last_hidden
+from ...base.backbone import Backbone
+from ...config import XLoraSettings
+from ...data.dataset import Example
+from ...errors import MultiLobeError, RoutingError
+from ...lobes.bank import LobeBank
+from ...lobes.weights import Mix
+from ...progress import Progress
+from ...training.lobe import TokenRows, make_batch, packs_exactly, schedule, token_losses
+from .mixer import HeadShape, Reading, ScalingHead, last_hidden
 
 TOKENS_PER_STEP = 2048
 """Tokens in one label step."""

@@ -1,0 +1,1 @@
+"""Complexity: how hard a prompt is decides which of three experts answers."""
