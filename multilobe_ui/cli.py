@@ -265,7 +265,7 @@ def bundle_load(options: argparse.Namespace) -> None:
 
 def bundle_list(options: argparse.Namespace) -> None:
     """What a bundle, or the home if no path is given, holds."""
-    from .bundle import open_bundle
+    from .bundles.bundle import open_bundle
     from .lobes.lobe import LobeStore
 
     if options.path:
@@ -283,7 +283,7 @@ def bundle_list(options: argparse.Namespace) -> None:
 
 def bundle_verify(options: argparse.Namespace) -> None:
     """Check every file of a bundle against its manifest."""
-    from .bundle import verify_bundle
+    from .bundles.bundle import verify_bundle
     from .errors import BundleError
 
     problems = verify_bundle(options.path)

@@ -16,9 +16,9 @@ from typing import Any, Literal, cast, overload
 import numpy as np
 from torch import Tensor
 
-from . import bundle
 from .assets import MINILM_NAMES
 from .base.backbone import BUILTIN, Backbone, Messages, describe
+from .bundles import bundle
 from .config import SamplingConfig, TrainingConfig, check, settings_of
 from .data import dataset
 from .errors import AdapterError, BackboneError, ConfigError, LobeError, MultiLobeError

@@ -536,7 +536,7 @@ def test_the_command_line_has_a_budget(
 def test_no_reader_of_weights_is_forgotten() -> None:
     """`test_a_bundle_opens_without_its_weights` watches every name by which a bundle's weights can be read."""
     assert callable(adapters_module.read_matrices)
-    from multilobe_ui import bundle as bundle_module
+    from multilobe_ui.bundles import bundle as bundle_module
     from multilobe_ui.lobes import bank as bank_module
 
     assert bank_module.read_matrices is bundle_module.read_matrices is adapters_module.read_matrices

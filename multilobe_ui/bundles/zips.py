@@ -18,8 +18,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from .errors import BundleError
-from .files import new_folder
+from ..errors import BundleError
+from ..files import new_folder
 
 EXTENSIONS = frozenset({".json", ".safetensors", ".md", ".txt", ".jinja"})
 ARCHIVES = frozenset({".zip", ".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zst"})

@@ -28,12 +28,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .archive import content_root, is_junk, unzip, zip_folder
-from .config import from_json
-from .errors import AdapterError, BundleError, LobeError, RoutingError
-from .files import new_folder, read_json, sha256_of, write_json
-from .lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
-from .lobes.lobe import (
+from ..config import from_json
+from ..errors import AdapterError, BundleError, LobeError, RoutingError
+from ..files import new_folder, read_json, sha256_of, write_json
+from ..lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
+from ..lobes.lobe import (
     CARD_FILE,
     PROMPTS_FILE,
     ROUTING_FILE,
@@ -46,8 +45,9 @@ from .lobes.lobe import (
     write_card,
     write_routing_rows,
 )
-from .routing.fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
-from .routing.router import RoutingRows
+from ..routing.fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
+from ..routing.router import RoutingRows
+from .zips import content_root, is_junk, unzip, zip_folder
 
 MANIFEST_FILE = "bundle.json"
 FORMAT_VERSION = 1

@@ -1,4 +1,4 @@
-"""multilobe_ui.bundle: what is saved comes back byte for byte; what is bad is refused and leaves the lobes as they were."""
+"""multilobe_ui.bundles.bundle: what is saved comes back byte for byte; what is bad is refused and leaves the lobes as they were."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import torch
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from multilobe_ui import bundle as bundles
-from multilobe_ui.bundle import load_bundle, open_bundle, prepare_adapter, save_bundle, verify_bundle
+from multilobe_ui.bundles import bundle as bundles
+from multilobe_ui.bundles.bundle import load_bundle, open_bundle, prepare_adapter, save_bundle, verify_bundle
 from multilobe_ui.errors import BundleError
 from multilobe_ui.lobes.adapter import linear_features
 from multilobe_ui.lobes.lobe import Card, Lobe, LobeStore, write_routing_rows

@@ -1,4 +1,4 @@
-"""multilobe_ui.archive: zips are written the same way every time, and bad ones leave nothing behind."""
+"""multilobe_ui.bundles.zips: zips are written the same way every time, and bad ones leave nothing behind."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from multilobe_ui import archive
-from multilobe_ui.archive import content_root, unzip, zip_folder
+from multilobe_ui.bundles import zips as archive
+from multilobe_ui.bundles.zips import content_root, unzip, zip_folder
 from multilobe_ui.errors import BundleError
 
 GOOD = "lobes/lobe_0001/card.json"
