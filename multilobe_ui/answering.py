@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .comparison import EVENT_SECONDS, Column, decide
 from .config import SamplingConfig
+from .evaluation.compare import EVENT_SECONDS, Column, decide
 from .generation.decode import TextPieces, prepare, stream_tokens
 from .ledger import Cost
 from .model import MultiLobeModel

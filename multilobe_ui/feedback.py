@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .comparison import MIX, MOST_COLUMNS
 from .errors import ConfigError, DataError
+from .evaluation.compare import MIX, MOST_COLUMNS
 from .lobes.lobe import now, same_name
 from .routing.router import same_prompt
 

@@ -16,10 +16,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from .comparison import Column, Comparison, compare
 from .config import SamplingConfig, settings_of
 from .data import dataset
 from .errors import ConfigError, JobError
+from .evaluation.compare import Column, Comparison, compare
 from .feedback import ROUTING, Counts, Feedback
 from .files import write_json
 from .jobs import RESULT_FILE, Job, JobHandle, Jobs, JobSpec

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from .assets import demo_bundle, sample_files
-from .comparison import AUTOMATIC, BASE_ONLY, MIX, Column
 from .config import (
     SamplingConfig,
     TrainingConfig,
@@ -30,6 +29,7 @@ from .config import (
 )
 from .data import dataset
 from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
+from .evaluation.compare import AUTOMATIC, BASE_ONLY, MIX, Column
 from .feedback import Feedback
 from .files import made_home, read_json, write_json
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec

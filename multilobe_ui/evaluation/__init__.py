@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .forgetting import ForgettingReport, ForgettingSettings, forgetting_check
+from .forgetting.measure import ForgettingReport, ForgettingSettings, forgetting_check
 from .labelled import LabelledRow, held_out_rows, own_rows, read_labelled
 from .losses import LossMatrix, LossSettings, lobe_losses, loss_matrix
 from .report import ReportCard, ReportSettings, RoutingReport, report_card, routing_report

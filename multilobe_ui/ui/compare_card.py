@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..comparison import AUTOMATIC
+from ..evaluation.compare import AUTOMATIC
 from ..routing.router import RoutingDecision
 from . import text
 from .figures import BASE_COLOUR, share_bar
 from .text import escape
 
 if TYPE_CHECKING:
-    from ..comparison import Agreement, Answer, Comparison
+    from ..evaluation.compare import Agreement, Answer, Comparison
     from ..feedback import Counts
 
 Colours = Mapping[str, str]

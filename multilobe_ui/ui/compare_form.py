@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..comparison import AUTOMATIC, BASE_ONLY, LOBE_PREFIX, MIX, MOST_COLUMNS, Column
 from ..config import SamplingConfig
 from ..errors import ConfigError, LobeError
+from ..evaluation.compare import AUTOMATIC, BASE_ONLY, LOBE_PREFIX, MIX, MOST_COLUMNS, Column
 from ..lobes.lobe import same_name
 from . import guard, text
 from .compare_card import LETTERS

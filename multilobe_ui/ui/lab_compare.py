@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ..comparison import MIX, MOST_COLUMNS
 from ..errors import BackboneError, ConfigError
+from ..evaluation.compare import MIX, MOST_COLUMNS
 from ..feedback import ROUTING, TRAINING
 from . import guard, text
 from .compare_card import LETTERS, cards, empty_card, feedback_line, summary
@@ -27,7 +27,7 @@ from .guard import friendly
 from .table import bare
 
 if TYPE_CHECKING:
-    from ..comparison import Comparison
+    from ..evaluation.compare import Comparison
     from ..studio import Studio
 
 LONGEST_PROMPT = 100_000

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from fake_studio import ROUTERS, FakeStudio, JobView
 
-from multilobe_ui.comparison import Answer, Column, Comparison, difference
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError, JobError
+from multilobe_ui.evaluation.compare import Answer, Column, Comparison, difference
 from multilobe_ui.feedback import Counts, Feedback
 from multilobe_ui.ledger import Cost, Ledger
 from multilobe_ui.views import PromptMap

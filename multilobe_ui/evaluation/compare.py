@@ -19,15 +19,15 @@ from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
-from .config import SamplingConfig, check
-from .errors import ConfigError
-from .routing.router import AUTO, Mixing, RoutingDecision
+from ..config import SamplingConfig, check
+from ..errors import ConfigError
+from ..routing.router import AUTO, Mixing, RoutingDecision
 
 if TYPE_CHECKING:
-    from .base.backbone import Messages
-    from .generation.decode import Request, TextPieces
-    from .lobes.bank import LobeBank
-    from .model import MultiLobeModel
+    from ..base.backbone import Messages
+    from ..generation.decode import Request, TextPieces
+    from ..lobes.bank import LobeBank
+    from ..model import MultiLobeModel
 
 AUTOMATIC = "automatic"
 BASE_ONLY = "base"
@@ -134,7 +134,7 @@ def compare(
         ConfigError: no column or too many, a choice that is none, or a prompt that is empty or too long.
         RoutingError, LobeError: no lobe of that name.
     """
-    from .generation.decode import prepare
+    from ..generation.decode import prepare
 
     check(1 <= len(columns) <= MOST_COLUMNS, "columns", len(columns), f"1 to {MOST_COLUMNS}")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
@@ -202,7 +202,7 @@ class _Row:
     """A column at work: its tokens become text."""
 
     def __init__(self, model: MultiLobeModel, answer: Answer) -> None:
-        from .generation.decode import TextPieces
+        from ..generation.decode import TextPieces
 
         self.answer = answer
         self._pieces: TextPieces = TextPieces(model.backbone)
@@ -240,7 +240,7 @@ def _batches(
 
 def _steps(bank: LobeBank, batches: Sequence[Batch]) -> Iterator[dict[int, int | None]]:
     """Column's place → its next token, None once it has ended; all batches take a step before any takes the next."""
-    from .generation.decode import generate_tokens
+    from ..generation.decode import generate_tokens
 
     running = [([place for place, _ in batch], generate_tokens(bank, [r for _, r in batch])) for batch in batches]
     while running:

@@ -14,9 +14,9 @@ from test_model import TOPICS, WordEmbedder, trained
 
 from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.comparison import WORD, Agreement, Column, Comparison, compare, decide, difference
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError, RoutingError
+from multilobe_ui.evaluation.compare import WORD, Agreement, Column, Comparison, compare, decide, difference
 from multilobe_ui.generation.decode import generate_tokens
 from multilobe_ui.model import MultiLobeModel
 from multilobe_ui.routing.router import Mixing
@@ -68,7 +68,7 @@ def test_token_routers_run_beside_the_others_and_equal_their_own_runs(model: Mul
 
 
 def test_batches_of_token_routers_go_in_lockstep(model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multilobe_ui.comparison.EVENT_SECONDS", 0.0)
+    monkeypatch.setattr("multilobe_ui.evaluation.compare.EVENT_SECONDS", 0.0)
     columns = (Column("base"), Column(router="arrow", mixing=Mixing("soft")), Column(f"lobe:{FIRST}"))
     events = list(compare(model, "cat dog", columns, GREEDY))
     ends = [len(ids) for ids in apart(model, "cat dog", columns)]
@@ -110,7 +110,7 @@ def test_one_seed_for_all_columns(model: MultiLobeModel) -> None:
 
 
 def test_what_each_event_says(model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multilobe_ui.comparison.EVENT_SECONDS", 0.0)
+    monkeypatch.setattr("multilobe_ui.evaluation.compare.EVENT_SECONDS", 0.0)
     events = list(compare(model, "cat dog", FOUR, GREEDY))
     assert [answer.text for answer in events[0].columns] == [""] * 4 and not events[0].done
     assert [answer.decision.chosen for answer in events[0].columns] == [None, FIRST, SECOND, FIRST]
@@ -128,7 +128,7 @@ def test_what_each_event_says(model: MultiLobeModel, monkeypatch: pytest.MonkeyP
 
 
 def test_it_can_be_stopped_and_closed(model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("multilobe_ui.comparison.EVENT_SECONDS", 0.0)
+    monkeypatch.setattr("multilobe_ui.evaluation.compare.EVENT_SECONDS", 0.0)
     stop = threading.Event()
     events = []
     for event in compare(model, "cat dog", FOUR, GREEDY, stop):

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.backbone import BUILTIN, Backbone
-from ..errors import MultiLobeError
-from ..files import sha256_of
-from ..lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, read_header, read_matrices
-from ..lobes.bank import LobeBank
-from ..lobes.lobe import Lobe
-from ..lobes.weights import Mix
+from ...base.backbone import BUILTIN, Backbone
+from ...errors import MultiLobeError
+from ...files import sha256_of
+from ...lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, read_header, read_matrices
+from ...lobes.bank import LobeBank
+from ...lobes.lobe import Lobe
+from ...lobes.weights import Mix
 
 BASE = ""
 """Stands for the base where lobes go by their ids."""

@@ -26,9 +26,9 @@ from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.config import TrainingConfig
 from multilobe_ui.errors import ConfigError, DataError, LobeError
-from multilobe_ui.evaluation.drift import Drift, farthest
-from multilobe_ui.evaluation.forgetting import ForgettingReport, ForgettingSettings, checking, forgetting_check
-from multilobe_ui.evaluation.snapshot import difference, taking, tensors_of
+from multilobe_ui.evaluation.forgetting.drift import Drift, farthest
+from multilobe_ui.evaluation.forgetting.measure import ForgettingReport, ForgettingSettings, checking, forgetting_check
+from multilobe_ui.evaluation.forgetting.snapshot import difference, taking, tensors_of
 from multilobe_ui.progress import Progress, finish
 from multilobe_ui.routers import RoutingRows
 from multilobe_ui.training import lobe as training
@@ -429,8 +429,8 @@ def test_the_contrast_is_what_plain_peft_measures(sound: MultiLobeModel, tmp_pat
 
 
 def _domain(model: MultiLobeModel, name: str) -> Any:
-    from multilobe_ui.evaluation.drift import Domain
-    from multilobe_ui.evaluation.forgetting import _example
+    from multilobe_ui.evaluation.forgetting.drift import Domain
+    from multilobe_ui.evaluation.forgetting.measure import _example
 
     lobe = model.store.by_name(name)
     kept = lobe.routing_rows()

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import TrainingConfig
-from ..data.dataset import Example
-from ..lobes.adapter import read_header, read_matrices
-from ..lobes.bank import LobeBank
-from ..lobes.weights import Mix
-from ..routers import RoutingRows
-from ..training import lobe as training
-from ..training.lobe import StepRecord, TokenRows, mean_answer_loss
+from ...config import TrainingConfig
+from ...data.dataset import Example
+from ...lobes.adapter import read_header, read_matrices
+from ...lobes.bank import LobeBank
+from ...lobes.weights import Mix
+from ...routers import RoutingRows
+from ...training import lobe as training
+from ...training.lobe import StepRecord, TokenRows, mean_answer_loss
 
 Losses = dict[str, float]
 

@@ -1,0 +1,1 @@
+"""Whether lobes and routers still do what they did."""
