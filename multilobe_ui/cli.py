@@ -208,8 +208,8 @@ def bench(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     """Make a lobe out of several, after saying what it costs; Ctrl-C ends the search, or the measuring."""
-    from .composition import MergeSettings, keep_merge
-    from .composition.merging import run_merge
+    from .merging import MergeSettings, keep_merge
+    from .merging.merge import run_merge
 
     model, stop = _model(options), threading.Event()
     weights = _parents(options.lobes, model.lobe_names, searched=options.search is not None)
@@ -231,9 +231,9 @@ def merge(options: argparse.Namespace) -> None:
 
 def _search(model: MultiLobeModel, options: argparse.Namespace, names: Sequence[str], scratch: Path) -> dict[str, float]:
     """Weights for these lobes by search on a file, or on their own rows if none is named; those near zero are left out."""
-    from .composition import SearchSettings
-    from .composition.weighing import run_search
     from .evaluation.labelled import read_labelled, write_rows
+    from .merging import SearchSettings
+    from .merging.weighing import run_search
 
     data, stop = None, threading.Event()
     if options.search:

@@ -278,8 +278,8 @@ class Lab:
             LobeError, AdapterError: a lobe is gone or cannot be read.
         """
         store = self._model().store
-        from .composition import possible
         from .lobes.adapter import read_header
+        from .merging import possible
 
         lobes = [store.by_name(name) for name in names]
         return possible([read_header(lobe.path) for lobe in lobes], [lobe.name for lobe in lobes])
@@ -303,7 +303,7 @@ class Lab:
             if result.get("kept"):
                 raise JobError(f"This merge is kept already, as {result['kept']!r}. Try it again to make another lobe of it.")
             model = self._model()
-            from .composition import keep_merge
+            from .merging import keep_merge
 
             lobe = keep_merge(model, self._jobs.made(job_id), result, name, owner=owner, routed=routed)
             with suppress(OSError):  # a second time is refused all the same: its files have gone into the lobe

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ..composition.combinations import COMBINATIONS
 from ..errors import ConfigError, JobError
+from ..merging.kinds import COMBINATIONS
 from . import guard, text
 from .experiment import Asked, ExperimentPanel, Outputs
 from .guard import friendly

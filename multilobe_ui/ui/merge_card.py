@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..composition.combinations import COMBINATIONS
+from ..merging.kinds import COMBINATIONS
 from .figures import share_bar
 from .table import dot
 from .text import NOTHING, big, colour, count, duration, escape, is_number, loss, score, short, size

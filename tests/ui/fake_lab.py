@@ -389,7 +389,7 @@ class FakeMerges(FakeLab):
     ranks: Mapping[str, int] = {}
 
     def merge_options(self, names: Sequence[str]) -> dict[str, str]:
-        from multilobe_ui.composition.combinations import COMBINATIONS
+        from multilobe_ui.merging.kinds import COMBINATIONS
 
         self._log("lab.merge_options", list(names))
         for name in names:
@@ -416,7 +416,7 @@ class FakeMerges(FakeLab):
 
 def merge_result(weights: Mapping[str, float], combination: str = "ties_svd", error: float = 0.42, seed: int = 1) -> dict[str, Any]:
     """The JSON of experiment "merge"."""
-    from multilobe_ui.composition.combinations import COMBINATIONS
+    from multilobe_ui.merging.kinds import COMBINATIONS
 
     random, about = np.random.default_rng(seed), COMBINATIONS[combination]
     kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -11,8 +11,8 @@ import pytest
 from fake_lab import FakeMerges, merge_result, search_result
 from fake_studio import FakeStudio
 
-from multilobe_ui.composition.combinations import COMBINATIONS
 from multilobe_ui.errors import LobeError
+from multilobe_ui.merging.kinds import COMBINATIONS
 from multilobe_ui.ui import merge_card, search_card
 from multilobe_ui.ui.experiment import report_page
 from multilobe_ui.ui.lab_merge import MOST_SLIDERS, MergeSection, weights_of

@@ -15,7 +15,7 @@ from ..evaluation.labelled import LabelledRow, load_rows, write_rows
 from ..lobes.lobe import Lobe, same_name
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
-from .merging import MOST_LOBES, parents_of, rows_of, spread
+from .merge import MOST_LOBES, parents_of, rows_of, spread
 from .search import Trial, search_weights
 
 MOST_EXAMPLES = 64

@@ -26,9 +26,9 @@ from ..model import ROUTING_TRAIN_ROWS, ROUTING_VALIDATION_ROWS, MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import RoutingRows
 from ..routing.encoder import prototypes_of
-from .combinations import COMBINATIONS, possible
-from .combining import Composition, combine
+from .combine import Composition, combine
 from .cost import losses
+from .kinds import COMBINATIONS, possible
 
 MOST_LOBES = 32
 EXACT, CLOSE, LOSSY = 1e-4, 0.1, 0.5

@@ -35,8 +35,8 @@ from ..lobes.adapter import (
     read_matrices,
 )
 from ..lobes.deltas import Matrices
-from .combinations import COMBINATIONS, Combination, possible
 from .cost import delta_errors
+from .kinds import COMBINATIONS, Combination, possible
 
 Parents = Sequence[tuple[Path, float]]
 """(adapter folder, weight) of each lobe that goes into a new one."""

@@ -18,11 +18,11 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from torch import Tensor
 
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.composition import COMBINATIONS, Trial, combine, losses, possible, search_weights
 from multilobe_ui.errors import AdapterError, ConfigError, LobeError
 from multilobe_ui.lobes.adapter import AdapterHeader, read_header, read_matrices
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
+from multilobe_ui.merging import COMBINATIONS, Trial, combine, losses, possible, search_weights
 from multilobe_ui.training.lobe import TokenRows, make_batch, mean_answer_loss, token_losses
 
 ELEMENTWISE = {"linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"}

@@ -12,10 +12,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .combinations import COMBINATIONS, Combination, possible
-    from .combining import Composition, Parents, combine
+    from .combine import Composition, Parents, combine
     from .cost import DataLosses, losses
-    from .merging import MergeResult, MergeSettings, keep_merge, merge_lobes
+    from .kinds import COMBINATIONS, Combination, possible
+    from .merge import MergeResult, MergeSettings, keep_merge, merge_lobes
     from .search import Trial, search_weights
     from .weighing import SearchResult, SearchSettings, search_lobes
 
