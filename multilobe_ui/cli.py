@@ -181,9 +181,9 @@ def routers(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure routers (report), lobes (losses) or what was forgotten (forgetting); Ctrl-C ends early with what there is."""
+    from .app.lab import EXPERIMENTS
     from .cli_tables import TABLES
     from .evaluation.labelled import read_labelled, write_rows
-    from .lab import EXPERIMENTS
 
     out = _writable(options.out)
     model, experiment, stop = _model(options), EXPERIMENTS[options.what], threading.Event()

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..views import PromptMap
+from ..app.views import PromptMap
 from .router import RoutingRows, Vector
 
 ROWS = 40

@@ -22,7 +22,7 @@ from . import guard
 from .guard import friendly
 
 if TYPE_CHECKING:
-    from ..studio import Studio
+    from ..app.studio import Studio
 
 ENDPOINTS = (
     "train", "train_status", "stop", "chat", "route", "routers", "fit_router", "lobes", "save_bundle", "load_bundle",

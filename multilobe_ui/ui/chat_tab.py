@@ -26,7 +26,7 @@ from .token_view import SCRIPT, token_card
 from .why_panel import Reply, idle_panel, labels, waiting_panel, why_panel
 
 if TYPE_CHECKING:
-    from ..studio import ChatEvent, Studio
+    from ..app.studio import ChatEvent, Studio
 
 AUTOMATIC, BASE_ONLY = "automatic", "base"  # as in studio.py, which the page must be able to outlive
 LONGEST_MESSAGE = 100_000

@@ -12,8 +12,8 @@ from .figures import BASE_COLOUR, share_bar
 from .text import escape
 
 if TYPE_CHECKING:
+    from ..app.feedback import Counts
     from ..evaluation.compare import Agreement, Answer, Comparison
-    from ..feedback import Counts
 
 Colours = Mapping[str, str]
 LETTERS = "ABCD"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..app.views import TokenTrace
 from ..routing.router import RoutingDecision
-from ..views import TokenTrace
 from .complexity_card import complexity_section
 from .text import colour, escape, is_number, percent, score, short, stage, sure
 from .token_view import strip

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ..app.lab import EXPERIMENTS
 from ..errors import JobError
-from ..lab import EXPERIMENTS
 from . import guard, text
 from .guard import friendly
 from .table import SCRIPT, bare, shown
 from .theme import css
 
 if TYPE_CHECKING:
-    from ..studio import JobView, Studio
+    from ..app.studio import JobView, Studio
 
 Outputs = tuple[Any, ...]
 Colours = Mapping[str, str]

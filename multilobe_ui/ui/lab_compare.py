@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ..app.feedback import ROUTING, TRAINING
 from ..errors import BackboneError, ConfigError
 from ..evaluation.compare import MIX, MOST_COLUMNS
-from ..feedback import ROUTING, TRAINING
 from . import guard, text
 from .compare_card import LETTERS, cards, empty_card, feedback_line, summary
 from .compare_form import LONGEST_ANSWER, NOBODY, columns_of, defaults, offers, sampling_of
@@ -27,8 +27,8 @@ from .guard import friendly
 from .table import bare
 
 if TYPE_CHECKING:
+    from ..app.studio import Studio
     from ..evaluation.compare import Comparison
-    from ..studio import Studio
 
 LONGEST_PROMPT = 100_000
 PROBE_SECONDS = 0.25

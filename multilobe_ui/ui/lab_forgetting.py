@@ -15,7 +15,7 @@ from .guard import friendly
 from .table import bare
 
 if TYPE_CHECKING:
-    from ..studio import Studio
+    from ..app.studio import Studio
 
 AUTOMATIC = ""
 SHARED = (

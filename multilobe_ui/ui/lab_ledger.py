@@ -20,7 +20,7 @@ from .speed_card import speed_card
 from .table import bare, shown
 
 if TYPE_CHECKING:
-    from ..studio import Studio
+    from ..app.studio import Studio
 
 SPEED = (
     '<div class="train-heading"><h2>What this machine does</h2><p class="ml-faint">Training, routing and answers with the present '

@@ -13,7 +13,7 @@ from .labelled_upload import upload, uploads
 from .losses_figures import losses_card
 
 if TYPE_CHECKING:
-    from ..studio import Studio
+    from ..app.studio import Studio
 
 ROWS = 64
 MOST_ROWS = 5000

@@ -18,7 +18,7 @@ from .search_card import search_live, search_result
 from .table import SCRIPT, bare
 
 if TYPE_CHECKING:
-    from ..studio import Studio
+    from ..app.studio import Studio
 
 MOST_SLIDERS = 8
 WIDEST = 1.5

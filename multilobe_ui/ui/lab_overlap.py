@@ -20,7 +20,7 @@ from .overlap_card import failed_card, new_name, overlap_card, overlap_figure, w
 from .table import bare, shown
 
 if TYPE_CHECKING:
-    from ..studio import Studio
+    from ..app.studio import Studio
 
 READY_SECONDS = 300
 AT_ONCE = 2

@@ -21,8 +21,8 @@ from .routing_row import DEFAULT, routers_of
 from .table import SCRIPT, bare, shown
 
 if TYPE_CHECKING:
-    from ..studio import Studio
-    from ..views import RouterView
+    from ..app.studio import Studio
+    from ..app.views import RouterView
 
 Outputs = tuple[Any, ...]
 Picked = dict[str, Any]

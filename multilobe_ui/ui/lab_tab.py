@@ -19,7 +19,7 @@ from .lab_report import ReportSection
 from .table import bare
 
 if TYPE_CHECKING:
-    from ..studio import Studio
+    from ..app.studio import Studio
 
 class Section(Protocol):
     """A part of the Lab. `title` names its sub-tab; `panels` are its experiments, kept up to date by the tab."""

@@ -16,7 +16,7 @@ from .figures import share_bar
 from .table import dot
 
 if TYPE_CHECKING:
-    from ..ledger import Cost
+    from ..app.ledger import Cost
 
 BASE_NAME = "Base model"
 BASE_COLOUR = "#8a93a0"

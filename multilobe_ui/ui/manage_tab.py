@@ -19,7 +19,7 @@ from .guard import friendly
 from .table import SCRIPT, Column, Row, bare, dot, shown, table
 
 if TYPE_CHECKING:
-    from ..studio import LobeView, MemoryView, Studio, StudioStatus
+    from ..app.studio import LobeView, MemoryView, Studio, StudioStatus
 
 Outputs = tuple[Any, ...]
 

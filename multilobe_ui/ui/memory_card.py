@@ -9,7 +9,7 @@ from . import text
 from .table import dot
 
 if TYPE_CHECKING:
-    from ..studio import LobeView, MemoryView
+    from ..app.studio import LobeView, MemoryView
 
 CSS = """
 .memory-bar { height: .5rem; border-radius: 99px; overflow: hidden; margin: .55rem 0 .6rem;

@@ -23,7 +23,7 @@ from .theme import css, theme
 from .train_tab import TrainTab
 
 if TYPE_CHECKING:
-    from ..studio import JobView, Studio, StudioStatus
+    from ..app.studio import JobView, Studio, StudioStatus
 
 TITLE = "MultiLobe"
 PROBE_SECONDS = 1.5

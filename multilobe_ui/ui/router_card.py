@@ -12,7 +12,7 @@ from .figures import BASE_COLOUR, NONE, bars_in_order, mix_title, probabilities,
 from .table import fact
 
 if TYPE_CHECKING:
-    from ..views import JobView, RouterView
+    from ..app.views import JobView, RouterView
 
 ACTIVE = ("running", "stopping")
 WORKING = ("queued", *ACTIVE)

@@ -31,8 +31,8 @@ from .routing_row import routers_of
 from .table import SCRIPT, bare, shown
 
 if TYPE_CHECKING:
-    from ..studio import Studio
-    from ..views import JobView, RouterView
+    from ..app.studio import Studio
+    from ..app.views import JobView, RouterView
 
 Outputs = tuple[Any, ...]
 

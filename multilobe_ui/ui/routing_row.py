@@ -22,8 +22,8 @@ from .table import bare
 from .text import colour, escape, score
 
 if TYPE_CHECKING:
-    from ..studio import Studio
-    from ..views import RouterView
+    from ..app.studio import Studio
+    from ..app.views import RouterView
 
 AUTOMATIC, MIX = "automatic", "mix"
 DEFAULT = "hybrid"

@@ -9,7 +9,7 @@ from .curves import change
 from .table import Column, Row, fact
 
 if TYPE_CHECKING:
-    from ..studio import JobView
+    from ..app.studio import JobView
 
 ACTIVE = ("running", "stopping")
 RESUMABLE = ("stopped", "interrupted", "failed")

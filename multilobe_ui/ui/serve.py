@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..studio import Studio
+    from ..app.studio import Studio
 
 DEFAULTS = {
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -39,7 +39,7 @@ def serve(
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     gc.disable()  # what is imported stays: to look through it for garbage again and again is a seventh of the time to ready
-    from ..studio import Studio
+    from ..app.studio import Studio
 
     with without_stubs():
         from .page import build_page, launch_options

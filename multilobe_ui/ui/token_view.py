@@ -17,7 +17,7 @@ import numpy as np
 from .text import colour, count, escape, shares, short
 
 if TYPE_CHECKING:
-    from ..views import TokenTrace
+    from ..app.views import TokenTrace
 
 MOST_SHOWN = 600
 """Latest tokens that are drawn."""

@@ -40,8 +40,8 @@ from .table import CSS as TABLE_CSS
 from .table import SCRIPT, bare, shown, table
 
 if TYPE_CHECKING:
+    from ..app.studio import JobView, Studio
     from ..data.dataset import DatasetReport
-    from ..studio import JobView, Studio
 
 Outputs = tuple[Any, ...]
 

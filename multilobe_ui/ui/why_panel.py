@@ -31,8 +31,8 @@ from .text import (
 from .token_view import mean_weights
 
 if TYPE_CHECKING:
-    from ..ledger import Cost
-    from ..views import TokenTrace
+    from ..app.ledger import Cost
+    from ..app.views import TokenTrace
 
 MOST_LABELS = 200
 ROUTER_STAGES = ("keyword", "gate", "embedding", "logprob", "complexity")

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from test_model import TOPICS, WordEmbedder, rows
 
 from multilobe_ui import MultiLobeModel
+from multilobe_ui.app.studio import Studio
 from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import BundleError, MultiLobeError
@@ -24,7 +25,6 @@ from multilobe_ui.lobes.lobe import MOST_ROWS, RoutingRows, sound_rows, write_ro
 from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routers.fitted import Routing
 from multilobe_ui.routing.fits import Fit, read_fit, write_fit
-from multilobe_ui.studio import Studio
 
 ANIMALS, NUMBERS, COLOURS = TOPICS
 SETTINGS = {"epochs": 1, "lora_r": 2, "learning_rate": 1e-2, "batch_size": 8}

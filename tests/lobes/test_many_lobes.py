@@ -18,6 +18,7 @@ import torch
 from test_model import TOPICS, WordEmbedder, rows, trained
 
 from multilobe_ui import Mix, MultiLobeModel
+from multilobe_ui.app.studio import Studio
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.cli import main
 from multilobe_ui.config import SamplingConfig, budget_from_environment
@@ -32,7 +33,6 @@ from multilobe_ui.lobes.lobe import Card, LobeStore, RowsOfLobes, now, write_rou
 from multilobe_ui.lobes.memory import MIB, Residency
 from multilobe_ui.lobes.weights import LayerMix
 from multilobe_ui.routing.router import RoutingRows
-from multilobe_ui.studio import Studio
 
 IDS = tiny.numbers(2, 8)
 

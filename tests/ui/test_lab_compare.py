@@ -7,9 +7,9 @@ import pytest
 from fake_lab import FakeCompareLab
 from fake_studio import FakeStudio
 
+from multilobe_ui.app.feedback import Counts
 from multilobe_ui.errors import BackboneError, ConfigError, LobeError
 from multilobe_ui.evaluation.compare import Agreement, Answer, Column, Comparison
-from multilobe_ui.feedback import Counts
 from multilobe_ui.routing.router import manual_decision
 from multilobe_ui.ui import compare_card
 from multilobe_ui.ui.compare_form import columns_of, defaults, mixture_of, offers, sampling_of

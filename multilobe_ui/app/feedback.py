@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .errors import ConfigError, DataError
-from .evaluation.compare import MIX, MOST_COLUMNS
-from .lobes.lobe import now, same_name
-from .routing.router import same_prompt
+from ..errors import ConfigError, DataError
+from ..evaluation.compare import MIX, MOST_COLUMNS
+from ..lobes.lobe import now, same_name
+from ..routing.router import same_prompt
 
 LONGEST = 200_000
 """Most characters of a prompt or an answer that are kept."""

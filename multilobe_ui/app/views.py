@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..routing.router import RoutingDecision
 from .ledger import Cost
-from .routing.router import RoutingDecision
 
 
 @dataclass(frozen=True)

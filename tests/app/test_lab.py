@@ -15,9 +15,9 @@ import test_studio
 from test_model import TOPICS, rows
 from test_studio import CONFIG, finish, train, wait_for
 
+from multilobe_ui.app.lab import EXPERIMENTS
+from multilobe_ui.app.studio import Studio
 from multilobe_ui.errors import ConfigError, DataError, JobError, LobeError
-from multilobe_ui.lab import EXPERIMENTS
-from multilobe_ui.studio import Studio
 
 make_studio = test_studio.make_studio
 

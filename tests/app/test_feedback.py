@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from test_model import TOPICS, WordEmbedder
 
+from multilobe_ui.app.feedback import Counts, Feedback, Thumb, Vote, Voted
+from multilobe_ui.app.studio import Studio
 from multilobe_ui.data import dataset
 from multilobe_ui.errors import ConfigError, DataError
 from multilobe_ui.evaluation.labelled import read_labelled
-from multilobe_ui.feedback import Counts, Feedback, Thumb, Vote, Voted
 from multilobe_ui.routing.router import manual_decision
-from multilobe_ui.studio import Studio
 
 BASE = {"choice": "base", "lobe": None, "text": "I do not know."}
 PYTHON = {"choice": "lobe:python", "lobe": "python", "text": "Use a list."}

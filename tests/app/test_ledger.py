@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from test_studio import finish, make_studio, train  # noqa: F401
 
-from multilobe_ui import ledger as module
+from multilobe_ui.app import ledger as module
+from multilobe_ui.app.ledger import Cost, Ledger
 from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError
-from multilobe_ui.ledger import Cost, Ledger
 
 SECRET = "zebra crossing"
 

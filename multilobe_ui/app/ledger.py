@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .lobes.lobe import now
-from .routing.router import RoutingDecision
+from ..lobes.lobe import now
+from ..routing.router import RoutingDecision
 
 LIMIT = 5_000_000
 BASE = ""

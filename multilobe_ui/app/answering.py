@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .config import SamplingConfig
-from .evaluation.compare import EVENT_SECONDS, Column, decide
-from .generation.decode import TextPieces, prepare, stream_tokens
+from ..config import SamplingConfig
+from ..evaluation.compare import EVENT_SECONDS, Column, decide
+from ..generation.decode import TextPieces, prepare, stream_tokens
+from ..model import MultiLobeModel
 from .ledger import Cost
-from .model import MultiLobeModel
 from .views import ChatEvent, TokenTrace
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from multilobe_ui import jobs as jobs_module
+from multilobe_ui.app import jobs as jobs_module
+from multilobe_ui.app.jobs import Job, JobHandle, Jobs, JobSpec
 from multilobe_ui.errors import DataError, JobError
 from multilobe_ui.files import read_json, write_json
-from multilobe_ui.jobs import Job, JobHandle, Jobs, JobSpec
 
 STEPS = 12
 TESTS = Path(__file__).parent

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from .assets import demo_bundle, sample_files
-from .config import (
+from ..assets import demo_bundle, sample_files
+from ..config import (
     SamplingConfig,
     TrainingConfig,
     budget_from_environment,
@@ -27,22 +27,22 @@ from .config import (
     settings_of,
     suggested_learning_rate,
 )
-from .data import dataset
-from .errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
-from .evaluation.compare import AUTOMATIC, BASE_ONLY, MIX, Column
+from ..data import dataset
+from ..errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
+from ..evaluation.compare import AUTOMATIC, BASE_ONLY, MIX, Column
+from ..files import made_home, read_json, write_json
+from ..lobes.lobe import Lobe, LobeStore
+from ..routers.fitted import without_lobes
+from ..routing.fits import Fit
+from ..routing.router import AUTO, Mixing, Router, RoutingDecision
 from .feedback import Feedback
-from .files import made_home, read_json, write_json
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lab import Lab
 from .ledger import Ledger
-from .lobes.lobe import Lobe, LobeStore
-from .routers.fitted import without_lobes
-from .routing.fits import Fit
-from .routing.router import AUTO, Mixing, Router, RoutingDecision
 from .views import ChatEvent, JobView, LobeView, MemoryView, PromptMap, RouterView, StudioStatus
 
 if TYPE_CHECKING:
-    from .model import MultiLobeModel
+    from ..model import MultiLobeModel
 
 BUILTIN = "builtin"
 KEPT_BUNDLES = 20
@@ -116,7 +116,7 @@ class Studio:
         with self._lock:
             model, base = self._model, None
             if model is not None:
-                from .base.backbone import describe
+                from ..base.backbone import describe
 
                 base = describe(model.backbone)
             count = len(model.lobes) if model else len(self._store.all())
@@ -152,8 +152,8 @@ class Studio:
 
     def _load(self, name: str) -> None:
         try:
-            from .base.backbone import choose_threads
-            from .model import MultiLobeModel
+            from ..base.backbone import choose_threads
+            from ..model import MultiLobeModel
 
             model = MultiLobeModel.from_pretrained(name, home=self.home, memory_budget_mib=self._budget_mib)
             choose_threads(model.backbone, in_a_crowd=True)
@@ -470,7 +470,7 @@ class Studio:
     def stratify(self, low: float = 0.3, high: float = 0.7, path: str | Path | None = None) -> dict[str, Any]:
         """How the lobes' prompts, or those of a file, fall into simple, medium and complex: {"rows", "counts", "examples",
         "means" of the features, "parser"}, each by tier."""
-        from .routers.complexity.features import Analyser, check_thresholds
+        from ..routers.complexity.features import Analyser, check_thresholds
 
         check_thresholds(low, high)
         prompts = [row.prompt for row in dataset.load(path)] if path else self._ready().routing_prompts()
@@ -505,7 +505,7 @@ class Studio:
 
     def prompt_map(self, prompt: str = "") -> PromptMap:
         """Where a prompt lies among the lobes' rows."""
-        from .routing.map import prompt_map
+        from ..routing.map import prompt_map
 
         context = self._ready().routing_context()
         return prompt_map(context.rows, context.embed([prompt])[0] if prompt.strip() else None)

@@ -16,20 +16,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from .config import SamplingConfig, settings_of
-from .data import dataset
-from .errors import ConfigError, JobError
-from .evaluation.compare import Column, Comparison, compare
+from ..config import SamplingConfig, settings_of
+from ..data import dataset
+from ..errors import ConfigError, JobError
+from ..evaluation.compare import Column, Comparison, compare
+from ..files import write_json
+from ..progress import Progress
 from .feedback import ROUTING, Counts, Feedback
-from .files import write_json
 from .jobs import RESULT_FILE, Job, JobHandle, Jobs, JobSpec
 from .ledger import Cost, Ledger
-from .progress import Progress
 from .views import JobView, PromptMap
 
 if TYPE_CHECKING:
-    from .evaluation.overlap import OverlapReport
-    from .model import MultiLobeModel
+    from ..evaluation.overlap import OverlapReport
+    from ..model import MultiLobeModel
 
 KIND = "lab"
 
@@ -152,7 +152,7 @@ class Lab:
         if not files:
             data = self._jobs.data(rows_of) if rows_of and self._may_see(self._jobs.get(rows_of), owner) else None
             return self._view(self._jobs.submit(spec, data), owner)
-        from .evaluation.labelled import read_labelled, write_rows
+        from ..evaluation.labelled import read_labelled, write_rows
 
         rows = read_labelled(files, names, need_label=experiment.needs_label)
         with tempfile.TemporaryDirectory(prefix="multilobe-lab-") as scratch:
@@ -255,7 +255,7 @@ class Lab:
             if self._jobs.get(job_id).spec.name != "refit" or result is None:
                 raise JobError("This run has not refitted anything. Refit with the corrections first.")
             model = self._model()
-            from .evaluation.refit import keep_refit
+            from ..evaluation.refit import keep_refit
 
             keep_refit(model, result["ids"], self._jobs.made(job_id))
             write_json(self._jobs.folder / job_id / RESULT_FILE, {**result, "kept": True})
@@ -278,8 +278,8 @@ class Lab:
             LobeError, AdapterError: a lobe is gone or cannot be read.
         """
         store = self._model().store
-        from .lobes.adapter import read_header
-        from .merging import possible
+        from ..lobes.adapter import read_header
+        from ..merging import possible
 
         lobes = [store.by_name(name) for name in names]
         return possible([read_header(lobe.path) for lobe in lobes], [lobe.name for lobe in lobes])
@@ -303,7 +303,7 @@ class Lab:
             if result.get("kept"):
                 raise JobError(f"This merge is kept already, as {result['kept']!r}. Try it again to make another lobe of it.")
             model = self._model()
-            from .merging import keep_merge
+            from ..merging import keep_merge
 
             lobe = keep_merge(model, self._jobs.made(job_id), result, name, owner=owner, routed=routed)
             with suppress(OSError):  # a second time is refused all the same: its files have gone into the lobe
@@ -326,7 +326,7 @@ class Lab:
             DataError: it cannot be read. ConfigError: validation_fraction is out of range.
         """
         model = self._model()
-        from .evaluation.overlap import MOST_ROWS, overlap
+        from ..evaluation.overlap import MOST_ROWS, overlap
 
         examples = dataset.load(path, mapping, skip_bad, MOST_ROWS + 1)
         truncated = len(examples) > MOST_ROWS
@@ -338,7 +338,7 @@ class Lab:
 
     def overlap_map(self, report: OverlapReport, name: str) -> PromptMap:
         """The new data of a report as one more lobe of that name, on the map of the lobes."""
-        from .routing.map import prompt_map
+        from ..routing.map import prompt_map
 
         new = {name: report.kept} if report.kept is not None else {}
         return prompt_map({**self._model().routing_context(()).rows, **new}, None)
