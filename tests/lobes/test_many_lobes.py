@@ -20,7 +20,7 @@ from test_model import TOPICS, WordEmbedder, rows, trained
 from multilobe_ui import Mix, MultiLobeModel
 from multilobe_ui.app.studio import Studio
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.cli import main
+from multilobe_ui.cli.commands import main
 from multilobe_ui.config import SamplingConfig, budget_from_environment
 from multilobe_ui.errors import AdapterError, BundleError, ConfigError, LobeError
 from multilobe_ui.files import sha256_of

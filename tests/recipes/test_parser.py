@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from multilobe_ui import treebank
 from multilobe_ui.assets import folder
 from multilobe_ui.errors import DataError
+from multilobe_ui.recipes import parser as treebank
 
 TINY = """\
 # newdoc id = a

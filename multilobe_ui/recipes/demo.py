@@ -1,7 +1,7 @@
 """The demo bundle: six lobes trained from the sample data, and routers fitted to them, by one command.
 
-    python -m multilobe_ui.demo assets/demo_bundle
-    python -m multilobe_ui.demo assets/demo_bundle --lobes assets/demo_bundle      keep the lobes, fit the routers anew
+    python -m multilobe_ui.recipes.demo assets/demo_bundle
+    python -m multilobe_ui.recipes.demo assets/demo_bundle --lobes assets/demo_bundle      keep the lobes, fit the routers anew
 
 Prints what it measured: every lobe's loss on its own rows (held out where it held any out) beside the others', and how many of the
 reworded questions in sample_data/routing_test.jsonl are routed and answered right.
@@ -16,15 +16,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .assets import folder, sample_files
-from .config import SamplingConfig, TrainingConfig, from_json
-from .data import dataset
-from .evaluation import loss_matrix, routing_report
-from .generation.decode import generate_text
-from .lobes.lobe import Lobe, write_card, write_routing_rows
-from .model import MultiLobeModel
-from .routers import RoutingDecision
-from .training.lobe import StepRecord
+from ..assets import folder, sample_files
+from ..config import SamplingConfig, TrainingConfig, from_json
+from ..data import dataset
+from ..evaluation import loss_matrix, routing_report
+from ..generation.decode import generate_text
+from ..lobes.lobe import Lobe, write_card, write_routing_rows
+from ..model import MultiLobeModel
+from ..routers import RoutingDecision
+from ..training.lobe import StepRecord
 
 ROUTERS = ("gate", "xlora")
 """What is fitted; the others need no fit. Complexity is left to the person: its three experts would double the bundle."""

@@ -1,6 +1,6 @@
 """The shipped parser: a small English spaCy pipeline (tagger, morphologizer, dependency parser) trained from a treebank.
 
-    python -m multilobe_ui.treebank TREEBANK_FOLDER OUTPUT_FOLDER
+    python -m multilobe_ui.recipes.parser TREEBANK_FOLDER OUTPUT_FOLDER
 
 The folder holds CoNLL-U files whose names end in train, dev and test (`.conllu` or `.conllu.gz`). The development part chooses the
 best step, the test part is read once, at the end, for the scores of the card. Needs no network, no vectors and no transformer.
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import DataError
+from ..errors import DataError
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -287,7 +287,7 @@ program. No sentence of the treebank is in them. What was changed: a share of th
 
 ## Recipe
 
-    python -m multilobe_ui.treebank TREEBANK_FOLDER OUTPUT_FOLDER {options}
+    python -m multilobe_ui.recipes.parser TREEBANK_FOLDER OUTPUT_FOLDER {options}
 
 on one CPU core, no network. Subtokens stay apart ("do n't"), as spaCy's English tokenizer cuts them. The best step was chosen on
 the dev part.
@@ -304,7 +304,7 @@ cut otherwise than in the treebank counts as wrong. UAS and LAS leave out punctu
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m multilobe_ui.treebank", description="Train the shipped parser.")
+    parser = argparse.ArgumentParser(prog="python -m multilobe_ui.recipes.parser", description="Train the shipped parser.")
     parser.add_argument("treebank", type=Path, help="folder with the CoNLL-U files of train, dev and test")
     parser.add_argument("output", type=Path, help="folder that gets the pipeline")
     parser.add_argument("--steps", type=int, default=6500, help="optimizer steps; the rate falls to zero over them")

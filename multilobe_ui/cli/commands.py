@@ -18,9 +18,9 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from .config import SamplingConfig, TrainingConfig, budget_from_environment, settings_of
-from .errors import ConfigError, MultiLobeError
-from .files import home_folder, made_home
+from ..config import SamplingConfig, TrainingConfig, budget_from_environment, settings_of
+from ..errors import ConfigError, MultiLobeError
+from ..files import home_folder, made_home
 
 TRAINING_HELP = {
     "epochs": "passes over the rows (default: chosen for their number)",
@@ -31,9 +31,9 @@ TRAINING_HELP = {
 }
 
 if TYPE_CHECKING:
-    from .model import MultiLobeModel
-    from .routers import RoutingDecision
-    from .routing.router import Mixing
+    from ..model import MultiLobeModel
+    from ..routers import RoutingDecision
+    from ..routing.router import Mixing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace) -> None:
     """Serve the app."""
-    from .ui.serve import serve
+    from ..ui.serve import serve
 
     memory = options.memory_mib
     serve(home=options.home, base=options.base, port=options.port, share=options.share, memory_budget_mib=memory)
@@ -103,7 +103,7 @@ def chat(options: argparse.Namespace) -> None:
     pairs, prompt = _pairs_and_prompt(options.weights, options.prompt)
     by_hand, sampling, mixing = _weights(pairs), _sampling(options), _mixing(options)
     model = _model(options)
-    from .generation.decode import stream_text
+    from ..generation.decode import stream_text
 
     def answer(messages: list[dict[str, str]]) -> str:
         weights = {} if options.base_only else by_hand
@@ -148,7 +148,7 @@ def route(options: argparse.Namespace) -> None:
 
 def fit(options: argparse.Namespace) -> None:
     """Fit a router to the lobes of the home, with a progress bar; Ctrl-C stops and keeps the best so far."""
-    from .data import dataset
+    from ..data import dataset
 
     model = _model(options)
     router = model.routing.named(options.name)
@@ -167,7 +167,7 @@ def fit(options: argparse.Namespace) -> None:
 
 def routers(options: argparse.Namespace) -> None:
     """List the routers, and whether each can be used."""
-    from .routers import ROUTERS
+    from ..routers import ROUTERS
 
     model = _model(options)
     for name in ROUTERS:
@@ -181,9 +181,9 @@ def routers(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure routers (report), lobes (losses) or what was forgotten (forgetting); Ctrl-C ends early with what there is."""
-    from .app.lab import EXPERIMENTS
-    from .cli_tables import TABLES
-    from .evaluation.labelled import read_labelled, write_rows
+    from ..app.lab import EXPERIMENTS
+    from ..evaluation.labelled import read_labelled, write_rows
+    from .tables import TABLES
 
     out = _writable(options.out)
     model, experiment, stop = _model(options), EXPERIMENTS[options.what], threading.Event()
@@ -208,8 +208,8 @@ def bench(options: argparse.Namespace) -> None:
 
 def merge(options: argparse.Namespace) -> None:
     """Make a lobe out of several, after saying what it costs; Ctrl-C ends the search, or the measuring."""
-    from .merging import MergeSettings, keep_merge
-    from .merging.merge import run_merge
+    from ..merging import MergeSettings, keep_merge
+    from ..merging.merge import run_merge
 
     model, stop = _model(options), threading.Event()
     weights = _parents(options.lobes, model.lobe_names, searched=options.search is not None)
@@ -231,9 +231,9 @@ def merge(options: argparse.Namespace) -> None:
 
 def _search(model: MultiLobeModel, options: argparse.Namespace, names: Sequence[str], scratch: Path) -> dict[str, float]:
     """Weights for these lobes by search on a file, or on their own rows if none is named; those near zero are left out."""
-    from .evaluation.labelled import read_labelled, write_rows
-    from .merging import SearchSettings
-    from .merging.weighing import run_search
+    from ..evaluation.labelled import read_labelled, write_rows
+    from ..merging import SearchSettings
+    from ..merging.weighing import run_search
 
     data, stop = None, threading.Event()
     if options.search:
@@ -265,8 +265,8 @@ def bundle_load(options: argparse.Namespace) -> None:
 
 def bundle_list(options: argparse.Namespace) -> None:
     """What a bundle, or the home if no path is given, holds."""
-    from .bundles.bundle import open_bundle
-    from .lobes.lobe import LobeStore
+    from ..bundles.bundle import open_bundle
+    from ..lobes.lobe import LobeStore
 
     if options.path:
         with open_bundle(options.path) as opened:
@@ -283,8 +283,8 @@ def bundle_list(options: argparse.Namespace) -> None:
 
 def bundle_verify(options: argparse.Namespace) -> None:
     """Check every file of a bundle against its manifest."""
-    from .bundles.bundle import verify_bundle
-    from .errors import BundleError
+    from ..bundles.bundle import verify_bundle
+    from ..errors import BundleError
 
     problems = verify_bundle(options.path)
     if options.json:
@@ -433,7 +433,7 @@ def _add_mixing(parser: argparse.ArgumentParser) -> None:
 
 
 def _mixing(options: argparse.Namespace) -> Mixing:
-    from .routing.router import Mixing
+    from ..routing.router import Mixing
 
     return Mixing(options.mixing, options.k)
 
@@ -569,8 +569,8 @@ def _writable(path: str | None) -> Path | None:
 
 
 def _model(options: argparse.Namespace) -> MultiLobeModel:
-    from .base.backbone import choose_threads
-    from .model import MultiLobeModel
+    from ..base.backbone import choose_threads
+    from ..model import MultiLobeModel
 
     home = made_home(options.home)
     model = MultiLobeModel.from_pretrained(
@@ -598,7 +598,7 @@ def _who(decision: RoutingDecision) -> str:
 
 def _sure(decision: RoutingDecision) -> str:
     """What the numbers beside are: how sure the router is of its choice, or the weights of a mix, which are no certainty."""
-    from .ui.text import estimated
+    from ..ui.text import estimated
 
     if decision.per_token:
         return "mean weights"

@@ -18,8 +18,8 @@ from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.bundles.bundle import verify_bundle
 from multilobe_ui.config import TrainingConfig
 from multilobe_ui.data import dataset
-from multilobe_ui.demo import answered, judging_rows
 from multilobe_ui.evaluation import loss_matrix, routing_report
+from multilobe_ui.recipes.demo import answered, judging_rows
 from multilobe_ui.routing.router import Mixing
 
 pytestmark = pytest.mark.builtin

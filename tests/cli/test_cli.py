@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_model import TOPICS, WordEmbedder, rows
 
-from multilobe_ui.cli import main
+from multilobe_ui.cli.commands import main
 
 
 @pytest.fixture
