@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base.backbone import Backbone
-    from .config import SamplingConfig, TrainingConfig
     from .errors import MultiLobeError
     from .lobes.bank import LobeBank
     from .lobes.lobe import Lobe
     from .lobes.weights import Mix
     from .model import MultiLobeModel
     from .routers import RoutingDecision
+    from .settings import SamplingConfig, TrainingConfig
 
 __version__ = "0.1.0"
 
@@ -30,8 +30,8 @@ _HOMES = {
     "MultiLobeError": "errors",
     "MultiLobeModel": "model",
     "RoutingDecision": "routers",
-    "SamplingConfig": "config",
-    "TrainingConfig": "config",
+    "SamplingConfig": "settings",
+    "TrainingConfig": "settings",
 }
 __all__ = [
     "Backbone",

@@ -19,7 +19,6 @@ from torch import Tensor
 from .assets import MINILM_NAMES
 from .base.backbone import BUILTIN, Backbone, Messages, describe
 from .bundles import bundle
-from .config import SamplingConfig, TrainingConfig, check, settings_of
 from .data import dataset
 from .errors import AdapterError, BackboneError, ConfigError, LobeError, MultiLobeError
 from .generation.batch import RunningBatch
@@ -49,6 +48,7 @@ from .routing.encoder import Embedder, generic_prompts, generic_vectors, prototy
 from .routing.fits import Fit, Key
 from .routing.router import AUTO, FitOutcome, Mixing, Vector, manual_decision
 from .routing.scores import MeanHidden, PromptScores
+from .settings import SamplingConfig, TrainingConfig, check, settings_of
 from .training import lobe as training
 from .training.lobe import StepRecord, TrainingResult
 

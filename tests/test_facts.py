@@ -6,10 +6,10 @@ import pytest
 from facts import facts
 
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.config import SamplingConfig
 from multilobe_ui.generation.decode import generate_text
 from multilobe_ui.lobes.lobe import Lobe
 from multilobe_ui.model import MultiLobeModel
+from multilobe_ui.settings import SamplingConfig
 
 
 def right_word_for_word(model: MultiLobeModel, lobe: Lobe, rows: list[dict[str, str]]) -> int:

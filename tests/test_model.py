@@ -18,8 +18,8 @@ import torch
 
 from multilobe_ui import MultiLobeModel, SamplingConfig, TrainingConfig
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.config import suggested_epochs, suggested_learning_rate
 from multilobe_ui.errors import BundleError, ConfigError, DataError, LobeError, RoutingError
+from multilobe_ui.settings import suggested_epochs, suggested_learning_rate
 
 TOPICS = {
     "Animals": "cat dog horse cow sheep bird fish lion tiger bear",

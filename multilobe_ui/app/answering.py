@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import SamplingConfig
 from ..evaluation.compare import EVENT_SECONDS, Column, decide
 from ..generation.decode import TextPieces, prepare, stream_tokens
 from ..model import MultiLobeModel
+from ..settings import SamplingConfig
 from .ledger import Cost
 from .views import ChatEvent, TokenTrace
 

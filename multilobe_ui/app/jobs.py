@@ -25,10 +25,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from ..config import from_json
 from ..errors import JobError, MultiLobeError
 from ..files import new_folder, read_json, write_json
 from ..progress import Progress
+from ..settings import from_json
 
 try:
     import fcntl

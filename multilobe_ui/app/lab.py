@@ -16,12 +16,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from ..config import SamplingConfig, settings_of
 from ..data import dataset
 from ..errors import ConfigError, JobError
 from ..evaluation.compare import Column, Comparison, compare
 from ..files import write_json
 from ..progress import Progress
+from ..settings import SamplingConfig, settings_of
 from .feedback import ROUTING, Counts, Feedback
 from .jobs import RESULT_FILE, Job, JobHandle, Jobs, JobSpec
 from .ledger import Cost, Ledger

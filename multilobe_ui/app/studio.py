@@ -19,14 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from ..assets import demo_bundle, sample_files
-from ..config import (
-    SamplingConfig,
-    TrainingConfig,
-    budget_from_environment,
-    from_json,
-    settings_of,
-    suggested_learning_rate,
-)
 from ..data import dataset
 from ..errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from ..evaluation.compare import AUTOMATIC, BASE_ONLY, MIX, Column
@@ -35,6 +27,14 @@ from ..lobes.lobe import Lobe, LobeStore
 from ..routers.fitted import without_lobes
 from ..routing.fits import Fit
 from ..routing.router import AUTO, Mixing, Router, RoutingDecision
+from ..settings import (
+    SamplingConfig,
+    TrainingConfig,
+    budget_from_environment,
+    from_json,
+    settings_of,
+    suggested_learning_rate,
+)
 from .feedback import Feedback
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lab import Lab

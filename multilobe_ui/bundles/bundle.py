@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..config import from_json
 from ..errors import AdapterError, BundleError, LobeError, RoutingError
 from ..files import new_folder, read_json, sha256_of, write_json
 from ..lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
@@ -47,6 +46,7 @@ from ..lobes.lobe import (
 )
 from ..routing.fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
 from ..routing.router import RoutingRows
+from ..settings import from_json
 from .zips import content_root, is_junk, unzip, zip_folder
 
 MANIFEST_FILE = "bundle.json"

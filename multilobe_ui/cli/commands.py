@@ -18,9 +18,9 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from ..config import SamplingConfig, TrainingConfig, budget_from_environment, settings_of
 from ..errors import ConfigError, MultiLobeError
 from ..files import home_folder, made_home
+from ..settings import SamplingConfig, TrainingConfig, budget_from_environment, settings_of
 
 TRAINING_HELP = {
     "epochs": "passes over the rows (default: chosen for their number)",

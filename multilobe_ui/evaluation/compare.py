@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
-from ..config import SamplingConfig, check
 from ..errors import ConfigError
 from ..routing.router import AUTO, Mixing, RoutingDecision
+from ..settings import SamplingConfig, check
 
 if TYPE_CHECKING:
     from ..base.backbone import Messages

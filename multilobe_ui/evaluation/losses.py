@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import check
 from ..data.dataset import Example
 from ..errors import AdapterError, DataError, MultiLobeError, RoutingError
 from ..lobes.bank import LobeBank
@@ -20,6 +19,7 @@ from ..lobes.weights import Mix
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS
+from ..settings import check
 from ..training.lobe import TokenRows, answer_losses
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 from .loss_table import Array, Choice, LossTable, share_of_exact

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import check
 from ..errors import MultiLobeError, RoutingError
 from ..model import MultiLobeModel
 from ..progress import Progress
@@ -17,6 +16,7 @@ from ..routers import ROUTERS, Router
 from ..routing.corrections import Correction
 from ..routing.fits import Key, read_fit, write_fit
 from ..routing.router import RoutingContext, same_prompt
+from ..settings import check
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 
 MOST_SHOWN = 100

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from ..base.backbone import describe
-from ..config import SamplingConfig, TrainingConfig, check
 from ..data.dataset import Example
 from ..generation.batch import RunningBatch
 from ..generation.decode import Request
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
+from ..settings import SamplingConfig, TrainingConfig, check
 from ..training import lobe as training
 
 PROMPTS = (

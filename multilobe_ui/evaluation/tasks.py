@@ -13,11 +13,11 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from ..config import SamplingConfig
 from ..errors import ConfigError
 from ..generation.decode import Request, generate_text
 from ..model import MultiLobeModel
 from ..routing.router import manual_decision
+from ..settings import SamplingConfig
 from .labelled import LabelledRow
 
 SHORT_WORDS = 12

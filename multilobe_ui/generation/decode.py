@@ -23,11 +23,11 @@ from transformers import (
 
 from ..base.backbone import Backbone, Messages, pad_left
 from ..base.fast.cache import new_cache
-from ..config import SamplingConfig
 from ..errors import ConfigError
 from ..lobes.bank import LobeBank
 from ..lobes.mixers import Mixer, MixerRun
 from ..lobes.weights import Mix
+from ..settings import SamplingConfig
 
 REPLACEMENT = "\ufffd"
 

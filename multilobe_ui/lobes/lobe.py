@@ -23,11 +23,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from ..config import from_json
 from ..errors import LobeError, some_of
 from ..files import new_folder, read_json, write_json
 from ..routing.encoder import prototypes_of
 from ..routing.router import RoutingRows, RowsByName, Vector
+from ..settings import from_json
 
 CARD_FILE = "card.json"
 ROUTING_FILE = "routing.safetensors"

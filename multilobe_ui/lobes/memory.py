@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..config import check
 from ..errors import MultiLobeError
 from ..files import read_json, write_json
+from ..settings import check
 from .bank import LobeBank
 
 MIB = 1 << 20

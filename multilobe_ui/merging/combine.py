@@ -22,7 +22,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..base.backbone import Backbone
-from ..config import check
 from ..errors import AdapterError
 from ..files import new_folder, read_json, write_json
 from ..lobes.adapter import (
@@ -35,6 +34,7 @@ from ..lobes.adapter import (
     read_matrices,
 )
 from ..lobes.deltas import Matrices
+from ..settings import check
 from .cost import delta_errors
 from .kinds import COMBINATIONS, Combination, possible
 

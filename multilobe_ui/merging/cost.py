@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ..base.backbone import Backbone
-from ..config import check
 from ..data.dataset import Example
 from ..errors import AdapterError
 from ..evaluation import loss_matrix
 from ..lobes.bank import LobeBank
 from ..lobes.deltas import Matrices
 from ..lobes.weights import Mix
+from ..settings import check
 from ..training.lobe import TokenRows, mean_answer_loss
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ..config import check
 from ..data.dataset import Example
 from ..errors import AdapterError, ConfigError, LobeError
 from ..files import new_folder
@@ -26,6 +25,7 @@ from ..model import ROUTING_TRAIN_ROWS, ROUTING_VALIDATION_ROWS, MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import RoutingRows
 from ..routing.encoder import prototypes_of
+from ..settings import check
 from .combine import Composition, combine
 from .cost import losses
 from .kinds import COMBINATIONS, possible

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import check
 from ..data.dataset import Example
 from ..errors import ConfigError
 from ..lobes.bank import LobeBank
 from ..lobes.weights import Mix
+from ..settings import check
 from ..training.lobe import TokenRows
 from .cost import mixture_loss
 

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import check
 from ..data.dataset import Example
 from ..errors import DataError
 from ..evaluation.labelled import LabelledRow, load_rows, write_rows
 from ..lobes.lobe import Lobe, same_name
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
+from ..settings import check
 from .merge import MOST_LOBES, parents_of, rows_of, spread
 from .search import Trial, search_weights
 

@@ -17,13 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..assets import folder, sample_files
-from ..config import SamplingConfig, TrainingConfig, from_json
 from ..data import dataset
 from ..evaluation import loss_matrix, routing_report
 from ..generation.decode import generate_text
 from ..lobes.lobe import Lobe, write_card, write_routing_rows
 from ..model import MultiLobeModel
 from ..routers import RoutingDecision
+from ..settings import SamplingConfig, TrainingConfig, from_json
 from ..training.lobe import StepRecord
 
 ROUTERS = ("gate", "xlora")

@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..config import check, settings_of
 from ..errors import RoutingError
 from ..progress import Progress
 from ..routing.regression import (
@@ -44,6 +43,7 @@ from ..routing.router import (
     Verdict,
     base_decision,
 )
+from ..settings import check, settings_of
 
 EMBEDDINGS = ("sentence", "base")
 Array = np.ndarray[Any, Any]

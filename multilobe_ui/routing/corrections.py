@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import from_json
 from ..errors import ConfigError
 from ..files import read_json, write_json
 from ..lobes.lobe import now
+from ..settings import from_json
 from .router import RoutingContext, RoutingRows, RowsByName, Vector, same_prompt
 
 COPIES = 5

@@ -32,11 +32,11 @@ from ..base.fast.attention import attend_by_row, packed_rows
 from ..base.fast.functions import lean_norms, token_nll
 from ..base.fast.last_layer import only_at
 from ..base.fast.lora import leave_out_unlabelled, make_lean
-from ..config import TrainingConfig
 from ..data.dataset import Example
 from ..errors import ConfigError, DataError, MultiLobeError
 from ..files import new_folder, read_json, sha256_of, write_json
 from ..lobes.adapter import WEIGHTS_FILE, linear_features, read_header
+from ..settings import TrainingConfig
 
 PACKED_TOKENS = 1024
 """Most tokens in one packed sequence whose rows cannot attend one by one: attention costs grow with its square, so longer batches

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ..config import SamplingConfig
 from ..errors import ConfigError
 from ..routing.router import MODES, Mixing
+from ..settings import SamplingConfig
 from . import guard
 from .guard import friendly
 

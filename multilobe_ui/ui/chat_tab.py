@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ..config import SamplingConfig
 from ..errors import BackboneError, ConfigError, MultiLobeError
+from ..settings import SamplingConfig
 from .guard import friendly
 from .routing_row import MIX, PRESET, Routing, RoutingRow, routing_of
 from .text import escape

@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import SamplingConfig
 from ..errors import ConfigError, LobeError
 from ..evaluation.compare import AUTOMATIC, BASE_ONLY, LOBE_PREFIX, MIX, MOST_COLUMNS, Column
 from ..lobes.lobe import same_name
+from ..settings import SamplingConfig
 from . import guard, text
 from .compare_card import LETTERS
 

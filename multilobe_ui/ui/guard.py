@@ -24,8 +24,8 @@ import gradio as gr
 from gradio.context import Context
 from gradio.utils import get_upload_folder
 
-from ..config import TrainingConfig
 from ..errors import ConfigError, JobError, MultiLobeError
+from ..settings import TrainingConfig
 
 log = logging.getLogger(__name__)
 

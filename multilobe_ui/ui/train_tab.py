@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ..config import TrainingConfig, suggested_epochs
 from ..errors import DataError, JobError, MultiLobeError
+from ..settings import TrainingConfig, suggested_epochs
 from . import guard, text
 from .curves import PALETTE, RUN, compare_curves, loss_curves
 from .dataset_card import length_histogram, plan_line, refusal_card, report_card, unknown_columns

@@ -14,8 +14,8 @@ from test_studio import finish, make_studio, train  # noqa: F401
 
 from multilobe_ui.app import ledger as module
 from multilobe_ui.app.ledger import Cost, Ledger
-from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError
+from multilobe_ui.settings import SamplingConfig
 
 SECRET = "zebra crossing"
 

@@ -18,9 +18,9 @@ import pytest
 from test_model import TOPICS, WordEmbedder, rows
 
 from multilobe_ui.app.studio import Studio
-from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.errors import BusyError, ConfigError, DataError, JobError, LobeError, MultiLobeError
 from multilobe_ui.routing.router import Mixing
+from multilobe_ui.settings import SamplingConfig, TrainingConfig
 
 GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)
 CONFIG = TrainingConfig(epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8, validation_fraction=0.1)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from multilobe_ui.base.backbone import Backbone, pad_left
-from multilobe_ui.config import SamplingConfig, TrainingConfig
 from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.adapter import linear_features
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
+from multilobe_ui.settings import SamplingConfig, TrainingConfig
 from multilobe_ui.training.lobe import TokenRows, make_batch, packs_exactly, token_losses, train_lobe
 
 LOBES = ("plain", "some", "patterns")

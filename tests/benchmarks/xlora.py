@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.config import SamplingConfig
 from multilobe_ui.data.dataset import Example
 from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.mixers import Mixer, runner
@@ -34,6 +33,7 @@ from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.routers.arrow.router import ArrowRouter
 from multilobe_ui.routers.xlora.router import XLoraRouter
 from multilobe_ui.routing.router import FitOutcome, Mixing, Router, RoutingContext
+from multilobe_ui.settings import SamplingConfig
 from multilobe_ui.training.lobe import TokenRows
 
 MODES = {"top-1": Mixing(), "top-2": Mixing("top_k", 2), "dense": Mixing("soft")}

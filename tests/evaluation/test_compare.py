@@ -14,12 +14,12 @@ from test_model import TOPICS, WordEmbedder, trained
 
 from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation.compare import WORD, Agreement, Column, Comparison, compare, decide, difference
 from multilobe_ui.generation.decode import generate_tokens
 from multilobe_ui.model import MultiLobeModel
 from multilobe_ui.routing.router import Mixing
+from multilobe_ui.settings import SamplingConfig
 
 FIRST, SECOND, THIRD = TOPICS
 GREEDY = SamplingConfig(max_new_tokens=16, do_sample=False)

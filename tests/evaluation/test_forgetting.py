@@ -24,13 +24,13 @@ from test_training import loss_of
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.config import TrainingConfig
 from multilobe_ui.errors import ConfigError, DataError, LobeError
 from multilobe_ui.evaluation.forgetting.drift import Drift, farthest
 from multilobe_ui.evaluation.forgetting.measure import ForgettingReport, ForgettingSettings, checking, forgetting_check
 from multilobe_ui.evaluation.forgetting.snapshot import difference, taking, tensors_of
 from multilobe_ui.progress import Progress, finish
 from multilobe_ui.routers import RoutingRows
+from multilobe_ui.settings import TrainingConfig
 from multilobe_ui.training import lobe as training
 
 QUICK: dict[str, Any] = {"rows": 8, "held_out": 3, "epochs": 2, "probes": 4}

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.config import SamplingConfig
 from multilobe_ui.generation import batch as serving
 from multilobe_ui.generation.batch import RunningBatch, can_batch, score_mask, takes_score_masks
 from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.bank import LobeBank
+from multilobe_ui.settings import SamplingConfig
 
 GREEDY = SamplingConfig(max_new_tokens=24, do_sample=False)
 WEIGHTS: list[dict[str, float]] = [{}, {"plain": 1.0}, {"attention": 1.0}, {"patterns": 0.5, "plain": 0.5}, {"patterns": 1.0}]

@@ -18,7 +18,6 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, models
 
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import ConfigError
 from multilobe_ui.generation.decode import (
     Request,
@@ -31,6 +30,7 @@ from multilobe_ui.generation.decode import (
 )
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
+from multilobe_ui.settings import SamplingConfig
 
 GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)
 

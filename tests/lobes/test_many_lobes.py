@@ -21,7 +21,6 @@ from multilobe_ui import Mix, MultiLobeModel
 from multilobe_ui.app.studio import Studio
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.cli.commands import main
-from multilobe_ui.config import SamplingConfig, budget_from_environment
 from multilobe_ui.errors import AdapterError, BundleError, ConfigError, LobeError
 from multilobe_ui.files import sha256_of
 from multilobe_ui.generation.batch import RunningBatch
@@ -33,6 +32,7 @@ from multilobe_ui.lobes.lobe import Card, LobeStore, RowsOfLobes, now, write_rou
 from multilobe_ui.lobes.memory import MIB, Residency
 from multilobe_ui.lobes.weights import LayerMix
 from multilobe_ui.routing.router import RoutingRows
+from multilobe_ui.settings import SamplingConfig, budget_from_environment
 
 IDS = tiny.numbers(2, 8)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.config import SamplingConfig
 from multilobe_ui.errors import AdapterError, ConfigError, LobeError
 from multilobe_ui.generation.decode import Request, generate_text, generate_tokens
 from multilobe_ui.lobes.bank import LobeBank
@@ -21,6 +20,7 @@ from multilobe_ui.lobes.mixers import Mixer, mean_weights, runner
 from multilobe_ui.lobes.weights import LayerMix, Mix
 from multilobe_ui.routers.arrow.mixer import ArrowMixer
 from multilobe_ui.routers.xlora.mixer import HeadShape, ScalingHead, XLoraMixer
+from multilobe_ui.settings import SamplingConfig
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
 GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)

@@ -12,8 +12,8 @@ import pytest
 from fake_studio import FakeStudio
 from gradio.utils import get_upload_folder
 
-from multilobe_ui.config import TrainingConfig
 from multilobe_ui.errors import ConfigError, DataError, JobError
+from multilobe_ui.settings import TrainingConfig
 from multilobe_ui.ui import guard
 from multilobe_ui.ui.guard import friendly
 

@@ -14,8 +14,8 @@ from fake_studio import FakeStudio
 from read_html import read
 
 from multilobe_ui.app.lab import EXPERIMENTS
-from multilobe_ui.config import settings_of
 from multilobe_ui.errors import ConfigError
+from multilobe_ui.settings import settings_of
 from multilobe_ui.ui.drift_figure import figure, sentence, spread, ticks
 from multilobe_ui.ui.experiment import report_page
 from multilobe_ui.ui.forgetting_card import forgetting_card, live

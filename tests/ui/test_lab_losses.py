@@ -166,7 +166,7 @@ def section():
 
 def test_settings_are_those_of_the_experiment(section):
     from multilobe_ui.app.lab import EXPERIMENTS
-    from multilobe_ui.config import settings_of
+    from multilobe_ui.settings import settings_of
 
     settings, files = section.asked(None, 32.0, False)
     assert (settings, files) == ({"most_rows": 32, "task": False}, [])

@@ -10,9 +10,9 @@ import gradio as gr
 import pytest
 from fake_studio import FakeStudio, JobView
 
-from multilobe_ui.config import suggested_epochs
 from multilobe_ui.data import dataset
 from multilobe_ui.errors import BusyError, DataError, LobeError
+from multilobe_ui.settings import suggested_epochs
 from multilobe_ui.ui import dataset_card, run_card, train_tab
 from multilobe_ui.ui.train_tab import TrainTab
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...config import TrainingConfig
 from ...data.dataset import Example
 from ...lobes.adapter import read_header, read_matrices
 from ...lobes.bank import LobeBank
 from ...lobes.weights import Mix
 from ...routers import RoutingRows
+from ...settings import TrainingConfig
 from ...training import lobe as training
 from ...training.lobe import StepRecord, TokenRows, mean_answer_loss
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...config import TrainingConfig, check, from_json
 from ...data.dataset import Example
 from ...errors import ConfigError, DataError, LobeError
 from ...lobes.lobe import Lobe, same_name
 from ...model import MultiLobeModel
 from ...progress import Progress, finish
 from ...routers import RoutingRows
+from ...settings import TrainingConfig, check, from_json
 from ...training import lobe as training
 from ...training.lobe import StepRecord
 from .drift import Contrast, Domain, Drift, farthest

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config import check
 from ...lobes.bank import LobeBank
 from ...lobes.deltas import Matrices
 from ...lobes.weights import LayerMix
+from ...settings import check
 
 TOP_K = 3
 """PEFT's default number of lobes that mix in a layer."""

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ...config import check, settings_of
 from ...errors import RoutingError
 from ...progress import Progress
 from ...routing.router import (
@@ -35,6 +34,7 @@ from ...routing.router import (
     held_out_prompts,
     softmax,
 )
+from ...settings import check, settings_of
 
 if TYPE_CHECKING:  # torch: not before a prompt is weighed
     from .mixer import ArrowMixer

@@ -28,13 +28,13 @@ from peft.utils import set_peft_model_state_dict
 from torch import Tensor
 
 from ...base.backbone import Backbone
-from ...config import TrainingConfig
 from ...data.dataset import Example, split
 from ...errors import MultiLobeError, RoutingError
 from ...files import new_folder
 from ...lobes.bank import LobeBank
 from ...lobes.deltas import Matrices
 from ...progress import Progress
+from ...settings import TrainingConfig
 from ...training.lobe import (
     PACKED_TOKENS,
     TokenRows,

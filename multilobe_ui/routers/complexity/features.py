@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from ...assets import folder
-from ...config import check
 from ...errors import RoutingError
+from ...settings import check
 
 if TYPE_CHECKING:
     from spacy.language import Language

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from ...config import check, suggested_learning_rate
 from ...errors import RoutingError
 from ...routing.router import softmax
+from ...settings import check, suggested_learning_rate
 from .features import FEATURES, HIGH, LOW, TIERS, check_thresholds
 
 Array = np.ndarray[Any, Any]

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ...base.backbone import Backbone
 from ...base.fast.cache import new_cache
-from ...config import check
 from ...errors import RoutingError
 from ...lobes.bank import LobeBank
 from ...lobes.weights import Mix
+from ...settings import check
 
 READS = ("token", "sequence", "both")
 SHARED = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")

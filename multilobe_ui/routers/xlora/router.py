@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ...config import XLoraSettings, settings_of
 from ...errors import RoutingError
 from ...routing.router import (
     FitOutcome,
@@ -33,6 +32,7 @@ from ...routing.router import (
     fit_temperature,
     softmax,
 )
+from ...settings import XLoraSettings, settings_of
 
 if TYPE_CHECKING:  # torch: not before a head is made
     from .mixer import ScalingHead, XLoraMixer

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from ...base.backbone import Backbone
-from ...config import XLoraSettings
 from ...data.dataset import Example
 from ...errors import MultiLobeError, RoutingError
 from ...lobes.bank import LobeBank
 from ...lobes.weights import Mix
 from ...progress import Progress
+from ...settings import XLoraSettings
 from ...training.lobe import TokenRows, make_batch, packs_exactly, schedule, token_losses
 from .mixer import HeadShape, Reading, ScalingHead, last_hidden
 

@@ -15,11 +15,11 @@ from peft import PeftModel, XLoraConfig, get_peft_model
 from settings import Settings
 from world import BUILTIN, LARGE, LONG, SHORT, World
 
-from multilobe_ui.config import SamplingConfig
 from multilobe_ui.generation.batch import RunningBatch
 from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.routers.xlora.mixer import ScalingHead, XLoraMixer
+from multilobe_ui.settings import SamplingConfig
 
 CHATS, CHAT_LOBES = 8, 4
 

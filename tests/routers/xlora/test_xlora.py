@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from multilobe_ui.assets import folder
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.config import SamplingConfig, XLoraSettings
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.generation.decode import Request, generate_text, generate_tokens
 from multilobe_ui.lobes.bank import LobeBank
@@ -33,6 +32,7 @@ from multilobe_ui.routers.xlora.mixer import HeadShape, Reading, ScalingHead, XL
 from multilobe_ui.routers.xlora.router import XLoraRouter
 from multilobe_ui.routers.xlora.training import HeadFit, LabelledRow, train_head
 from multilobe_ui.routing.router import FitOutcome, Mixing
+from multilobe_ui.settings import SamplingConfig, XLoraSettings
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
 QUICK = XLoraSettings(supervised_steps=60, language_steps=12, batch_size=4, rows_per_lobe=24)
