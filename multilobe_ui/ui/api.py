@@ -18,8 +18,8 @@ import gradio as gr
 from ..errors import ConfigError
 from ..routing.router import MODES, Mixing
 from ..settings import SamplingConfig
-from . import guard
-from .guard import friendly
+from .kit import guard
+from .kit.guard import friendly
 
 if TYPE_CHECKING:
     from ..app.studio import Studio

@@ -9,18 +9,21 @@ from urllib.parse import quote
 
 import gradio as gr
 
-from . import api, manage_tab, routers_tab, train_tab
-from .brain_map import brain_mark
-from .cancelling import mend_cancelling
-from .chat_tab import ChatTab, is_loading
-from .guard import friendly
-from .lab_tab import LabTab
-from .manage_tab import ManageTab
-from .routers_tab import RoutersTab
-from .routing_row import routers_of
-from .text import big, count, escape, percent, short, time_left
-from .theme import css, theme
-from .train_tab import TrainTab
+from . import api
+from .chat.brain_map import brain_mark
+from .chat.tab import ChatTab, is_loading
+from .kit.cancelling import mend_cancelling
+from .kit.guard import friendly
+from .kit.routing_row import routers_of
+from .kit.text import big, count, escape, percent, short, time_left
+from .kit.theme import css, theme
+from .lab.tab import LabTab
+from .manage import tab as manage_tab
+from .manage.tab import ManageTab
+from .routers import tab as routers_tab
+from .routers.tab import RoutersTab
+from .train import tab as train_tab
+from .train.tab import TrainTab
 
 if TYPE_CHECKING:
     from ..app.studio import JobView, Studio, StudioStatus

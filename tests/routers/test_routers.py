@@ -27,7 +27,7 @@ from multilobe_ui.routers.hybrid import HybridRouter
 from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
 from multilobe_ui.routing import regression
 from multilobe_ui.routing.router import Mixing, Router, calibration_error, fit_temperature, manual_decision, softmax
-from multilobe_ui.ui.evidence import highlighted
+from multilobe_ui.ui.chat.evidence import highlighted
 
 DIMENSIONS = 24
 

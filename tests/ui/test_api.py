@@ -14,9 +14,9 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from multilobe_ui.ui import api
-from multilobe_ui.ui.manage_tab import ManageTab
-from multilobe_ui.ui.routers_tab import RoutersTab
-from multilobe_ui.ui.train_tab import TrainTab
+from multilobe_ui.ui.manage.tab import ManageTab
+from multilobe_ui.ui.routers.tab import RoutersTab
+from multilobe_ui.ui.train.tab import TrainTab
 
 NAMES = {f"/{name}" for name in api.ENDPOINTS}
 TOKEN, OTHER = "t" * 20, "o" * 20

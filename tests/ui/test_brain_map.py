@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from multilobe_ui.ui.brain_map import MOST_REGIONS, OTHERS, brain_map, brain_mark
+from multilobe_ui.ui.chat.brain_map import MOST_REGIONS, OTHERS, brain_map, brain_mark
 
 SVG = "{http://www.w3.org/2000/svg}"
 COLOURS = ("#e5484d", "#c9880b", "#2f8fe0", "#8e5bd9", "#1f9d6b", "#d6498f")

@@ -10,7 +10,7 @@ import pytest
 from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BackboneError, ConfigError
-from multilobe_ui.ui.chat_tab import STARTERS, ChatTab, choices, plain, sampling_of
+from multilobe_ui.ui.chat.tab import STARTERS, ChatTab, choices, plain, sampling_of
 
 KNOBS = (200, 0.3, 0.9, 0, 1.1, "")
 ASK = "How does a vaccine protect a child?"
@@ -140,7 +140,7 @@ def test_bad_settings_are_said_so(tab):
 
 def test_while_loading_it_says_so_and_then_answers(monkeypatch):
     tab = ChatTab(FakeStudio(6, state="loading"))
-    monkeypatch.setattr("multilobe_ui.ui.chat_tab.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("multilobe_ui.ui.chat.tab.PROBE_SECONDS", 0.01)
     steps = tab.send(ASK, [], [], "automatic", *KNOBS)
     next(steps)
     chat, _, panel, *_ = next(steps)
@@ -390,7 +390,7 @@ def test_tokens_are_shown_where_a_router_weighs_them(tab):
 
 
 def test_only_the_latest_answers_remember_their_tokens(tab, monkeypatch):
-    monkeypatch.setattr("multilobe_ui.ui.chat_tab.MOST_TRACES", 1)
+    monkeypatch.setattr("multilobe_ui.ui.chat.tab.MOST_TRACES", 1)
     tab.studio.advance(tab.studio.fit_router("xlora").id, 999)
     replies = []
     for n in range(3):

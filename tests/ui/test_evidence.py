@@ -16,11 +16,12 @@ from fake_studio import FakeStudio
 from multilobe_ui.app.views import TokenTrace
 from multilobe_ui.errors import BusyError
 from multilobe_ui.routing.router import MODES, RoutingDecision, base_decision
-from multilobe_ui.ui import routing_row, token_view
-from multilobe_ui.ui.evidence import evidence_sections, highlighted
-from multilobe_ui.ui.figures import NONE, probabilities, score_bars, share_bar
-from multilobe_ui.ui.routing_row import MOST_SLIDERS, PRESET, RoutingRow, fold_label, mix_card, router_choices
-from multilobe_ui.ui.why_panel import Reply, why_panel
+from multilobe_ui.ui.chat import token_view
+from multilobe_ui.ui.chat.evidence import evidence_sections, highlighted
+from multilobe_ui.ui.chat.why_panel import Reply, why_panel
+from multilobe_ui.ui.kit import routing_row
+from multilobe_ui.ui.kit.figures import NONE, probabilities, score_bars, share_bar
+from multilobe_ui.ui.kit.routing_row import MOST_SLIDERS, PRESET, RoutingRow, fold_label, mix_card, router_choices
 
 EVIL = "<img src=x onerror=alert(1)>"
 COLOURS = {"law": "#c9880b", "code": "#2f8fe0"}

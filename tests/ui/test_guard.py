@@ -14,8 +14,8 @@ from gradio.utils import get_upload_folder
 
 from multilobe_ui.errors import ConfigError, DataError, JobError
 from multilobe_ui.settings import TrainingConfig
-from multilobe_ui.ui import guard
-from multilobe_ui.ui.guard import friendly
+from multilobe_ui.ui.kit import guard
+from multilobe_ui.ui.kit.guard import friendly
 
 NOBODY = SimpleNamespace(username=None)
 ANNA = SimpleNamespace(username="anna")

@@ -11,9 +11,9 @@ from multilobe_ui.app.feedback import Counts
 from multilobe_ui.errors import BackboneError, ConfigError, LobeError
 from multilobe_ui.evaluation.compare import Agreement, Answer, Column, Comparison
 from multilobe_ui.routing.router import manual_decision
-from multilobe_ui.ui import compare_card
-from multilobe_ui.ui.compare_form import columns_of, defaults, mixture_of, offers, sampling_of
-from multilobe_ui.ui.lab_compare import CompareSection, Shown
+from multilobe_ui.ui.lab import compare_card
+from multilobe_ui.ui.lab.compare import CompareSection, Shown
+from multilobe_ui.ui.lab.compare_form import columns_of, defaults, mixture_of, offers, sampling_of
 
 ASK = "How does a vaccine protect a child?"
 SETTINGS = (120, 0, "")
@@ -34,7 +34,7 @@ def section(lobes=6, **options) -> CompareSection:
 
 @pytest.fixture
 def compare(monkeypatch) -> CompareSection:
-    monkeypatch.setattr("multilobe_ui.ui.lab_compare.DRAW_SECONDS", 0.0)
+    monkeypatch.setattr("multilobe_ui.ui.lab.compare.DRAW_SECONDS", 0.0)
     return section()
 
 
@@ -104,7 +104,7 @@ def test_a_mixture_is_read_shown_and_run(compare):
 
 
 def test_it_is_drawn_now_and_then_only(compare, monkeypatch):
-    monkeypatch.setattr("multilobe_ui.ui.lab_compare.DRAW_SECONDS", 60.0)
+    monkeypatch.setattr("multilobe_ui.ui.lab.compare.DRAW_SECONDS", 60.0)
     many = list(steps(compare))
     assert len(many) == 3 and merged(many)["state"].comparison.done  # waiting, the decisions, the end
 
@@ -166,7 +166,7 @@ def test_stop_keeps_what_came_but_not_for_a_vote(compare):
 
 
 def test_an_answer_waits_for_the_base_to_load(monkeypatch):
-    monkeypatch.setattr("multilobe_ui.ui.lab_compare.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("multilobe_ui.ui.lab.compare.PROBE_SECONDS", 0.01)
     compare = section(state="loading")
     going = steps(compare)
     next(going)

@@ -16,11 +16,11 @@ from read_html import read
 from multilobe_ui.app.lab import EXPERIMENTS
 from multilobe_ui.errors import ConfigError
 from multilobe_ui.settings import settings_of
-from multilobe_ui.ui.drift_figure import figure, sentence, spread, ticks
-from multilobe_ui.ui.experiment import report_page
-from multilobe_ui.ui.forgetting_card import forgetting_card, live
-from multilobe_ui.ui.lab_forgetting import ForgettingSection
-from multilobe_ui.ui.lab_tab import LabTab
+from multilobe_ui.ui.lab.drift_figure import figure, sentence, spread, ticks
+from multilobe_ui.ui.lab.experiment import report_page
+from multilobe_ui.ui.lab.forgetting import ForgettingSection
+from multilobe_ui.ui.lab.forgetting_card import forgetting_card, live
+from multilobe_ui.ui.lab.tab import LabTab
 
 LOBES = ["legal", "maths", "python"]
 COLOURS = {"legal": "#e5484d", "maths": "#c9880b", "python": "#2f8fe0"}

@@ -15,9 +15,8 @@ from fake_lab import FakeLab, some_costs
 from fake_studio import FakeStudio
 
 from multilobe_ui.routing.router import manual_decision
-from multilobe_ui.ui.lab_ledger import LATEST, LedgerSection
-from multilobe_ui.ui.lab_tab import LabTab
-from multilobe_ui.ui.ledger_card import (
+from multilobe_ui.ui.chat.why_panel import Reply, why_panel
+from multilobe_ui.ui.kit.ledger_card import (
     FIELDS,
     cost_line,
     cost_note,
@@ -26,7 +25,8 @@ from multilobe_ui.ui.ledger_card import (
     ledger_table,
     recent_table,
 )
-from multilobe_ui.ui.why_panel import Reply, why_panel
+from multilobe_ui.ui.lab.ledger import LATEST, LedgerSection
+from multilobe_ui.ui.lab.tab import LabTab
 
 SKIP = gr.skip()
 EVIL = "<img src=x onerror=alert(1)>"

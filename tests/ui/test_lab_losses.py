@@ -13,8 +13,8 @@ from fake_studio import FakeStudio
 from read_html import read
 
 from multilobe_ui.errors import ConfigError
-from multilobe_ui.ui.lab_losses import LossesSection
-from multilobe_ui.ui.losses_figures import headline, losses_card, perplexity
+from multilobe_ui.ui.lab.losses import LossesSection
+from multilobe_ui.ui.lab.losses_figures import headline, losses_card, perplexity
 
 LOBES = ["medical", "legal", "python"]
 COLOURS = {"medical": "#e5484d", "legal": "#c9880b", "python": "#2f8fe0"}

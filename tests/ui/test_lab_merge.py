@@ -13,10 +13,10 @@ from fake_studio import FakeStudio
 
 from multilobe_ui.errors import LobeError
 from multilobe_ui.merging.kinds import COMBINATIONS
-from multilobe_ui.ui import merge_card, search_card
-from multilobe_ui.ui.experiment import report_page
-from multilobe_ui.ui.lab_merge import MOST_SLIDERS, MergeSection, weights_of
-from multilobe_ui.ui.lab_tab import LabTab
+from multilobe_ui.ui.lab import merge_card, search_card
+from multilobe_ui.ui.lab.experiment import report_page
+from multilobe_ui.ui.lab.merge import MOST_SLIDERS, MergeSection, weights_of
+from multilobe_ui.ui.lab.tab import LabTab
 
 SKIP = gr.skip()
 NOBODY = SimpleNamespace(username=None)

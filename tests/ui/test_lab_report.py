@@ -13,16 +13,17 @@ from gradio.utils import get_upload_folder
 from read_html import read
 
 from multilobe_ui.errors import BusyError, ConfigError
-from multilobe_ui.ui.corrections_card import corrections_list, refit_card, since_the_fit
-from multilobe_ui.ui.experiment import report_page
-from multilobe_ui.ui.lab_report import LOBE, ReportSection, then_picked
-from multilobe_ui.ui.report_curves import (
+from multilobe_ui.ui.kit.text import milliseconds
+from multilobe_ui.ui.lab.corrections_card import corrections_list, refit_card, since_the_fit
+from multilobe_ui.ui.lab.experiment import report_page
+from multilobe_ui.ui.lab.report import LOBE, ReportSection, then_picked
+from multilobe_ui.ui.lab.report_curves import (
     abstention_points,
     abstention_sentence,
     calibration_points,
     calibration_sentence,
 )
-from multilobe_ui.ui.report_figures import (
+from multilobe_ui.ui.lab.report_figures import (
     MOST_PROMPTS,
     best_router,
     best_values,
@@ -33,7 +34,6 @@ from multilobe_ui.ui.report_figures import (
     report_card,
     router_details,
 )
-from multilobe_ui.ui.text import milliseconds
 
 LOBES = ["medical", "legal", "python"]
 COLOURS = {"medical": "#e5484d", "legal": "#c9880b", "python": "#2f8fe0"}

@@ -11,8 +11,8 @@ import pytest
 from fake_studio import FakeStudio, StudioStatus
 
 from multilobe_ui.errors import BusyError, LobeError
-from multilobe_ui.ui import manage_tab
-from multilobe_ui.ui.manage_tab import ManageTab
+from multilobe_ui.ui.manage import tab as manage_tab
+from multilobe_ui.ui.manage.tab import ManageTab
 
 SKIP = gr.skip()
 NOBODY = SimpleNamespace(username=None)

@@ -10,9 +10,9 @@ from fake_lab import FakeLab, overlap_result
 from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BackboneError, DataError
-from multilobe_ui.ui.lab_overlap import OverlapCard
-from multilobe_ui.ui.overlap_card import MOST_BARS, new_name, overlap_card, overlap_figure, remarks, verdicts
-from multilobe_ui.ui.train_tab import TrainTab
+from multilobe_ui.ui.train.overlap import OverlapCard
+from multilobe_ui.ui.train.overlap_card import MOST_BARS, new_name, overlap_card, overlap_figure, remarks, verdicts
+from multilobe_ui.ui.train.tab import TrainTab
 
 SKIP = gr.skip()
 EVIL = "<img src=x onerror=alert(1)>"

@@ -10,8 +10,8 @@ import pytest
 from fake_studio import FakeStudio
 from gradio.server_messages import ProcessCompletedMessage
 
+from multilobe_ui.ui.kit.theme import css, theme
 from multilobe_ui.ui.page import Pulse, build_page, launch_options, status_strip
-from multilobe_ui.ui.theme import css, theme
 
 CHROMIUM = Path("/usr/bin/chromium")
 

@@ -13,10 +13,13 @@ from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BusyError
 from multilobe_ui.routing.router import RoutingDecision, base_decision
-from multilobe_ui.ui import router_card, router_plots, routers_tab, text
-from multilobe_ui.ui.complexity_card import meter, radar, stratification_card
-from multilobe_ui.ui.routers_tab import PRESET, RoutersTab, moved, on_display
-from multilobe_ui.ui.routing_row import router_choices
+from multilobe_ui.ui.kit import plots as router_plots
+from multilobe_ui.ui.kit import text
+from multilobe_ui.ui.kit.complexity_card import meter, radar, stratification_card
+from multilobe_ui.ui.kit.routing_row import router_choices
+from multilobe_ui.ui.routers import router_card
+from multilobe_ui.ui.routers import tab as routers_tab
+from multilobe_ui.ui.routers.tab import PRESET, RoutersTab, moved, on_display
 
 SKIP = gr.skip()
 NOBODY = SimpleNamespace(username=None)
@@ -163,7 +166,7 @@ def test_what_another_visitor_started_cannot_be_stopped():
 
 
 def test_fits_are_no_runs_of_the_train_tab(studio):
-    from multilobe_ui.ui.train_tab import TrainTab
+    from multilobe_ui.ui.train.tab import TrainTab
 
     studio.advance(studio.fit_router("gate").id, 4)
     view = TrainTab(studio).look(NOBODY, "", [], {}, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from multilobe_ui.ui.speed_card import speed_card
+from multilobe_ui.ui.lab.speed_card import speed_card
 
 
 def result(**more: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from multilobe_ui.routing.router import RoutingDecision, base_decision
-from multilobe_ui.ui import text
+from multilobe_ui.ui.kit import text
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from fake_studio import FakeStudio, JobView
 from multilobe_ui.data import dataset
 from multilobe_ui.errors import BusyError, DataError, LobeError
 from multilobe_ui.settings import suggested_epochs
-from multilobe_ui.ui import dataset_card, run_card, train_tab
-from multilobe_ui.ui.train_tab import TrainTab
+from multilobe_ui.ui.train import dataset_card, run_card
+from multilobe_ui.ui.train import tab as train_tab
+from multilobe_ui.ui.train.tab import TrainTab
 
 SKIP = gr.skip()
 NOBODY = SimpleNamespace(username=None)

@@ -1,0 +1,1 @@
+"""What the tabs share: tables, figures, text, errors."""

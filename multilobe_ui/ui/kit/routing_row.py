@@ -1,0 +1,310 @@
+"""How a message is to be routed, as a row of controls under the message box: which router, how many lobes, or weights by hand.
+
+The Chat tab shows these folded away, so that a newcomer sees one dropdown. What they hold is one flat list of components,
+`inputs`, which `routing_of` reads back; so a handler passes them on without knowing them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ...errors import ConfigError, MultiLobeError
+from ...routing.router import AUTO, MODES, Mixing, RoutingDecision
+from . import guard
+from .figures import share_bar
+from .guard import friendly
+from .table import bare
+from .text import colour, escape, score
+
+if TYPE_CHECKING:
+    from ...app.studio import Studio
+    from ...app.views import RouterView
+
+AUTOMATIC, MIX = "automatic", "mix"
+DEFAULT = "hybrid"
+MOST_SLIDERS = 12
+MOST_K = 8
+STRONG = 1.5
+"""Sum of weights from which a mix is likely to talk nonsense."""
+PRESET = "Write Python code to solve quadratic equations"
+MODE_TITLES = (
+    ("Automatic: one lobe, or those that stand out", "auto"),
+    ("Top-1", "top_1"),
+    ("Top-k", "top_k"),
+    ("Soft: all that matter", "soft"),
+)
+
+Lobes = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the person set: for `studio.chat(..., router=, mixing=, weights=)`."""
+
+    router: str = DEFAULT
+    mixing: Mixing = field(default_factory=Mixing)
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+class RoutingRow:
+    """Lays out and wires the controls. `build` where they belong, then `follow_choice` with the dropdown of who answers."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    def build(self) -> None:
+        """The folded part: router and mixing."""
+        views = routers_of(self.studio)
+        self.fold = gr.Accordion(fold_label(views), open=False, elem_id="routing")
+        with self.fold:
+            with gr.Row(elem_id="routing-line"):
+                self.router = gr.Dropdown(
+                    router_choices(views), value=DEFAULT, label="Router", elem_id="routing-router", interactive=True, scale=2,
+                    min_width=180,
+                )  # fmt: skip
+                self.mode = gr.Radio(
+                    list(MODE_TITLES), value=AUTO.mode, label="How many lobes answer", elem_id="routing-mode",
+                    scale=3, min_width=280,
+                )  # fmt: skip
+            self.k = gr.Slider(
+                2, MOST_K, 2, step=1, label="k", info="lobes that answer together", visible=False, elem_id="routing-k"
+            )
+            self.about = bare(about_router(views, DEFAULT), elem_id="routing-about")
+
+    def build_mix(self) -> None:
+        """Sliders, a lobe each; hidden until the person wants to mix by hand."""
+        lobes = self._lobes()
+        self.names = gr.State([name for name, _ in lobes[:MOST_SLIDERS]])
+        with gr.Column(visible=False, elem_id="mix") as self.mix:
+            self.which = gr.Dropdown(
+                [name for name, _ in lobes], value=[name for name, _ in lobes[:MOST_SLIDERS]], multiselect=True,
+                label=f"Lobes to mix, at most {MOST_SLIDERS}", visible=len(lobes) > MOST_SLIDERS, elem_id="mix-which",
+                max_choices=MOST_SLIDERS, interactive=True,
+            )  # fmt: skip
+            with gr.Row(elem_id="mix-sliders"):
+                self.sliders = [self._slider(i, lobes) for i in range(MOST_SLIDERS)]
+            self.sum = bare(mix_card({}, lobes), elem_id="mix-sum")
+            with gr.Row(elem_classes="train-actions"):
+                self.fill = gr.Button("Take the router's weights", size="sm", elem_id="mix-fill")
+                self.zero = gr.Button("All to zero", size="sm", elem_id="mix-zero")
+                self.example = gr.Button("Example: quadratic equations in Python", size="sm", elem_id="mix-example")
+
+    @property
+    def inputs(self) -> list[Any]:
+        return [self.router, self.mode, self.k, self.names, *self.sliders]
+
+    def wire(self, choice: Any, box: Any) -> None:
+        """`choice` says who answers, `box` holds the message that is being written."""
+        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        settings: list[Any] = [self.router, self.mode, self.k]
+        for control in settings:
+            control.input(self.told, settings, [self.fold, self.k, self.about], **quick)
+        choice.change(_mixes, choice, [self.mix, self.fold], **quick)
+        moved = [self.names, *self.sliders]
+        for slider in self.sliders:
+            # `change` and not `input`: weights that the router filled in count as well
+            slider.change(self.summed, moved, self.sum, trigger_mode="always_last", **quick)
+        shown = [self.names, self.which, *self.sliders, self.sum]
+        self.which.input(self.choose, [self.which, self.names, *self.sliders], shown, **quick)
+        filling: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 4, "show_progress_on": self.sum}
+        self.fill.click(self.take_weights, [box, *settings, self.names], [*shown, box], **filling)
+        self.example.click(self.try_example, [*settings, self.names], [*shown, box], **filling)
+        self.zero.click(lambda: [0] * MOST_SLIDERS, None, self.sliders, **quick)
+
+    # ---- handlers ------------------------------------------------------------------------------------------------
+
+    @friendly(quiet=True)
+    def told(self, router: Any, mode: Any, k: Any) -> tuple[Any, Any, str]:
+        """A setting was changed: say it on the fold, and what the router is. What else the person set stays."""
+        views = routers_of(self.studio)
+        fold = gr.update(label=fold_label(views, router, mode, k))
+        return fold, gr.update(visible=mode == "top_k"), about_router(views, router)
+
+    @friendly(quiet=True)
+    def summed(self, names: Any, *weights: Any) -> str:
+        return mix_card(weights_of(names, weights), self._lobes())
+
+    @friendly(quiet=True)
+    def choose(self, chosen: Any, names: Any, *weights: Any) -> tuple[Any, ...]:
+        """The person said which of many lobes have a slider; weights follow their lobes."""
+        known = {name for name, _ in self._lobes()}
+        kept = [name for name in guard.some_names(chosen or [], "The lobes to mix") if name in known][:MOST_SLIDERS]
+        return self._filled(kept, weights_of(names, weights))
+
+    @friendly
+    def take_weights(self, words: Any, router: Any, mode: Any, k: Any, names: Any) -> tuple[Any, ...]:
+        """What the chosen router would do with the message being written becomes the sliders' values."""
+        prompt = words if isinstance(words, str) and words.strip() else ""
+        if not prompt:
+            raise ConfigError("Write a message first; then the router can say how it would mix the lobes for it.")
+        decision = self.studio.route(prompt, router_of(router), mixing_of(mode, k))
+        return (*self._taken(decision, names), gr.skip())
+
+    @friendly
+    def try_example(self, router: Any, mode: Any, k: Any, names: Any) -> tuple[Any, ...]:
+        """A prompt that wants several lobes, with the weights that the router gives it."""
+        decision = self.studio.route(PRESET, router_of(router), mixing_of(mode, k))
+        if decision.chosen and len(decision.weights) < 2:  # one lobe is no mix
+            decision = self.studio.route(PRESET, router_of(router), Mixing("soft"))
+        return (*self._taken(decision, names), PRESET)
+
+    def _taken(self, decision: RoutingDecision, names: Any) -> tuple[Any, ...]:
+        weights = {name: max(0.0, float(weight)) for name, weight in decision.weights.items()}
+        shown = list(guard.some_names(names, "The lobes to mix"))
+        missing = [name for name in weights if name not in shown]
+        kept = [*missing, *(name for name in shown if name not in missing)] if missing else shown
+        if not weights:
+            gr.Info(escape(decision.reason or "The router gives this message to the base model."), title="No lobe", duration=6)
+        return self._filled(kept[:MOST_SLIDERS], weights)
+
+    def _filled(self, names: list[str], weights: Mapping[str, float]) -> tuple[Any, ...]:
+        """names, dropdown, sliders, sum."""
+        lobes = self._lobes()
+        values = on_grid([weights.get(name, 0.0) for name in names])
+        sliders = [
+            gr.update(label=names[i], value=values[i], visible=True) if i < len(names) else gr.update(visible=False, value=0)
+            for i in range(MOST_SLIDERS)
+        ]
+        offered = [name for name, _ in lobes]
+        which = gr.update(choices=offered, value=names, visible=len(offered) > MOST_SLIDERS)
+        card = mix_card(dict(zip(names, values, strict=True)), lobes, names)
+        return (names, which, *sliders, card)
+
+    # ---- following -----------------------------------------------------------------------------------------------
+
+    def follow(self, when: Callable[..., Any]) -> None:
+        """Draw anew whenever the event listener `when` fires: lobes or fits have changed."""
+        when(
+            self.refresh, [self.router, self.mode, self.k, self.names, *self.sliders],
+            [self.router, self.fold, self.about, self.names, self.which, *self.sliders, self.sum],
+            queue=False, show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+
+    @friendly(quiet=True)
+    def refresh(self, router: Any, mode: Any, k: Any, names: Any, *weights: Any) -> tuple[Any, ...]:
+        """Offer the routers and lobes there are; weights stay with their lobes."""
+        views = routers_of(self.studio)
+        value = router if router in [view.name for view in views] else DEFAULT
+        known = [name for name, _ in self._lobes()]
+        kept = [name for name in names if name in known]
+        if len(kept) < MOST_SLIDERS and len(known) <= MOST_SLIDERS:
+            kept = known
+        dropdown = gr.update(choices=router_choices(views), value=value)
+        fold = gr.update(label=fold_label(views, value, mode, k))
+        before = weights_of(names, weights)
+        return (dropdown, fold, about_router(views, value), *self._filled(kept, before))
+
+    def _lobes(self) -> list[tuple[str, str]]:
+        return [(lobe.name, lobe.colour) for lobe in self.studio.lobes() if lobe.usable]
+
+    def _slider(self, place: int, lobes: Lobes) -> Any:
+        name = lobes[place][0] if place < len(lobes) else f"lobe {place + 1}"
+        return gr.Slider(
+            0, 1, 0, step=0.05, label=name, visible=place < len(lobes), elem_id=f"mix-{place}", min_width=100,
+            buttons=[], interactive=True,
+        )  # fmt: skip
+
+
+# ---- plain values ------------------------------------------------------------------------------------------------
+
+
+def routers_of(studio: Studio) -> Sequence[RouterView]:
+    """The routers; none while the studio cannot say."""
+    try:
+        return studio.routers()
+    except MultiLobeError:
+        return ()
+
+
+def routing_of(values: Sequence[Any], choice: str) -> Routing:
+    """What `RoutingRow.inputs` hold. Weights count for nothing unless the person mixes by hand.
+
+    Raises:
+        ConfigError, RoutingError: a value that is none of those offered; no weight above zero in a mix.
+    """
+    if not values:
+        return Routing()
+    router, mode, k, names, *sliders = values
+    weights = {name: w for name, w in weights_of(names, sliders).items() if w} if choice == MIX else {}
+    if choice == MIX and not weights:
+        raise ConfigError("All weights are zero. Raise at least one slider, or let the base model answer.")
+    return Routing(router_of(router), mixing_of(mode, k), weights)
+
+
+def router_of(value: Any) -> str:
+    return guard.a_text(value, "The router", 60)
+
+
+def mixing_of(mode: Any, k: Any) -> Mixing:
+    return Mixing(guard.a_choice(mode, "The mixing mode", MODES), guard.a_whole(k, "k", 1, 1000))
+
+
+def weights_of(names: Any, values: Sequence[Any]) -> dict[str, float]:
+    """Lobe's name → slider's value. Raises ConfigError: what is no number from 0 to 1."""
+    listed = guard.some_names(names, "The lobes to mix")
+    return {name: guard.a_number(v, f"The weight of {name}", 0, 1) for name, v in zip(listed, values, strict=False)}
+
+
+def on_grid(weights: Sequence[float], step: float = 0.05) -> list[float]:
+    """Weights as the sliders can show them; what rounding took or gave is the heaviest's, so that the sum stays."""
+    values = [round(step * round(min(1.0, max(0.0, weight)) / step), 2) for weight in weights]
+    if values:
+        best = values.index(max(values))
+        rest = round(step * round((math.fsum(weights) - math.fsum(values)) / step), 2)
+        values[best] = min(1.0, max(0.0, round(values[best] + rest, 2)))
+    return values
+
+
+def router_choices(views: Sequence[RouterView]) -> list[tuple[str, str]]:
+    """(what it says, its value) of the dropdown: what cannot choose yet says so."""
+    return [(view.title + _remark(view), view.name) for view in views] or [("Automatic", DEFAULT)]
+
+
+def fold_label(views: Sequence[RouterView], router: Any = DEFAULT, mode: Any = AUTO.mode, k: Any = AUTO.k) -> str:
+    """The present settings in a few words."""
+    view = next((view for view in views if view.name == router), None)
+    how = {"auto": "automatic", "top_1": "one lobe", "top_k": f"best {k}", "soft": "soft mix"}.get(str(mode), "")
+    if view and view.per_token:
+        how = "weighs each token" if mode == AUTO.mode else f"{how} for each token"
+    return f"Routing: {view.title if view else router}, {how}"
+
+
+def about_router(views: Sequence[RouterView], router: Any) -> str:
+    """What the chosen router does, and what stands in its way."""
+    view = next((view for view in views if view.name == router), None)
+    if view is None:
+        return ""
+    why = f'<p class="train-ask">{escape(view.why)} See the Routers tab.</p>' if view.why else ""
+    every = " Lobes are chosen for each token and layer, not once for the message." if view.per_token else ""
+    return f'<p class="ml-faint">{escape(view.sentence)}{every}</p>{why}'
+
+
+def mix_card(weights: Mapping[str, float], lobes: Lobes, names: Sequence[str] | None = None) -> str:
+    """The sum, the shares, and each slider in its lobe's colour."""
+    colours = dict(lobes)
+    order = list(names if names is not None else weights or [name for name, _ in lobes[:MOST_SLIDERS]])
+    tones = "".join(f"#mix-{i}{{--slider-color:{colour(colours.get(name))}}}" for i, name in enumerate(order))
+    total = math.fsum(weights.values())
+    used = {name: weight for name, weight in weights.items() if weight}
+    said = "All zero: raise a slider." if not used else f"Sum {score(total)}"
+    alert = '<span class="is-strong">far above 1, an answer may fall apart</span>' if total > STRONG else ""
+    return f'<style>{tones}</style><p class="mix-total"><b>{said}</b> {alert}</p>{share_bar(used, colours, "The mix")}'
+
+
+def _remark(view: RouterView) -> str:
+    remarks = ["experimental"] if view.experimental else []
+    if not view.fitted:
+        remarks.append("needs a fit")
+    elif view.stale:
+        remarks.append("stale")
+    return f" ({', '.join(remarks)})" if remarks else ""
+
+
+def _mixes(choice: Any) -> tuple[Any, Any]:
+    """The sliders where the person mixes by hand; the router's settings wherever a router may be asked."""
+    return gr.update(visible=choice == MIX), gr.update(visible=choice in (AUTOMATIC, MIX))

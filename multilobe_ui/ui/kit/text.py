@@ -1,0 +1,254 @@
+"""Words for the page: pure functions from plain values to text. Nothing here knows Gradio.
+
+What goes into HTML passes through `escape`, because lobe names and prompts are other people's words.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, TypeGuard
+
+from ...routing.router import RoutingDecision
+
+NOTHING = "–"
+STAGES = {
+    "embedding": "embedding",
+    "logprob": "log-prob",
+    "keyword": "keyword",
+    "gate": "gate",
+    "complexity": "complexity",
+    "xlora": "X-LoRA",
+    "arrow": "Arrow",
+    "not fitted": "not fitted yet",
+    "manual": "chosen by you",
+    "corrected": "your correction",
+    "empty prompt": "empty prompt",
+    "no lobes": "no lobes yet",
+    "only lobe": "only one lobe",
+}
+NO_ESTIMATE = ("manual", "corrected", "no lobes", "empty prompt", "not fitted", "only lobe")
+"""Stages of which nobody estimated how likely they are right."""
+
+
+def escape(value: object) -> str:
+    """Safe inside HTML text and inside a quoted attribute."""
+    return html.escape(str(value), quote=True)
+
+
+def remarks(result: Mapping[str, Any]) -> str:
+    """What to know when reading a result of the Lab, a paragraph for each of its notes. HTML."""
+    return "".join(f'<p class="train-ask">{escape(note)}</p>' for note in result.get("notes") or ())
+
+
+def css_string(value: object) -> str:
+    """A CSS string literal; all but plain letters, digits and spaces become hex escapes, so that no text can end the
+    string, the rule or the style element."""
+    return '"' + "".join(c if c.isascii() and (c.isalnum() or c == " ") else f"\\{ord(c):x} " for c in str(value)) + '"'
+
+
+def colour(value: object, otherwise: str = "#8a93a0") -> str:
+    """A `#rrggbb` colour, or the neutral one: a colour goes into style attributes, so nothing else may pass."""
+    return str(value) if re.fullmatch(r"#[0-9a-fA-F]{6}", str(value)) else otherwise
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """'1 row', '1,204 rows'."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def big(number: float) -> str:
+    """'12.5 M': for parameters and tokens."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:,.0f}"
+
+
+def size(nbytes: float | None) -> str:
+    """'1.4 MB', in powers of 1,000 as file managers show them."""
+    if nbytes is None:
+        return NOTHING
+    if nbytes < 1000:
+        return f"{int(nbytes)} B"
+    units = ["kB", "MB", "GB", "TB"]
+    nbytes /= 1000
+    while nbytes >= 999.5 and len(units) > 1:
+        nbytes /= 1000
+        units.pop(0)
+    return f"{nbytes:.1f} {units[0]}" if nbytes < 9.95 else f"{nbytes:.0f} {units[0]}"
+
+
+def percent(share: float | None) -> str:
+    """'82 %'; never '100 %' for what is not certain, nor '0 %' for what is possible."""
+    if share is None:
+        return NOTHING
+    if 0.995 <= share < 1:
+        return "> 99 %"
+    if 0 < share < 0.005:
+        return "< 1 %"
+    return f"{share:.0%}".replace("%", " %")
+
+
+def duration(seconds: float | None) -> str:
+    """'8 ms', '2.4 s', '3 min 20 s', '1 h 5 min'."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 1:
+        return milliseconds(seconds * 1000)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
+def milliseconds(value: float | None) -> str:
+    """'0.4 ms', '7 ms', '1.2 s'."""
+    if value is None:
+        return NOTHING
+    if value >= 999.5:
+        return duration(value / 1000)
+    return f"{value:.1f} ms" if value < 0.95 else f"{value:.0f} ms"
+
+
+def time_left(seconds: float | None) -> str:
+    """'about 2 min left': rounded as a person would, since it is an estimate."""
+    if seconds is None:
+        return ""
+    if seconds < 5:
+        return "almost done"
+    if seconds < 55:
+        return f"about {max(1, round(seconds / 5)) * 5} s left"
+    if seconds < 3600 - 30:
+        return f"about {max(1, round(seconds / 60))} min left"
+    hours = seconds / 3600
+    return f"about {hours:.1f} h left" if hours < 9.95 else f"about {hours:.0f} h left"
+
+
+def loss(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
+
+
+def score(value: float) -> str:
+    """Three digits that count: '0.62', '-1.84', '12.4'."""
+    return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.3g}"
+
+
+def rate(tokens_per_second: float) -> str:
+    """'41 tokens/s'."""
+    if tokens_per_second <= 0:
+        return NOTHING
+    return f"{tokens_per_second:.1f} tokens/s" if tokens_per_second < 9.95 else f"{tokens_per_second:,.0f} tokens/s"
+
+
+def when(timestamp: str | None, now: datetime | None = None) -> str:
+    """'just now', '5 min ago', 'yesterday', '2026-07-01', from an ISO 8601 time."""
+    if not timestamp:
+        return NOTHING
+    try:
+        then = datetime.fromisoformat(timestamp)
+    except ValueError:
+        return NOTHING
+    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    seconds = ((now or datetime.now(UTC)) - then).total_seconds()
+    if seconds < 60:
+        return "just now"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min ago"
+    if seconds < 86400:
+        return f"{int(seconds // 3600)} h ago"
+    return "yesterday" if seconds < 2 * 86400 else then.date().isoformat()
+
+
+def width(value: str) -> int:
+    """Columns it takes in a fixed-width font: East Asian characters take two, combining marks none."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in value)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number: results that were read from disk may hold anything."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def slug(value: str) -> str:
+    """'report-card': a title as part of an element's id."""
+    return "-".join(re.findall(r"[a-z0-9]+", value.lower()))
+
+
+def short(value: str, columns: int = 24) -> str:
+    """The text on one line, cut with an ellipsis to at most so many columns."""
+    line = " ".join(str(value).split())
+    if width(line) <= columns:
+        return line
+    while line and width(line) > columns - 1:
+        line = line[:-1]
+    return line.rstrip() + "…"
+
+
+def listed(names: Iterable[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    items = list(names)
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def stage(name: str) -> str:
+    """A stage of a router, as a person would call it."""
+    return STAGES.get(name, name)
+
+
+def parts_of(weights: Mapping[str, float]) -> list[str]:
+    """The lobes that a decision's weights let answer, heaviest first; two or more are a mix."""
+    return sorted((name for name in weights if weights[name]), key=lambda name: -abs(weights[name]))
+
+
+def answerer(decision: RoutingDecision | None) -> str:
+    """Who answers: the lobe's name, 'python + maths + 2 more' for a mix, or 'Base model'. Not escaped."""
+    if decision is None or not decision.chosen:
+        return "Base model"
+    names = parts_of(decision.weights) or [decision.chosen]
+    return " + ".join([*names[:2], *([f"{len(names) - 2} more"] if len(names) > 2 else [])])
+
+
+def estimated(decision: RoutingDecision) -> bool:
+    """Whether `confidence` is an estimate of a router's: not where a person decided, where nothing was read, or where every token
+    is weighed anew and no one lobe is chosen."""
+    if decision.per_token or decision.stage in NO_ESTIMATE:
+        return False
+    return bool(decision.chosen or decision.probabilities or is_number(decision.evidence.get("none")))
+
+
+def sure(confidence: float | None, abstained: bool) -> str:
+    """'92 % sure of the choice', '76 % sure that no lobe fits'."""
+    return f"{percent(confidence)} sure {'that no lobe fits' if abstained else 'of the choice'}"
+
+
+def certainty(decision: RoutingDecision) -> str:
+    """How sure the router is of what it decided, or "" where nobody estimated it."""
+    return sure(decision.confidence, decision.chosen is None) if estimated(decision) else ""
+
+
+def shares(weights: Mapping[str, float], most: int = 3) -> str:
+    """'python 52 %, maths 31 %, 2 more': who takes part, heaviest first. Not escaped."""
+    order = parts_of(weights)
+    told = [f"{short(name, 24)} {percent(weights[name])}" for name in order[:most]]
+    return ", ".join([*told, *([f"{len(order) - most} more"] if len(order) > most else [])])
+
+
+def decision_sentence(decision: RoutingDecision) -> str:
+    """Why, in one sentence: the router's own, or one made from its numbers. Not escaped."""
+    if decision.stage == "manual" and len(parts_of(decision.weights)) > 1:
+        return "You mixed them by hand."
+    if decision.reason:
+        return decision.reason
+    if decision.chosen is None:
+        return "No lobe fits this prompt, so the base model answers."
+    return f"{decision.chosen} fits best, by {stage(decision.stage)}."

@@ -1,0 +1,131 @@
+"""The Lab's section "Cost": the ledger of all answers, kept up to date while the page is open, to be taken away or begun anew."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ..kit import guard, text
+from ..kit.guard import friendly
+from ..kit.ledger_card import ledger_csv, ledger_json, ledger_table, recent_table
+from ..kit.routing_row import routers_of
+from ..kit.table import bare, shown
+from .experiment import ExperimentPanel
+from .speed_card import speed_card
+
+if TYPE_CHECKING:
+    from ...app.studio import Studio
+
+SPEED = (
+    '<div class="train-heading"><h2>What this machine does</h2><p class="ml-faint">Training, routing and answers with the present '
+    "base and lobes, beside what the processor and its memory could do. About a minute.</p></div>"
+)
+LOOK_SECONDS = 3.0
+LATEST = 12
+MOST_SAVED = 100_000
+
+
+class LedgerSection:
+    """See the module. The ledger is no experiment, so it looks for itself."""
+
+    title = "Cost"
+    about = (
+        "Every answer is entered with what it cost: time to route, tokens read and written, speed, and the lobes in memory. No "
+        "prompt, no answer and no name of a person is kept."
+    )
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.speed = ExperimentPanel(studio, "speed", speed_card, run="Time this machine")
+        self.panels: Sequence[ExperimentPanel] = (self.speed,)
+
+    def build(self) -> None:
+        """Call it inside gr.Blocks, in the tab or column where it belongs."""
+        self.token = guard.visitor()
+        self.seen = gr.State("")
+        self.totals = bare(elem_id="ledger-totals")
+        with gr.Row(elem_classes="train-actions"):
+            small: dict[str, Any] = {"size": "sm", "min_width": 110}
+            self.csv = gr.Button("Save as CSV", elem_id="ledger-csv", **small)
+            self.json = gr.Button("Save as JSON", elem_id="ledger-json", **small)
+            self.download = gr.DownloadButton("Download", visible=False, elem_id="ledger-download", **small)
+            self.clear = gr.Button("Begin anew…", visible=not self.studio.shared, elem_id="ledger-clear", **small)
+            self.really = gr.Button("Delete all entries", variant="stop", visible=False, elem_id="ledger-really", **small)
+            self.keep = gr.Button("Keep them", visible=False, elem_id="ledger-keep", **small)
+        self.heading = bare(visible=False)
+        self.recent = bare(visible=False, elem_id="ledger-recent")
+        with gr.Column(visible=not self.studio.shared, elem_id="ledger-speed"):
+            bare(SPEED)
+            self.speed.build()
+            self.speed.wire(lambda: ({}, []), [])
+        self._wire()
+
+    def _wire(self) -> None:
+        quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+        private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 2, "show_progress": "hidden"}
+        view = [self.totals, self.heading, self.recent, self.seen]
+        look: dict[str, Any] = {"fn": self.look, "inputs": self.seen, "outputs": view, **quick}
+        asking = [self.clear, self.really, self.keep]
+        for button, kind in ((self.csv, "csv"), (self.json, "json")):
+            button.click(partial(self.save, kind), None, self.download, **private)
+        self.clear.click(self.ask, None, asking, **quick)
+        self.keep.click(self.calm, None, asking, **quick)
+        self.really.click(self.do_clear, self.token, asking, **private).success(**look)
+        gr.Timer(LOOK_SECONDS).tick(**look)
+        root = gr.context.Context.root_block
+        if root is not None:
+            # a fresh page knows nothing, whatever the server's session remembers
+            root.load(self.look_anew, None, view, **quick)  # type: ignore[attr-defined]
+
+    # ---- handlers ------------------------------------------------------------------------------------------------
+
+    @friendly(quiet=True)
+    def look_anew(self) -> tuple[Any, ...]:
+        """For a page that has just been opened."""
+        return self._view("")
+
+    @friendly(quiet=True)
+    def look(self, seen: Any) -> tuple[Any, ...]:
+        """A tick: what has changed since the page last looked."""
+        return self._view(seen)
+
+    def _view(self, seen: Any) -> tuple[Any, ...]:
+        lab = self.studio.lab
+        colours = {lobe.name: lobe.colour for lobe in self.studio.lobes()}
+        titles = {view.name: view.title for view in routers_of(self.studio)}
+        table = ledger_table(lab.ledger_totals(), titles, colours)
+        latest = recent_table(lab.ledger_recent(LATEST), titles, colours)
+        now = blake2b((table + latest).encode("utf-8", "replace"), digest_size=8).hexdigest()
+        if now == seen:
+            return (gr.skip(),) * 4
+        heading = '<div class="train-heading"><h2>Latest answers</h2></div>' if latest else ""
+        return table, shown(heading), shown(latest), now
+
+    @friendly
+    def save(self, kind: str) -> Any:
+        """A file of the ledger, to be downloaded."""
+        totals, costs = self.studio.lab.ledger_totals(), self.studio.lab.ledger_recent(MOST_SAVED)
+        content = ledger_csv(costs) if kind == "csv" else ledger_json(totals, costs)
+        with tempfile.TemporaryDirectory(prefix="multilobe-ledger-") as scratch:
+            path = Path(scratch) / f"multilobe-ledger.{kind}"
+            path.write_text(content, encoding="utf-8", errors="replace", newline="")
+            label = f"Download {path.name} ({text.size(path.stat().st_size)})"
+            return gr.update(value=guard.downloadable(path), label=label, visible=True)
+
+    @friendly
+    def do_clear(self, request: gr.Request, token: Any) -> tuple[Any, ...]:
+        """The person is sure."""
+        self.studio.lab.clear_ledger(guard.acting_owner(self.studio, request, token))
+        return self.calm()
+
+    def ask(self) -> tuple[Any, ...]:
+        return gr.update(visible=False), gr.update(visible=True), gr.update(visible=True)
+
+    def calm(self) -> tuple[Any, ...]:
+        return gr.update(visible=not self.studio.shared), gr.update(visible=False), gr.update(visible=False)

@@ -1,0 +1,82 @@
+"""The Lab tab: proof. Each section is a file of its own; here they are put side by side and kept up to date by one timer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import gradio as gr
+
+from ..kit import guard, text
+from ..kit.guard import friendly
+from ..kit.table import bare
+from .compare import CompareSection
+from .experiment import ExperimentPanel
+from .forgetting import ForgettingSection
+from .ledger import LedgerSection
+from .losses import LossesSection
+from .merge import MergeSection
+from .report import ReportSection
+
+if TYPE_CHECKING:
+    from ...app.studio import Studio
+
+class Section(Protocol):
+    """A part of the Lab. `title` names its sub-tab; `panels` are its experiments, kept up to date by the tab."""
+
+    title: str
+    about: str
+
+    @property
+    def panels(self) -> Sequence[ExperimentPanel]: ...
+
+    def build(self) -> None: ...
+
+
+class LabTab:
+    """Lays out the sections. Each gets the studio and nothing else."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.compare, self.merge = CompareSection(studio), MergeSection(studio)
+        self.sections: Sequence[Section] = (
+            ReportSection(studio),
+            LossesSection(studio),
+            ForgettingSection(studio),
+            self.compare,
+            self.merge,
+            LedgerSection(studio),
+        )
+
+    def follow(self, when: Callable[..., Any]) -> None:
+        """Offer the present lobes whenever the event listener `when` fires (a text's change, a page's load)."""
+        self.compare.follow(when)
+        self.merge.follow(when)
+
+    def build(self) -> None:
+        """Call it inside gr.Blocks, in the tab or column where it belongs."""
+        self.token = guard.visitor()
+        with gr.Tabs(elem_classes="lab-tabs"):
+            for section in self.sections:
+                with gr.Tab(section.title, elem_id=f"lab-{text.slug(section.title)}"):
+                    bare(f'<p class="lab-about">{text.escape(section.about)}</p>')
+                    section.build()
+        self.panels = [panel for section in self.sections for panel in section.panels]
+        told = [part for panel in self.panels for part in (panel.runs, panel.seen)]
+        filled = [part for panel in self.panels for part in panel.outputs]
+        quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+        gr.Timer(1.0).tick(self.look, [self.token, *told], filled, **quick)
+        root = gr.context.Context.root_block
+        if root is not None:
+            root.load(self.look_anew, [self.token, *told], filled, **quick)  # type: ignore[attr-defined]
+
+    @friendly(quiet=True)
+    def look(self, request: gr.Request, token: Any, *told: Any) -> tuple[Any, ...]:
+        """A tick: what has changed since the page last looked."""
+        owner = guard.owner_of(request, token)
+        views = zip(self.panels, told[::2], told[1::2], strict=True)
+        return tuple(value for panel, picked, seen in views for value in panel.view(owner, picked, seen))
+
+    @friendly(quiet=True)
+    def look_anew(self, request: gr.Request, token: Any, *told: Any) -> tuple[Any, ...]:
+        """For a page that has just been opened."""
+        return self.look(request, token, *(value if i % 2 == 0 else {} for i, value in enumerate(told)))

@@ -1,0 +1,1 @@
+"""The Routers tab."""
