@@ -7,8 +7,9 @@ Importing this package imports nothing heavy: a public name is loaded when it is
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazily import loader
 
 if TYPE_CHECKING:
     from .base.backbone import Backbone
@@ -22,17 +23,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Backbone": "base.backbone",
-    "Lobe": "lobes.lobe",
-    "LobeBank": "lobes.bank",
-    "Mix": "lobes.weights",
-    "MultiLobeError": "errors",
-    "MultiLobeModel": "model",
-    "RoutingDecision": "routers",
-    "SamplingConfig": "settings",
-    "TrainingConfig": "settings",
-}
+__getattr__ = loader(
+    __name__,
+    {
+        "base.backbone": ("Backbone",),
+        "lobes.lobe": ("Lobe",),
+        "lobes.bank": ("LobeBank",),
+        "lobes.weights": ("Mix",),
+        "errors": ("MultiLobeError",),
+        "model": ("MultiLobeModel",),
+        "routers": ("RoutingDecision",),
+        "settings": (
+            "SamplingConfig",
+            "TrainingConfig",
+        ),
+    },
+)
 __all__ = [
     "Backbone",
     "Lobe",
@@ -44,9 +50,3 @@ __all__ = [
     "SamplingConfig",
     "TrainingConfig",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

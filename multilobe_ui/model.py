@@ -49,8 +49,7 @@ from .routing.fits import Fit, Key
 from .routing.router import AUTO, FitOutcome, Mixing, Vector, manual_decision
 from .routing.scores import MeanHidden, PromptScores
 from .settings import SamplingConfig, TrainingConfig, check, settings_of
-from .training import lobe as training
-from .training.lobe import StepRecord, TrainingResult
+from .training.lobe import StepRecord, TrainingResult, train_lobe
 
 ROUTING_TRAIN_ROWS = 512
 ROUTING_VALIDATION_ROWS = 64
@@ -250,7 +249,7 @@ class MultiLobeModel:
         workspace = Path(tempfile.mkdtemp(prefix=".training-", dir=self.home))
         try:
             yield "Training"
-            result = yield from training.train_lobe(
+            result = yield from train_lobe(
                 self.backbone,
                 train,
                 validation,

@@ -77,7 +77,7 @@ class Experiment:
         return cast(Run, self._imported(self.run_name))
 
     def _imported(self, name: str) -> Any:
-        return getattr(import_module(f".{self.module}", __package__), name)
+        return getattr(import_module(f"multilobe_ui.{self.module}"), name)
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
@@ -86,10 +86,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "Refit with corrections", "evaluation.refit", "RefitSettings", "refitting", needs_label=True, alone=True
     ),
     "losses": Experiment("Loss matrix", "evaluation.losses", "LossSettings", "measuring"),
-    "forgetting": Experiment("Forgetting check", "evaluation.forgetting", "ForgettingSettings", "checking", alone=True),
-    "merge": Experiment("Merge lobes", "composition.merging", "MergeSettings", "run_merge", alone=True),
+    "forgetting": Experiment("Forgetting check", "evaluation.forgetting.measure", "ForgettingSettings", "checking", alone=True),
+    "merge": Experiment("Merge lobes", "merging.merge", "MergeSettings", "run_merge", alone=True),
     "speed": Experiment("Speed of this machine", "evaluation.speed", "SpeedSettings", "timing", alone=True),
-    "search": Experiment("Search weights", "composition.weighing", "SearchSettings", "run_search"),
+    "search": Experiment("Search weights", "merging.weighing", "SearchSettings", "run_search"),
 }
 
 

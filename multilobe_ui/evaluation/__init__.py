@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-from .forgetting.measure import ForgettingReport, ForgettingSettings, forgetting_check
-from .labelled import LabelledRow, held_out_rows, own_rows, read_labelled
-from .losses import LossMatrix, LossSettings, lobe_losses, loss_matrix
-from .report import ReportCard, ReportSettings, RoutingReport, report_card, routing_report
-from .tasks import exact_match, token_f1
+from typing import TYPE_CHECKING
 
+from ..lazily import loader
+
+if TYPE_CHECKING:
+    from .forgetting.measure import ForgettingReport, ForgettingSettings, forgetting_check
+    from .labelled import LabelledRow, held_out_rows, own_rows, read_labelled
+    from .losses import LossMatrix, LossSettings, lobe_losses, loss_matrix
+    from .report import ReportCard, ReportSettings, RoutingReport, report_card, routing_report
+    from .tasks import exact_match, token_f1
+
+__getattr__ = loader(
+    __name__,
+    {
+        "forgetting.measure": (
+            "ForgettingReport",
+            "ForgettingSettings",
+            "forgetting_check",
+        ),
+        "labelled": (
+            "LabelledRow",
+            "held_out_rows",
+            "own_rows",
+            "read_labelled",
+        ),
+        "losses": (
+            "LossMatrix",
+            "LossSettings",
+            "lobe_losses",
+            "loss_matrix",
+        ),
+        "report": (
+            "ReportCard",
+            "ReportSettings",
+            "RoutingReport",
+            "report_card",
+            "routing_report",
+        ),
+        "tasks": (
+            "exact_match",
+            "token_f1",
+        ),
+    },
+)
 __all__ = [
     "ForgettingReport",
     "ForgettingSettings",

@@ -23,7 +23,7 @@ from ..generation.decode import Request
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..settings import SamplingConfig, TrainingConfig, check
-from ..training import lobe as training
+from ..training.lobe import train_lobe
 
 PROMPTS = (
     "What does insulin do?",
@@ -178,7 +178,7 @@ def _training_rate(model: MultiLobeModel, made: Path) -> float | None:
     config = TrainingConfig(epochs=1, validation_fraction=0.0)
     rows = rows or [Example(({"role": "user", "content": prompt},), ANSWER) for prompt in PROMPTS]
     rows = (rows * config.batch_size * (STEPS + 1))[: config.batch_size * (STEPS + 1)]
-    steps = training.train_lobe(model.backbone, rows, [], config, made / "adapter")
+    steps = train_lobe(model.backbone, rows, [], config, made / "adapter")
     rates = [record.tokens_per_second for record in steps if record.loss is not None]
     shutil.rmtree(made, ignore_errors=True)
     return median(rates[1:]) if len(rates) > 1 else None

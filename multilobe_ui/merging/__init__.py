@@ -8,25 +8,29 @@ Importing it imports nothing heavy, because the page explains the combinations: 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazily import loader
 
 if TYPE_CHECKING:
-    from .combine import Composition, Parents, combine
+    from .combining import Composition, Parents, combine
     from .cost import DataLosses, losses
     from .kinds import COMBINATIONS, Combination, possible
     from .merge import MergeResult, MergeSettings, keep_merge, merge_lobes
     from .search import Trial, search_weights
     from .weighing import SearchResult, SearchSettings, search_lobes
 
-_HOMES = {
-    "combinations": ("COMBINATIONS", "Combination", "possible"),
-    "combining": ("Composition", "Parents", "combine"),
-    "cost": ("DataLosses", "losses"),
-    "merging": ("MergeResult", "MergeSettings", "keep_merge", "merge_lobes"),
-    "search": ("Trial", "search_weights"),
-    "weighing": ("SearchResult", "SearchSettings", "search_lobes"),
-}
+__getattr__ = loader(
+    __name__,
+    {
+        "kinds": ("COMBINATIONS", "Combination", "possible"),
+        "combining": ("Composition", "Parents", "combine"),
+        "cost": ("DataLosses", "losses"),
+        "merge": ("MergeResult", "MergeSettings", "keep_merge", "merge_lobes"),
+        "search": ("Trial", "search_weights"),
+        "weighing": ("SearchResult", "SearchSettings", "search_lobes"),
+    },
+)
 __all__ = [
     "COMBINATIONS",
     "Combination",
@@ -46,10 +50,3 @@ __all__ = [
     "search_lobes",
     "search_weights",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    home = next((home for home, names in _HOMES.items() if name in names), "")
-    if not home:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{home}", __name__), name)

@@ -26,7 +26,7 @@ from ..progress import Progress, finish
 from ..routers import RoutingRows
 from ..routing.encoder import prototypes_of
 from ..settings import check
-from .combine import Composition, combine
+from .combining import Composition, combine
 from .cost import losses
 from .kinds import COMBINATIONS, possible
 

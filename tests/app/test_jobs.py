@@ -120,7 +120,7 @@ def train_in_child(folder: str) -> None:
 @pytest.fixture
 def child(tmp_path):
     """A process that has trained to step 8 (its checkpoint: 5); its job's id is in `child.job`."""
-    code = f"import sys; sys.path[:0] = {[str(TESTS), str(TESTS.parent)]!r}; import test_jobs; "
+    code = f"import sys; sys.path[:0] = {[str(TESTS), str(TESTS.parents[1])]!r}; import test_jobs; "
     code += f"test_jobs.train_in_child({str(tmp_path / 'home' / 'jobs')!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     with process:
@@ -561,5 +561,5 @@ def test_forget_deletes_the_folder(open_desk, data):
 
 
 def test_neither_torch_nor_gradio_is_imported():
-    code = "import sys, multilobe_ui.jobs; assert not {'torch', 'gradio', 'numpy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, check=True)
+    code = "import sys, multilobe_ui.app.jobs; assert not {'torch', 'gradio', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=TESTS.parents[1], check=True)

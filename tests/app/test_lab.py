@@ -48,7 +48,7 @@ def run(studio: Studio, name: str, settings: dict[str, Any] | None = None, files
 
 
 def test_the_names_of_experiments_do_not_bring_torch() -> None:
-    code = "import multilobe_ui.lab, sys; sys.exit('torch' in sys.modules)"
+    code = "import multilobe_ui.app.lab, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

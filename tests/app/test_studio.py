@@ -73,7 +73,7 @@ def chat(studio: Studio, text: str, choice: str = "automatic") -> str:
 
 
 def test_importing_the_studio_does_not_import_torch() -> None:
-    code = "import multilobe_ui.studio, sys; sys.exit('torch' in sys.modules or 'gradio' in sys.modules)"
+    code = "import multilobe_ui.app.studio, sys; sys.exit('torch' in sys.modules or 'gradio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -82,7 +82,7 @@ def test_nobody_imports_torch_while_the_loading_does(tmp_path: Path) -> None:
     program = """
 import sys
 from multilobe_ui.errors import BusyError
-from multilobe_ui.studio import Studio
+from multilobe_ui.app.studio import Studio
 
 studio, waited = Studio(sys.argv[1]), []
 studio._loaded.wait = lambda seconds=None: waited.append(seconds)  # nobody waits long
@@ -311,8 +311,8 @@ KILLED = """
 import sys, time; sys.path.insert(0, sys.argv[1])
 import test_model as t, multilobe_ui.model as m
 m.Embedder = lambda *a: t.WordEmbedder()
-from multilobe_ui.studio import Studio
-from multilobe_ui.config import TrainingConfig
+from multilobe_ui.app.studio import Studio
+from multilobe_ui.settings import TrainingConfig
 studio = Studio(sys.argv[2], sys.argv[3]); studio.start(); studio.wait_ready()
 job = studio.train("Animals", sys.argv[4], TrainingConfig(**t.json.loads(sys.argv[5]))).id
 while True:
@@ -327,7 +327,7 @@ def test_a_killed_process_leaves_an_interrupted_run_that_resumes(
 ) -> None:
     config = {"epochs": 30, "lora_r": 2, "learning_rate": 5e-3, "batch_size": 2, "lora_dropout": 0.1, "validation_fraction": 0.1}
     arguments = [
-        str(Path(__file__).parent),
+        str(Path(__file__).parents[1]),
         str(tmp_path / "home"),
         str(base_folder()),
         str(data(tmp_path)),

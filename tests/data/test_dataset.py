@@ -808,6 +808,6 @@ def test_write_jsonl_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_import_is_light() -> None:
     heavy = "{'torch', 'transformers', 'gradio', 'pyarrow', 'ijson', 'pandas', 'numpy'}"
-    code = f"import sys, multilobe_ui.dataset; print(*({heavy} & set(sys.modules)))"
+    code = f"import sys, multilobe_ui.data.dataset; print(*({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""

@@ -25,13 +25,14 @@ from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import ConfigError, DataError, LobeError
+from multilobe_ui.evaluation.forgetting import drift, measure
 from multilobe_ui.evaluation.forgetting.drift import Drift, farthest
 from multilobe_ui.evaluation.forgetting.measure import ForgettingReport, ForgettingSettings, checking, forgetting_check
 from multilobe_ui.evaluation.forgetting.snapshot import difference, taking, tensors_of
 from multilobe_ui.progress import Progress, finish
 from multilobe_ui.routers import RoutingRows
+from multilobe_ui.training.lobe import train_lobe
 from multilobe_ui.settings import TrainingConfig
-from multilobe_ui.training import lobe as training
 
 QUICK: dict[str, Any] = {"rows": 8, "held_out": 3, "epochs": 2, "probes": 4}
 FIRST, SECOND, THIRD = TOPICS
@@ -66,7 +67,7 @@ def flip(tensor: torch.Tensor, place: int, bit: int = 22) -> None:
 
 def hostile(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
     """Let training do something besides, once."""
-    honest, done = training.train_lobe, []
+    honest, done = train_lobe, []
 
     def train(*args: Any, **kwargs: Any) -> Generator[Any, None, Any]:
         result = yield from honest(*args, **kwargs)
@@ -74,7 +75,8 @@ def hostile(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
             done.append(do())
         return result
 
-    monkeypatch.setattr(training, "train_lobe", train)
+    for module in (measure, drift):
+        monkeypatch.setattr(module, "train_lobe", train)
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -429,7 +431,8 @@ def test_the_contrast_is_what_plain_peft_measures(sound: MultiLobeModel, tmp_pat
 
 
 def _domain(model: MultiLobeModel, name: str) -> Any:
-    from multilobe_ui.evaluation.forgetting.drift import Domain
+    from multilobe_ui.evaluation.forgetting import drift, measure
+from multilobe_ui.evaluation.forgetting.drift import Domain
     from multilobe_ui.evaluation.forgetting.measure import _example
 
     lobe = model.store.by_name(name)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_evaluation import some_without_held_out_rows
 from test_model import TOPICS, WordEmbedder, rows, trained
+from test_report import some_without_held_out_rows
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.base.backbone import Backbone

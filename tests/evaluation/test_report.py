@@ -37,7 +37,7 @@ from multilobe_ui.routing import scores as scoring
 from multilobe_ui.routing.encoder import Embedder
 from multilobe_ui.routing.scores import MeanHidden, PromptScores
 
-SAMPLES = Path(__file__).resolve().parent.parent / "sample_data"
+SAMPLES = Path(__file__).resolve().parents[2] / "sample_data"
 LOBES = ["medical", "legal", "Numbers v1.0", "色 / colours", "med"]
 
 

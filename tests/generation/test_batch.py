@@ -143,11 +143,11 @@ def test_an_error_reaches_those_who_were_in_and_nobody_after(bank: LobeBank, mon
 
 def test_a_program_may_end_in_mid_answer(base_folder: Callable[..., Path]) -> None:
     program = f"""
-from multilobe_ui.backbone import Backbone
-from multilobe_ui.bank import LobeBank
-from multilobe_ui.config import SamplingConfig
-from multilobe_ui.generation import Request
-from multilobe_ui.serving import RunningBatch
+from multilobe_ui.base.backbone import Backbone
+from multilobe_ui.lobes.bank import LobeBank
+from multilobe_ui.settings import SamplingConfig
+from multilobe_ui.generation.decode import Request
+from multilobe_ui.generation.batch import RunningBatch
 bank = LobeBank(Backbone.from_pretrained({str(base_folder("llama"))!r}, device="cpu"))
 bank.backbone.stop_ids = frozenset()
 batch = RunningBatch(bank)

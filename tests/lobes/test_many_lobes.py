@@ -255,7 +255,7 @@ def test_a_bundle_opens_without_its_weights(
     model = MultiLobeModel(backbone, embedder=WordEmbedder())
     hashed: list[str] = []
     with monkeypatch.context() as watched:
-        for place in ("bundle", "bank"):
+        for place in ("bundles.bundle", "lobes.bank"):
             watched.setattr(f"multilobe_ui.{place}.read_matrices", unread)
             watched.setattr(f"multilobe_ui.{place}.sha256_of", lambda file: hashed.append(file.name) or sha256_of(file))
         assert [lobe.name for lobe in model.load_bundle(path)] == list(TOPICS)

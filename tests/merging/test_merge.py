@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from test_composition import bank_logits, distance, exact
+from test_combining import bank_logits, distance, exact
 from test_model import TOPICS, WordEmbedder, rows
 from test_studio import finish as wait
 from test_studio import make_studio

@@ -524,7 +524,7 @@ def inputs(path: Path) -> list[str]:
 
 @cache
 def sample_prompts() -> tuple[dict[str, list[str]], list[str]]:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     lobes = {name: inputs(root / "sample_data" / f"{name}.jsonl") for name in SAMPLES}
     return lobes, inputs(root / "assets" / "generic_prompts.jsonl")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_evaluation import some_without_held_out_rows
 from test_model import TOPICS, WordEmbedder, trained
+from test_report import some_without_held_out_rows
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.base.backbone import Backbone

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SERVE = """
 import http.client, sys
-from multilobe_ui.studio import Studio
+from multilobe_ui.app.studio import Studio
 from multilobe_ui.ui.serve import serve
 
 def start(studio):  # where the loading of the model would begin

@@ -21,8 +21,7 @@ from ...lobes.bank import LobeBank
 from ...lobes.weights import Mix
 from ...routers import RoutingRows
 from ...settings import TrainingConfig
-from ...training import lobe as training
-from ...training.lobe import StepRecord, TokenRows, mean_answer_loss
+from ...training.lobe import StepRecord, TokenRows, mean_answer_loss, train_lobe
 
 Losses = dict[str, float]
 
@@ -132,7 +131,7 @@ class Drift:
         def watch(model: Callable[..., Any]) -> None:
             seen.append(mean_answer_loss(model, self.bank.backbone, other))
 
-        run = training.train_lobe(
+        run = train_lobe(
             self.bank.backbone, domain.train, domain.held_out, self.config, self.folder / name, start=start, watch=watch, **how
         )
         for record in run:

@@ -23,8 +23,7 @@ from ...model import MultiLobeModel
 from ...progress import Progress, finish
 from ...routers import RoutingRows
 from ...settings import TrainingConfig, check, from_json
-from ...training import lobe as training
-from ...training.lobe import StepRecord
+from ...training.lobe import StepRecord, train_lobe
 from .drift import Contrast, Domain, Drift, farthest
 from .snapshot import Snapshot, taking
 from .verdict import RESTART, ForgettingReport, judge, some
@@ -237,7 +236,7 @@ class _Check:
         if self.stop.is_set():
             return
         name = self.newest or "everyday prompts"
-        run = training.train_lobe(
+        run = train_lobe(
             self.model.backbone, self.work.train, self.work.held_out, self.config, self.made / "newest", stop=self.stop
         )
         result = yield from self._told(run, f"Training {name} again", self.work)

@@ -155,6 +155,6 @@ def theme() -> gr.themes.Base:
 
 
 def css() -> str:
-    """The stylesheets beside this file, that of the whole page first."""
-    sheets = sorted(Path(__file__).parent.glob("*.css"), key=lambda path: (path.name != "theme.css", path.name))
+    """The stylesheets of `ui/static`, that of the whole page first."""
+    sheets = sorted((Path(__file__).parents[1] / "static").glob("*.css"), key=lambda path: (path.name != "theme.css", path.name))
     return "\n".join(sheet.read_text("utf-8") for sheet in sheets)
