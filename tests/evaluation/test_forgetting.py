@@ -31,8 +31,8 @@ from multilobe_ui.evaluation.forgetting.measure import ForgettingReport, Forgett
 from multilobe_ui.evaluation.forgetting.snapshot import difference, taking, tensors_of
 from multilobe_ui.progress import Progress, finish
 from multilobe_ui.routers import RoutingRows
-from multilobe_ui.training.lobe import train_lobe
 from multilobe_ui.settings import TrainingConfig
+from multilobe_ui.training.lobe import train_lobe
 
 QUICK: dict[str, Any] = {"rows": 8, "held_out": 3, "epochs": 2, "probes": 4}
 FIRST, SECOND, THIRD = TOPICS
@@ -431,8 +431,7 @@ def test_the_contrast_is_what_plain_peft_measures(sound: MultiLobeModel, tmp_pat
 
 
 def _domain(model: MultiLobeModel, name: str) -> Any:
-    from multilobe_ui.evaluation.forgetting import drift, measure
-from multilobe_ui.evaluation.forgetting.drift import Domain
+    from multilobe_ui.evaluation.forgetting.drift import Domain
     from multilobe_ui.evaluation.forgetting.measure import _example
 
     lobe = model.store.by_name(name)
