@@ -40,13 +40,15 @@ from .lobes.lobe import (
     write_routing_rows,
 )
 from .lobes.memory import Residency
+from .lobes.rows import Vector
 from .progress import Progress, finish
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
 from .routers.fitted import Routing
 from .routing.corrections import Correction, Corrections, corrected
+from .routing.decision import AUTO, Mixing, manual_decision
 from .routing.encoder import Embedder, generic_prompts, generic_vectors, prototypes_of
 from .routing.fits import Fit, Key
-from .routing.router import AUTO, FitOutcome, Mixing, Vector, manual_decision
+from .routing.router import FitOutcome
 from .routing.scores import MeanHidden, PromptScores
 from .settings import SamplingConfig, TrainingConfig, check, settings_of
 from .training.lobe import StepRecord, TrainingResult, train_lobe

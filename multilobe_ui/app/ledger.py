@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from ..lobes.lobe import now
-from ..routing.router import RoutingDecision
+from ..routing.decision import RoutingDecision
 
 LIMIT = 5_000_000
 BASE = ""

@@ -25,8 +25,9 @@ from ..evaluation.compare import AUTOMATIC, BASE_ONLY, MIX, Column
 from ..files import made_home, read_json, write_json
 from ..lobes.lobe import Lobe, LobeStore
 from ..routers.fitted import without_lobes
+from ..routing.decision import AUTO, Mixing, RoutingDecision
 from ..routing.fits import Fit
-from ..routing.router import AUTO, Mixing, Router, RoutingDecision
+from ..routing.router import Router
 from ..settings import (
     SamplingConfig,
     TrainingConfig,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..routing.router import RoutingDecision
+from ..routing.decision import RoutingDecision
 from .ledger import Cost
 
 

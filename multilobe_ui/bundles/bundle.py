@@ -44,8 +44,8 @@ from ..lobes.lobe import (
     write_card,
     write_routing_rows,
 )
+from ..lobes.rows import RoutingRows
 from ..routing.fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
-from ..routing.router import RoutingRows
 from ..settings import from_json
 from .zips import content_root, is_junk, unzip, zip_folder
 

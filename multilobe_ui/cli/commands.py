@@ -33,7 +33,7 @@ TRAINING_HELP = {
 if TYPE_CHECKING:
     from ..model import MultiLobeModel
     from ..routers import RoutingDecision
-    from ..routing.router import Mixing
+    from ..routing.decision import Mixing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -433,7 +433,7 @@ def _add_mixing(parser: argparse.ArgumentParser) -> None:
 
 
 def _mixing(options: argparse.Namespace) -> Mixing:
-    from ..routing.router import Mixing
+    from ..routing.decision import Mixing
 
     return Mixing(options.mixing, options.k)
 

@@ -20,7 +20,7 @@ from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from ..routing.router import AUTO, Mixing, RoutingDecision
+from ..routing.decision import AUTO, Mixing, RoutingDecision
 from ..settings import SamplingConfig, check
 
 if TYPE_CHECKING:

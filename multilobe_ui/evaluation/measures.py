@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..routing.router import calibration_error
+from ..routing.calibration import calibration_error
 
 Array = np.ndarray[Any, Any]
 BINS = 10

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from ..errors import ConfigError
 from ..generation.decode import Request, generate_text
 from ..model import MultiLobeModel
-from ..routing.router import manual_decision
+from ..routing.decision import manual_decision
 from ..settings import SamplingConfig
 from .labelled import LabelledRow
 

@@ -26,8 +26,8 @@ from safetensors.numpy import load_file, save_file
 from ..errors import LobeError, some_of
 from ..files import new_folder, read_json, write_json
 from ..routing.encoder import prototypes_of
-from ..routing.router import RoutingRows, RowsByName, Vector
 from ..settings import from_json
+from .rows import RoutingRows, RowsByName, Vector
 
 CARD_FILE = "card.json"
 ROUTING_FILE = "routing.safetensors"

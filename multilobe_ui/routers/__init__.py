@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..routing.router import Mixing, Router, RoutingContext, RoutingDecision, RoutingRows, Verdict
+from ..lobes.rows import RoutingRows
+from ..routing.decision import Mixing, RoutingDecision, Verdict
+from ..routing.router import Router, RoutingContext
 from .arrow.router import ArrowRouter
 from .chain import ChainRouter
 from .complexity.router import ComplexityRouter

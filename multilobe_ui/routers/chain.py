@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..errors import MultiLobeError, RoutingError
-from ..routing.router import Router, RoutingContext, RoutingDecision, base_decision
+from ..routing.decision import RoutingDecision, base_decision
+from ..routing.router import Router, RoutingContext
 
 Builder = Callable[[str], Router]
 """Name → a router over the same context."""

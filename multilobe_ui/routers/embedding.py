@@ -15,7 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import RoutingError
-from ..routing.router import Router, RoutingContext, RoutingDecision, Vector, base_decision, fit_temperature, softmax
+from ..lobes.rows import Vector
+from ..routing.calibration import fit_temperature, softmax
+from ..routing.decision import RoutingDecision, base_decision
+from ..routing.router import Router, RoutingContext
 
 NEAREST = 3
 PRECISION = 0.985

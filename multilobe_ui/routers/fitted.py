@@ -21,8 +21,9 @@ import numpy as np
 from ..errors import ConfigError, MultiLobeError, RoutingError
 from ..lobes.lobe import now
 from ..progress import Progress, finish
+from ..routing.decision import AUTO, Mixing
 from ..routing.fits import Fit, Key, read_fit, write_fit
-from ..routing.router import AUTO, FitOutcome, Mixing
+from ..routing.router import FitOutcome
 from . import ROUTERS, Router, RoutingContext, RoutingDecision
 from .chain import DEFAULT as DEFAULT_STAGES
 

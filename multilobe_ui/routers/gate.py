@@ -21,7 +21,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import RoutingError
+from ..lobes.rows import RoutingRows, Vector
 from ..progress import Progress
+from ..routing.decision import RoutingDecision, Verdict, base_decision
 from ..routing.regression import (
     FALSE_ABSTENTION,
     Calibration,
@@ -32,17 +34,7 @@ from ..routing.regression import (
     rows_of,
     shares_of,
 )
-from ..routing.router import (
-    FitOutcome,
-    Fitting,
-    Router,
-    RoutingContext,
-    RoutingDecision,
-    RoutingRows,
-    Vector,
-    Verdict,
-    base_decision,
-)
+from ..routing.router import FitOutcome, Fitting, Router, RoutingContext
 from ..settings import check, settings_of
 
 EMBEDDINGS = ("sentence", "base")

@@ -22,8 +22,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..lobes.rows import Vector
+from ..routing.calibration import softmax
+from ..routing.decision import AUTO, RoutingDecision, Verdict
 from ..routing.regression import Regression, lobes_with_rows, nearest_rows, rows_of, shares_of
-from ..routing.router import AUTO, Router, RoutingContext, RoutingDecision, ScoringStage, Vector, Verdict, softmax
+from ..routing.router import Router, RoutingContext, ScoringStage
 from .logprob import SHARPNESS, doubt
 
 WIDTH, RIDGE = 4.0, 0.1

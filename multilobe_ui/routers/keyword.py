@@ -40,7 +40,10 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..errors import RoutingError
-from ..routing.router import Router, RoutingContext, RoutingDecision, Vector, base_decision, softmax
+from ..lobes.rows import Vector
+from ..routing.calibration import softmax
+from ..routing.decision import RoutingDecision, base_decision
+from ..routing.router import Router, RoutingContext
 
 TERMS = 300
 """Terms that a lobe keeps."""

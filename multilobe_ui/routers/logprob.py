@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..routing.router import Router, RoutingContext, Verdict, fit_temperature, held_out_prompts, low_tail, softmax
+from ..routing.calibration import fit_temperature, held_out_prompts, low_tail, softmax
+from ..routing.decision import Verdict
+from ..routing.router import Router, RoutingContext
 
 FALSE_ABSTENTION = 0.01
 """Share of held-out rows that may be sent to the base model although a lobe fits."""

@@ -20,8 +20,9 @@ import numpy as np
 from ..errors import ConfigError
 from ..files import read_json, write_json
 from ..lobes.lobe import now
+from ..lobes.rows import RoutingRows, RowsByName, Vector
 from ..settings import from_json
-from .router import RoutingContext, RoutingRows, RowsByName, Vector, same_prompt
+from .router import RoutingContext, same_prompt
 
 COPIES = 5
 """Rows that a correction counts for: routers look at the three to five nearest rows."""

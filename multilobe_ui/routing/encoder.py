@@ -20,7 +20,7 @@ import numpy as np
 
 from ..assets import MINILM_NAMES, folder, packaged_minilm
 from ..errors import BackboneError
-from .router import Vector
+from ..lobes.rows import Vector
 
 LONGEST_TEXT = 4000
 """Characters of a text that are read; the encoder itself reads its first 256 tokens."""

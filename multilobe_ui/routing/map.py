@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..app.views import PromptMap
-from .router import RoutingRows, Vector
+from ..lobes.rows import RoutingRows, Vector
 
 ROWS = 40
 """Rows shown of each lobe; more is a cloud in which nothing can be pointed at."""

@@ -25,7 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from .router import RoutingContext, Vector, calibration_error, softmax
+from ..lobes.rows import Vector
+from .calibration import calibration_error, softmax
+from .router import RoutingContext
 
 Array = np.ndarray[Any, Any]
 Kernel = Callable[[Array], Array]

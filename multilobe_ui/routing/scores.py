@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ..errors import MultiLobeError
 from ..lobes.bank import LobeBank
 from ..lobes.deltas import Matrices
+from ..lobes.rows import Vector
 from ..lobes.weights import Mix
-from .router import Vector
 
 ROWS_AT_ONCE = 64
 TOKENS_AT_ONCE = 256

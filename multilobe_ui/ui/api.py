@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..errors import ConfigError
-from ..routing.router import MODES, Mixing
+from ..routing.decision import MODES, Mixing
 from ..settings import SamplingConfig
 from .kit import guard
 from .kit.guard import friendly

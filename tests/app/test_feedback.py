@@ -18,7 +18,7 @@ from multilobe_ui.app.studio import Studio
 from multilobe_ui.data import dataset
 from multilobe_ui.errors import ConfigError, DataError
 from multilobe_ui.evaluation.labelled import read_labelled
-from multilobe_ui.routing.router import manual_decision
+from multilobe_ui.routing.decision import manual_decision
 
 BASE = {"choice": "base", "lobe": None, "text": "I do not know."}
 PYTHON = {"choice": "lobe:python", "lobe": "python", "text": "Use a list."}

@@ -19,7 +19,7 @@ from test_model import TOPICS, WordEmbedder, rows
 
 from multilobe_ui.app.studio import Studio
 from multilobe_ui.errors import BusyError, ConfigError, DataError, JobError, LobeError, MultiLobeError
-from multilobe_ui.routing.router import Mixing
+from multilobe_ui.routing.decision import Mixing
 from multilobe_ui.settings import SamplingConfig, TrainingConfig
 
 GREEDY = SamplingConfig(max_new_tokens=12, do_sample=False)

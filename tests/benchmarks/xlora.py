@@ -32,7 +32,8 @@ from multilobe_ui.lobes.mixers import Mixer, runner
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.routers.arrow.router import ArrowRouter
 from multilobe_ui.routers.xlora.router import XLoraRouter
-from multilobe_ui.routing.router import FitOutcome, Mixing, Router, RoutingContext
+from multilobe_ui.routing.decision import Mixing
+from multilobe_ui.routing.router import FitOutcome, Router, RoutingContext
 from multilobe_ui.settings import SamplingConfig
 from multilobe_ui.training.lobe import TokenRows
 

@@ -24,8 +24,8 @@ from multilobe_ui.bundles.bundle import load_bundle, open_bundle, prepare_adapte
 from multilobe_ui.errors import BundleError
 from multilobe_ui.lobes.adapter import linear_features
 from multilobe_ui.lobes.lobe import Card, Lobe, LobeStore, write_routing_rows
+from multilobe_ui.lobes.rows import RoutingRows
 from multilobe_ui.routing.fits import Fit
-from multilobe_ui.routing.router import RoutingRows
 
 BASE = {"name": "tiny", "fingerprint": "0123456789abcdef", "architecture": "LlamaForCausalLM", "device": "cuda:0"}
 FINGERPRINT = BASE["fingerprint"]

@@ -18,7 +18,7 @@ from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation.compare import WORD, Agreement, Column, Comparison, compare, decide, difference
 from multilobe_ui.generation.decode import generate_tokens
 from multilobe_ui.model import MultiLobeModel
-from multilobe_ui.routing.router import Mixing
+from multilobe_ui.routing.decision import Mixing
 from multilobe_ui.settings import SamplingConfig
 
 FIRST, SECOND, THIRD = TOPICS

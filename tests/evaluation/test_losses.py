@@ -33,7 +33,7 @@ from multilobe_ui.evaluation.losses import losses_under
 from multilobe_ui.evaluation.tasks import greedy_answers, is_short
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.routers import RoutingDecision
-from multilobe_ui.routing.router import base_decision
+from multilobe_ui.routing.decision import base_decision
 from multilobe_ui.training.lobe import TokenRows, answer_losses, mean_answer_loss
 
 # ---- losses against PEFT --------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from multilobe_ui.errors import ConfigError, DataError
 from multilobe_ui.evaluation import overlap as module
 from multilobe_ui.evaluation.near_words import WordIndex, jaccard, words_of
 from multilobe_ui.evaluation.overlap import measure, overlap
-from multilobe_ui.routing.router import RoutingRows
+from multilobe_ui.lobes.rows import RoutingRows
 
 WORDS = [f"w{i}" for i in range(400)]
 

@@ -23,7 +23,7 @@ from multilobe_ui.lobes.lobe import (
     write_card,
     write_routing_rows,
 )
-from multilobe_ui.routing.router import RoutingRows
+from multilobe_ui.lobes.rows import RoutingRows
 
 
 @pytest.fixture

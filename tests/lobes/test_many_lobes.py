@@ -30,8 +30,8 @@ from multilobe_ui.lobes.adapter import WEIGHTS_FILE
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.lobe import Card, LobeStore, RowsOfLobes, now, write_routing_rows
 from multilobe_ui.lobes.memory import MIB, Residency
+from multilobe_ui.lobes.rows import RoutingRows
 from multilobe_ui.lobes.weights import LayerMix
-from multilobe_ui.routing.router import RoutingRows
 from multilobe_ui.settings import SamplingConfig, budget_from_environment
 
 IDS = tiny.numbers(2, 8)

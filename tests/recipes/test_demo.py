@@ -19,7 +19,7 @@ from multilobe_ui.bundles.bundle import verify_bundle
 from multilobe_ui.data import dataset
 from multilobe_ui.evaluation import loss_matrix, routing_report
 from multilobe_ui.recipes.demo import answered, judging_rows
-from multilobe_ui.routing.router import Mixing
+from multilobe_ui.routing.decision import Mixing
 from multilobe_ui.settings import TrainingConfig
 
 pytestmark = pytest.mark.builtin

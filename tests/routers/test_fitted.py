@@ -14,8 +14,8 @@ from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.routers import ROUTERS
+from multilobe_ui.routing.decision import Mixing
 from multilobe_ui.routing.map import prompt_map
-from multilobe_ui.routing.router import Mixing
 from multilobe_ui.routing.scores import MeanHidden, PromptScores, prompt_nll
 
 SETTINGS = {"epochs": 1, "lora_r": 2, "learning_rate": 1e-2, "batch_size": 8, "validation_fraction": 0.1}

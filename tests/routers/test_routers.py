@@ -26,7 +26,9 @@ from multilobe_ui.routers.gate import GateRouter
 from multilobe_ui.routers.hybrid import HybridRouter
 from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
 from multilobe_ui.routing import regression
-from multilobe_ui.routing.router import Mixing, Router, calibration_error, fit_temperature, manual_decision, softmax
+from multilobe_ui.routing.calibration import calibration_error, fit_temperature, softmax
+from multilobe_ui.routing.decision import Mixing, manual_decision
+from multilobe_ui.routing.router import Router
 from multilobe_ui.ui.chat.evidence import highlighted
 
 DIMENSIONS = 24

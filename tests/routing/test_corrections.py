@@ -18,10 +18,11 @@ from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import own_rows
 from multilobe_ui.evaluation.labelled import LabelledRow, write_rows
 from multilobe_ui.evaluation.refit import Refit, RefitSettings, keep_refit, refitting
+from multilobe_ui.lobes.rows import RoutingRows
 from multilobe_ui.progress import finish
 from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routing.corrections import COPIES, Corrections, corrected
-from multilobe_ui.routing.router import RoutingContext, RoutingRows
+from multilobe_ui.routing.router import RoutingContext
 
 ANIMALS, NUMBERS, COLOURS = TOPICS
 PROMPT = "cat dog"

@@ -27,7 +27,7 @@ from multilobe_ui.app.views import MemoryView, PromptMap, RouterView, TokenTrace
 from multilobe_ui.assets import folder
 from multilobe_ui.data import dataset
 from multilobe_ui.errors import BusyError, ConfigError, JobError, LobeError, RoutingError
-from multilobe_ui.routing.router import AUTO, Mixing, RoutingDecision, base_decision, manual_decision
+from multilobe_ui.routing.decision import AUTO, Mixing, RoutingDecision, base_decision, manual_decision
 from multilobe_ui.settings import SamplingConfig, TrainingConfig
 
 AUTOMATIC = "automatic"

@@ -15,7 +15,7 @@ from fake_studio import FakeStudio
 
 from multilobe_ui.app.views import TokenTrace
 from multilobe_ui.errors import BusyError
-from multilobe_ui.routing.router import MODES, RoutingDecision, base_decision
+from multilobe_ui.routing.decision import MODES, RoutingDecision, base_decision
 from multilobe_ui.ui.chat import token_view
 from multilobe_ui.ui.chat.evidence import evidence_sections, highlighted
 from multilobe_ui.ui.chat.why_panel import Reply, why_panel

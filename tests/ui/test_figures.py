@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from multilobe_ui.app.views import TokenTrace
-from multilobe_ui.routing.router import RoutingDecision, base_decision
+from multilobe_ui.routing.decision import RoutingDecision, base_decision
 from multilobe_ui.ui.chat.why_panel import Reply, idle_panel, labels, waiting_panel, why_panel
 from multilobe_ui.ui.kit.figures import MOST_BARS, NONE, bars, score_bars
 

@@ -10,7 +10,7 @@ from fake_studio import FakeStudio
 from multilobe_ui.app.feedback import Counts
 from multilobe_ui.errors import BackboneError, ConfigError, LobeError
 from multilobe_ui.evaluation.compare import Agreement, Answer, Column, Comparison
-from multilobe_ui.routing.router import manual_decision
+from multilobe_ui.routing.decision import manual_decision
 from multilobe_ui.ui.lab import compare_card
 from multilobe_ui.ui.lab.compare import CompareSection, Shown
 from multilobe_ui.ui.lab.compare_form import columns_of, defaults, mixture_of, offers, sampling_of

@@ -14,7 +14,7 @@ import pytest
 from fake_lab import FakeLab, some_costs
 from fake_studio import FakeStudio
 
-from multilobe_ui.routing.router import manual_decision
+from multilobe_ui.routing.decision import manual_decision
 from multilobe_ui.ui.chat.why_panel import Reply, why_panel
 from multilobe_ui.ui.kit.ledger_card import (
     FIELDS,

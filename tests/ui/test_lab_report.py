@@ -67,7 +67,7 @@ def test_made_up_results_have_the_fields_of_real_ones(result):
     from multilobe_ui.evaluation.labelled import LabelledRow
     from multilobe_ui.evaluation.refit import Refit
     from multilobe_ui.evaluation.report import ReportCard, score
-    from multilobe_ui.routing.router import RoutingDecision, base_decision
+    from multilobe_ui.routing.decision import RoutingDecision, base_decision
 
     rows = [LabelledRow("one", "", "medical", "a.jsonl"), LabelledRow("two", "", None, "a.jsonl")]
     to_legal = RoutingDecision("gate", "gate", {}, {}, {"legal": 1.0}, "legal", 0.8)

@@ -12,7 +12,7 @@ import pytest
 from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BusyError
-from multilobe_ui.routing.router import RoutingDecision, base_decision
+from multilobe_ui.routing.decision import RoutingDecision, base_decision
 from multilobe_ui.ui.kit import plots as router_plots
 from multilobe_ui.ui.kit import text
 from multilobe_ui.ui.kit.complexity_card import meter, radar, stratification_card

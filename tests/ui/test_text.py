@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from multilobe_ui.routing.router import RoutingDecision, base_decision
+from multilobe_ui.routing.decision import RoutingDecision, base_decision
 from multilobe_ui.ui.kit import text
 
 

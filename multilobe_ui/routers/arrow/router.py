@@ -20,20 +20,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ...errors import RoutingError
+from ...lobes.rows import Vector
 from ...progress import Progress
-from ...routing.router import (
-    FitOutcome,
-    Fitting,
-    Mixing,
-    Router,
-    RoutingContext,
-    RoutingDecision,
-    Vector,
-    base_decision,
-    fit_temperature,
-    held_out_prompts,
-    softmax,
-)
+from ...routing.calibration import fit_temperature, held_out_prompts, softmax
+from ...routing.decision import Mixing, RoutingDecision, base_decision
+from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
 from ...settings import check, settings_of
 
 if TYPE_CHECKING:  # torch: not before a prompt is weighed

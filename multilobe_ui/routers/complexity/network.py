@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import RoutingError
-from ...routing.router import softmax
+from ...routing.calibration import softmax
 from ...settings import check, suggested_learning_rate
 from .features import FEATURES, HIGH, LOW, TIERS, check_thresholds
 

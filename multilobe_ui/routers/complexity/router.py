@@ -24,7 +24,8 @@ import numpy as np
 
 from ...data.dataset import Example
 from ...errors import ConfigError
-from ...routing.router import FitOutcome, Fitting, Router, RoutingContext, RoutingDecision, base_decision
+from ...routing.decision import RoutingDecision, base_decision
+from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
 from .features import FEATURES, TIERS, Analyser, scaled, score, tier_of
 from .network import WEIGHTS, ComplexitySettings, TierNetwork
 

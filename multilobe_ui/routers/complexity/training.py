@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...routing.router import fit_temperature
+from ...routing.calibration import fit_temperature
 from .features import TIERS
 
 Array = np.ndarray[Any, Any]

@@ -19,19 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ...errors import RoutingError
-from ...routing.router import (
-    FitOutcome,
-    Fitting,
-    Mixing,
-    Router,
-    RoutingContext,
-    RoutingDecision,
-    RoutingRows,
-    Vector,
-    base_decision,
-    fit_temperature,
-    softmax,
-)
+from ...lobes.rows import RoutingRows, Vector
+from ...routing.calibration import fit_temperature, softmax
+from ...routing.decision import Mixing, RoutingDecision, base_decision
+from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
 from ...settings import XLoraSettings, settings_of
 
 if TYPE_CHECKING:  # torch: not before a head is made

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...app.views import TokenTrace
-from ...routing.router import RoutingDecision
+from ...routing.decision import RoutingDecision
 from ..kit.complexity_card import complexity_section
 from ..kit.text import colour, escape, is_number, percent, score, short, stage, sure
 from .token_view import strip

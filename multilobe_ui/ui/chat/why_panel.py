@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ...routing.router import NEGLIGIBLE, RoutingDecision
+from ...routing.decision import NEGLIGIBLE, RoutingDecision
 from ..kit.figures import BASE_COLOUR, mix_title, score_bars, share_bar
 from ..kit.ledger_card import cost_note
 from ..kit.text import (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ...routing.router import RoutingDecision
+from ...routing.decision import RoutingDecision
 from .text import colour, escape, is_number, parts_of, percent, score, short
 
 MOST_BARS = 12

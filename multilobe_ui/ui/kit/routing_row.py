@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ...errors import ConfigError, MultiLobeError
-from ...routing.router import AUTO, MODES, Mixing, RoutingDecision
+from ...routing.decision import AUTO, MODES, Mixing, RoutingDecision
 from . import guard
 from .figures import share_bar
 from .guard import friendly

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
-from ...routing.router import RoutingDecision
+from ...routing.decision import RoutingDecision
 
 NOTHING = "–"
 STAGES = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ...evaluation.compare import AUTOMATIC
-from ...routing.router import RoutingDecision
+from ...routing.decision import RoutingDecision
 from ..kit import text
 from ..kit.figures import BASE_COLOUR, share_bar
 from ..kit.text import escape

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...routing.router import RoutingDecision
+from ...routing.decision import RoutingDecision
 from ..kit import text
 from ..kit.figures import BASE_COLOUR, NONE, bars_in_order, mix_title, probabilities, share_bar
 from ..kit.table import fact

@@ -24,7 +24,8 @@ from multilobe_ui.lobes.mixers import runner
 from multilobe_ui.routers import RoutingContext, RoutingRows
 from multilobe_ui.routers.arrow.mixer import ArrowMixer, prototypes
 from multilobe_ui.routers.arrow.router import ArrowRouter
-from multilobe_ui.routing.router import FitOutcome, Mixing
+from multilobe_ui.routing.decision import Mixing
+from multilobe_ui.routing.router import FitOutcome
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
 

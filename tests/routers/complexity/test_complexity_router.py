@@ -21,7 +21,9 @@ from multilobe_ui.progress import Progress
 from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
 from multilobe_ui.routers.complexity.features import FEATURES, TIERS, scaled
 from multilobe_ui.routers.complexity.router import ComplexityRouter
-from multilobe_ui.routing.router import FitOutcome, Mixing, softmax
+from multilobe_ui.routing.calibration import softmax
+from multilobe_ui.routing.decision import Mixing
+from multilobe_ui.routing.router import FitOutcome
 
 EXPERTS = {tier: f"{tier} expert" for tier in TIERS}
 FAST: dict[str, Any] = {"hidden": 16, "router_epochs": 60}

@@ -31,7 +31,8 @@ from multilobe_ui.routers import RoutingContext, RoutingRows
 from multilobe_ui.routers.xlora.mixer import HeadShape, Reading, ScalingHead, XLoraMixer, last_hidden
 from multilobe_ui.routers.xlora.router import XLoraRouter
 from multilobe_ui.routers.xlora.training import HeadFit, LabelledRow, train_head
-from multilobe_ui.routing.router import FitOutcome, Mixing
+from multilobe_ui.routing.decision import Mixing
+from multilobe_ui.routing.router import FitOutcome
 from multilobe_ui.settings import SamplingConfig, XLoraSettings
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
