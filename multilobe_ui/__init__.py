@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .base.backbone import Backbone
     from .errors import MultiLobeError
     from .lobes.bank import LobeBank
-    from .lobes.lobe import Lobe
+    from .lobes.store import Lobe
     from .lobes.weights import Mix
     from .model import MultiLobeModel
     from .routers import RoutingDecision

@@ -25,28 +25,26 @@ from .generation.batch import RunningBatch
 from .generation.decode import Request, generate_tokens, prepare, stream_text
 from .lobes.adapter import AdapterHeader, check_fits, read_header, read_matrices
 from .lobes.bank import LobeBank
-from .lobes.lobe import (
+from .lobes.card import Card, now, read_card
+from .lobes.memory import Residency
+from .lobes.row_memory import RowsOfLobes
+from .lobes.rows import (
     PROMPTS_FILE,
     ROUTING_FILE,
-    Card,
-    Lobe,
-    LobeStore,
-    RowsOfLobes,
+    Vector,
     are_unit,
-    now,
-    read_card,
+    prototypes_of,
     read_rows,
     sound_rows,
     write_routing_rows,
 )
-from .lobes.memory import Residency
-from .lobes.rows import Vector
+from .lobes.store import Lobe, LobeStore
 from .progress import Progress, finish
 from .routers import ROUTERS, Router, RoutingContext, RoutingDecision, RoutingRows
 from .routers.fitted import Routing
 from .routing.corrections import Correction, Corrections, corrected
 from .routing.decision import AUTO, Mixing, manual_decision
-from .routing.encoder import Embedder, generic_prompts, generic_vectors, prototypes_of
+from .routing.encoder import Embedder, generic_prompts, generic_vectors
 from .routing.fits import Fit, Key
 from .routing.router import FitOutcome
 from .routing.scores import MeanHidden, PromptScores

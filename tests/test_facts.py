@@ -7,7 +7,7 @@ from facts import facts
 
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.generation.decode import generate_text
-from multilobe_ui.lobes.lobe import Lobe
+from multilobe_ui.lobes.store import Lobe
 from multilobe_ui.model import MultiLobeModel
 from multilobe_ui.settings import SamplingConfig
 

@@ -20,7 +20,8 @@ from typing import Any, TypeAlias
 
 from ..errors import ConfigError, DataError
 from ..evaluation.compare import MIX, MOST_COLUMNS
-from ..lobes.lobe import now, same_name
+from ..lobes.card import now
+from ..lobes.store import same_name
 from ..routing.router import same_prompt
 
 LONGEST = 200_000

@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from ..lobes.lobe import now
+from ..lobes.card import now
 from ..routing.decision import RoutingDecision
 
 LIMIT = 5_000_000

@@ -23,7 +23,7 @@ from ..data import dataset
 from ..errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from ..evaluation.compare import AUTOMATIC, BASE_ONLY, MIX, Column
 from ..files import made_home, read_json, write_json
-from ..lobes.lobe import Lobe, LobeStore
+from ..lobes.store import Lobe, LobeStore
 from ..routers.fitted import without_lobes
 from ..routing.decision import AUTO, Mixing, RoutingDecision
 from ..routing.fits import Fit

@@ -31,20 +31,9 @@ import numpy as np
 from ..errors import AdapterError, BundleError, LobeError, RoutingError
 from ..files import new_folder, read_json, sha256_of, write_json
 from ..lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
-from ..lobes.lobe import (
-    CARD_FILE,
-    PROMPTS_FILE,
-    ROUTING_FILE,
-    Card,
-    Lobe,
-    LobeStore,
-    check_name,
-    fault_of_rows,
-    now,
-    write_card,
-    write_routing_rows,
-)
-from ..lobes.rows import RoutingRows
+from ..lobes.card import CARD_FILE, Card, now, write_card
+from ..lobes.rows import PROMPTS_FILE, ROUTING_FILE, RoutingRows, fault_of_rows, write_routing_rows
+from ..lobes.store import Lobe, LobeStore, check_name
 from ..routing.fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
 from ..settings import from_json
 from .zips import content_root, is_junk, unzip, zip_folder

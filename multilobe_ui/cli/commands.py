@@ -266,7 +266,7 @@ def bundle_load(options: argparse.Namespace) -> None:
 def bundle_list(options: argparse.Namespace) -> None:
     """What a bundle, or the home if no path is given, holds."""
     from ..bundles.bundle import open_bundle
-    from ..lobes.lobe import LobeStore
+    from ..lobes.store import LobeStore
 
     if options.path:
         with open_bundle(options.path) as opened:

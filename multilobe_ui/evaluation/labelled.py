@@ -13,7 +13,7 @@ from typing import Any
 from ..data import dataset
 from ..data.rows import RowError
 from ..errors import DataError
-from ..lobes.lobe import same_name
+from ..lobes.store import same_name
 from ..model import ROUTING_VALIDATION_ROWS, MultiLobeModel
 from ..routers import RoutingRows
 from ..routing.router import same_prompt

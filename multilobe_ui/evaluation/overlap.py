@@ -26,8 +26,7 @@ import numpy as np
 
 from ..data import dataset
 from ..data.dataset import Example
-from ..lobes.rows import RoutingRows, Vector
-from ..routing.encoder import prototypes_of
+from ..lobes.rows import RoutingRows, Vector, prototypes_of
 from ..routing.router import same_prompt
 from .near_words import WordIndex, jaccard, words_of
 

@@ -20,11 +20,11 @@ from ..data.dataset import Example
 from ..errors import AdapterError, ConfigError, LobeError
 from ..files import new_folder
 from ..lobes.adapter import read_header
-from ..lobes.lobe import PROMPTS_FILE, ROUTING_FILE, Lobe, same_name, write_routing_rows
+from ..lobes.rows import PROMPTS_FILE, ROUTING_FILE, prototypes_of, write_routing_rows
+from ..lobes.store import Lobe, same_name
 from ..model import ROUTING_TRAIN_ROWS, ROUTING_VALIDATION_ROWS, MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import RoutingRows
-from ..routing.encoder import prototypes_of
 from ..settings import check
 from .combining import Composition, combine
 from .cost import losses

@@ -11,7 +11,7 @@ from typing import Any
 from ..data.dataset import Example
 from ..errors import DataError
 from ..evaluation.labelled import LabelledRow, load_rows, write_rows
-from ..lobes.lobe import Lobe, same_name
+from ..lobes.store import Lobe, same_name
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..settings import check

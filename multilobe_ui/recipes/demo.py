@@ -20,7 +20,9 @@ from ..assets import folder, sample_files
 from ..data import dataset
 from ..evaluation import loss_matrix, routing_report
 from ..generation.decode import generate_text
-from ..lobes.lobe import Lobe, write_card, write_routing_rows
+from ..lobes.card import write_card
+from ..lobes.rows import write_routing_rows
+from ..lobes.store import Lobe
 from ..model import MultiLobeModel
 from ..routers import RoutingDecision
 from ..settings import SamplingConfig, TrainingConfig, from_json

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, MultiLobeError, RoutingError
-from ..lobes.lobe import now
+from ..lobes.card import now
 from ..progress import Progress, finish
 from ..routing.decision import AUTO, Mixing
 from ..routing.fits import Fit, Key, read_fit, write_fit

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..files import read_json, write_json
-from ..lobes.lobe import now
+from ..lobes.card import now
 from ..lobes.rows import RoutingRows, RowsByName, Vector
 from ..settings import from_json
 from .router import RoutingContext, same_prompt

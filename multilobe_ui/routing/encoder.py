@@ -141,32 +141,3 @@ def write_generic_vectors(path: Path) -> None:
 
     prompts = generic_prompts()
     save_file({key_of(prompts): Embedder(device="cpu")(prompts).astype(np.float16)}, path)
-
-
-def prototypes_of(vectors: Vector, count: int = 8, seed: int = 0) -> Vector:
-    """(k, d) unit centres of spherical k-means, k at most `count`, and at most a quarter of the rows.
-
-    One mean blurs a domain of many topics; a few centres keep a prompt near to its own topic.
-    """
-    k = max(1, min(count, len(vectors) // 4))
-    rng = np.random.default_rng(seed)
-    centres = vectors[_spread(vectors, k, rng)]
-    for _ in range(20):
-        nearest = (vectors @ centres.T).argmax(1)
-        sums = np.stack([vectors[nearest == i].sum(0) if (nearest == i).any() else centres[i] for i in range(k)])
-        updated = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-9)
-        if np.allclose(updated, centres, atol=1e-5):
-            break
-        centres = updated
-    return np.asarray(centres, np.float32)
-
-
-def _spread(vectors: Vector, k: int, rng: np.random.Generator) -> list[int]:
-    """Starting rows far from each other (k-means++, Arthur and Vassilvitskii 2007)."""
-    chosen = [int(rng.integers(len(vectors)))]
-    distance = 1 - vectors @ vectors[chosen[0]]
-    for _ in range(k - 1):
-        weight = np.maximum(distance, 0) + 1e-9
-        chosen.append(int(rng.choice(len(vectors), p=weight / weight.sum())))
-        distance = np.minimum(distance, 1 - vectors @ vectors[chosen[-1]])
-    return chosen

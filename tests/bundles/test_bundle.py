@@ -23,8 +23,9 @@ from multilobe_ui.bundles import bundle as bundles
 from multilobe_ui.bundles.bundle import load_bundle, open_bundle, prepare_adapter, save_bundle, verify_bundle
 from multilobe_ui.errors import BundleError
 from multilobe_ui.lobes.adapter import linear_features
-from multilobe_ui.lobes.lobe import Card, Lobe, LobeStore, write_routing_rows
-from multilobe_ui.lobes.rows import RoutingRows
+from multilobe_ui.lobes.card import Card
+from multilobe_ui.lobes.rows import RoutingRows, write_routing_rows
+from multilobe_ui.lobes.store import Lobe, LobeStore
 from multilobe_ui.routing.fits import Fit
 
 BASE = {"name": "tiny", "fingerprint": "0123456789abcdef", "architecture": "LlamaForCausalLM", "device": "cuda:0"}

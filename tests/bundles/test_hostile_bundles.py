@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from multilobe_ui.lobes.lobe import RoutingRows
 from safetensors.numpy import load_file, save_file
 from test_model import TOPICS, WordEmbedder, rows
 
@@ -21,7 +22,7 @@ from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import BundleError, MultiLobeError
 from multilobe_ui.files import folder_size
-from multilobe_ui.lobes.lobe import MOST_ROWS, RoutingRows, sound_rows, write_routing_rows
+from multilobe_ui.lobes.rows import MOST_ROWS, sound_rows, write_routing_rows
 from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routers.fitted import Routing
 from multilobe_ui.routing.fits import Fit, read_fit, write_fit

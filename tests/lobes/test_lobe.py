@@ -12,18 +12,9 @@ import numpy as np
 import pytest
 
 from multilobe_ui.errors import LobeError
-from multilobe_ui.lobes.lobe import (
-    CARD_FILE,
-    Card,
-    Lobe,
-    LobeStore,
-    check_name,
-    now,
-    read_card,
-    write_card,
-    write_routing_rows,
-)
-from multilobe_ui.lobes.rows import RoutingRows
+from multilobe_ui.lobes.card import CARD_FILE, Card, now, read_card, write_card
+from multilobe_ui.lobes.rows import RoutingRows, write_routing_rows
+from multilobe_ui.lobes.store import Lobe, LobeStore, check_name
 
 
 @pytest.fixture

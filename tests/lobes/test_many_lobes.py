@@ -28,9 +28,11 @@ from multilobe_ui.generation.decode import Request, stream_tokens
 from multilobe_ui.lobes import adapter as adapters_module
 from multilobe_ui.lobes.adapter import WEIGHTS_FILE
 from multilobe_ui.lobes.bank import LobeBank
-from multilobe_ui.lobes.lobe import Card, LobeStore, RowsOfLobes, now, write_routing_rows
+from multilobe_ui.lobes.card import Card, now
 from multilobe_ui.lobes.memory import MIB, Residency
-from multilobe_ui.lobes.rows import RoutingRows
+from multilobe_ui.lobes.row_memory import RowsOfLobes
+from multilobe_ui.lobes.rows import RoutingRows, write_routing_rows
+from multilobe_ui.lobes.store import LobeStore
 from multilobe_ui.lobes.weights import LayerMix
 from multilobe_ui.settings import SamplingConfig, budget_from_environment
 
@@ -421,7 +423,7 @@ def test_a_thousand_lobes_are_registered_and_those_in_use_are_in_memory(backbone
 
 def test_names_are_looked_up_and_not_searched(thousand: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, keyed = LobeStore(thousand / "lobes"), []
-    monkeypatch.setattr("multilobe_ui.lobes.lobe._key", lambda name: keyed.append(name) or " ".join(str(name).split()).casefold())
+    monkeypatch.setattr("multilobe_ui.lobes.store._key", lambda name: keyed.append(name) or " ".join(str(name).split()).casefold())
     assert store.by_name("lobe 998").id == "lobe_0999" and store.check_free("Lobe 1000") == "Lobe 1000"
     assert store.free_name("Lobe 1") == "Lobe 1 (2)"
     assert len(keyed) <= 6

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ...data.dataset import Example
 from ...errors import ConfigError, DataError, LobeError
-from ...lobes.lobe import Lobe, same_name
+from ...lobes.store import Lobe, same_name
 from ...model import MultiLobeModel
 from ...progress import Progress, finish
 from ...routers import RoutingRows

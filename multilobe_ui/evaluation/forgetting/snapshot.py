@@ -23,7 +23,7 @@ from ...errors import MultiLobeError
 from ...files import sha256_of
 from ...lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, read_header, read_matrices
 from ...lobes.bank import LobeBank
-from ...lobes.lobe import Lobe
+from ...lobes.store import Lobe
 from ...lobes.weights import Mix
 
 BASE = ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...lobes.lobe import Lobe
+from ...lobes.store import Lobe
 from ...model import MultiLobeModel
 from .drift import Contrast
 from .snapshot import Difference, Snapshot, fingerprint_now, unlike_on_disk

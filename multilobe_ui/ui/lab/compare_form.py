@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import ConfigError, LobeError
 from ...evaluation.compare import AUTOMATIC, BASE_ONLY, LOBE_PREFIX, MIX, MOST_COLUMNS, Column
-from ...lobes.lobe import same_name
+from ...lobes.store import same_name
 from ...settings import SamplingConfig
 from ..kit import guard, text
 from .compare_card import LETTERS

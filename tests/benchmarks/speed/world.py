@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import builtin_base, sample_files
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.lobes.lobe import Card, LobeStore, now, write_routing_rows
+from multilobe_ui.lobes.card import Card, now
+from multilobe_ui.lobes.rows import write_routing_rows
+from multilobe_ui.lobes.store import LobeStore
 from multilobe_ui.routers import RoutingRows
 from multilobe_ui.routing.encoder import Embedder
 
