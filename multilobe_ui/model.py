@@ -20,6 +20,9 @@ from .assets import MINILM_NAMES
 from .base.backbone import BUILTIN, Backbone, Messages, describe
 from .bundles import bundle
 from .data import dataset
+from .data.examples import Example
+from .data.formats import Source
+from .data.held_out import held_out_share
 from .errors import AdapterError, BackboneError, ConfigError, LobeError, MultiLobeError
 from .generation.batch import RunningBatch
 from .generation.decode import Request, generate_tokens, prepare, stream_text
@@ -170,7 +173,7 @@ class MultiLobeModel:
     def add_lobe(
         self,
         name: str,
-        dataset: dataset.Source,
+        dataset: Source,
         epochs: int | None = None,
         lora_r: int = 16,
         lora_alpha: int = 32,
@@ -221,7 +224,7 @@ class MultiLobeModel:
     def train(
         self,
         name: str,
-        source: dataset.Source,
+        source: Source,
         config: TrainingConfig,
         *,
         mapping: Mapping[str, str] | None = None,
@@ -243,7 +246,7 @@ class MultiLobeModel:
         examples = dataset.load(source, mapping, skip_bad=skip_bad)
         share = config.validation_fraction
         if share is None:
-            share = dataset.held_out_share(examples).share
+            share = held_out_share(examples).share
         train, validation = dataset.split(examples, share, config.seed)
         config = config.resolved(len(train), self.backbone.hidden_size, share)
         workspace = Path(tempfile.mkdtemp(prefix=".training-", dir=self.home))
@@ -267,7 +270,7 @@ class MultiLobeModel:
             shutil.rmtree(workspace, ignore_errors=True)
 
     def import_adapter(
-        self, name: str, path: str | Path, dataset_for_routing: dataset.Source | None = None, *, owner: str = ""
+        self, name: str, path: str | Path, dataset_for_routing: Source | None = None, *, owner: str = ""
     ) -> Lobe:
         """Make a lobe of any PEFT LoRA adapter folder or zip that fits the base.
 
@@ -712,7 +715,7 @@ class MultiLobeModel:
             owner=owner,
         )
 
-    def routing_rows(self, train: Sequence[dataset.Example], validation: Sequence[dataset.Example]) -> RoutingRows:
+    def routing_rows(self, train: Sequence[Example], validation: Sequence[Example]) -> RoutingRows:
         """What is kept of a lobe's rows for routing."""
         kept, held_out = _evenly(train, ROUTING_TRAIN_ROWS), _evenly(validation, ROUTING_VALIDATION_ROWS)
         vectors = self.embedder([row.prompt for row in kept])
@@ -882,11 +885,11 @@ def _adapter_facts(header: AdapterHeader) -> dict[str, Any]:
     return {"r": header.r, "target_modules": list(header.target_modules), "bytes": header.nbytes}
 
 
-def _data_name(source: dataset.Source) -> str:
+def _data_name(source: Source) -> str:
     return Path(source).name if isinstance(source, (str, Path)) else "rows"
 
 
-def _evenly(rows: Sequence[dataset.Example], most: int) -> list[dataset.Example]:
+def _evenly(rows: Sequence[Example], most: int) -> list[Example]:
     """At most `most` rows of different prompts, evenly spread."""
     different = list({row.prompt: row for row in reversed(rows)}.values())[::-1]
     return [different[i * len(different) // most] for i in range(most)] if len(different) > most else different

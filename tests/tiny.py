@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraLayer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from multilobe_ui.data.dataset import Example
+from multilobe_ui.data.examples import Example
 
 VOCABULARY = 320
 CONTEXT = 96

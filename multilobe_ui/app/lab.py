@@ -21,11 +21,12 @@ from ..errors import ConfigError, JobError
 from ..evaluation.compare import Column, Comparison, compare
 from ..files import write_json
 from ..progress import Progress
+from ..routing.map import PromptMap
 from ..settings import SamplingConfig, settings_of
 from .feedback import ROUTING, Counts, Feedback
 from .jobs import RESULT_FILE, Job, JobHandle, Jobs, JobSpec
 from .ledger import Cost, Ledger
-from .views import JobView, PromptMap
+from .views import JobView
 
 if TYPE_CHECKING:
     from ..evaluation.overlap import OverlapReport

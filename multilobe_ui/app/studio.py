@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from ..assets import demo_bundle, sample_files
 from ..data import dataset
+from ..data.examples import Example
+from ..data.formats import sniff
 from ..errors import BackboneError, BusyError, ConfigError, JobError, LobeError, MultiLobeError
 from ..evaluation.compare import AUTOMATIC, BASE_ONLY, MIX, Column
 from ..files import made_home, read_json, write_json
@@ -27,6 +29,7 @@ from ..lobes.store import Lobe, LobeStore
 from ..routers.fitted import without_lobes
 from ..routing.decision import AUTO, Mixing, RoutingDecision
 from ..routing.fits import Fit
+from ..routing.map import PromptMap
 from ..routing.router import Router
 from ..settings import (
     SamplingConfig,
@@ -40,7 +43,7 @@ from .feedback import Feedback
 from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
 from .lab import Lab
 from .ledger import Ledger
-from .views import ChatEvent, JobView, LobeView, MemoryView, PromptMap, RouterView, StudioStatus
+from .views import ChatEvent, JobView, LobeView, MemoryView, RouterView, StudioStatus
 
 if TYPE_CHECKING:
     from ..model import MultiLobeModel
@@ -256,7 +259,7 @@ class Studio:
         if model is not None:
             backbone = model.backbone
 
-            def count_tokens(rows: Sequence[dataset.Example]) -> list[int]:
+            def count_tokens(rows: Sequence[Example]) -> list[int]:
                 return [len(backbone.encode_chat(r.context)) + len(backbone.encode_answer(r.answer)) for r in rows]
 
         return dataset.inspect(path, mapping, count_tokens, progress=progress)
@@ -281,7 +284,7 @@ class Studio:
         for job in self._jobs.list():
             if job.state not in ENDED and job.spec.name.casefold() == name.casefold():
                 raise LobeError(f"A lobe called {name!r} is being trained already. Choose another name.")
-        dataset.sniff(path, mapping)
+        sniff(path, mapping)
         config = config or TrainingConfig()
         spec = JobSpec(
             name=name,
@@ -457,7 +460,7 @@ class Studio:
         if router.settings is not None:
             settings_of(router.settings, settings or {})
         if path is not None:
-            dataset.sniff(path, None)
+            sniff(path, None)
         spec = JobSpec(
             name=name,
             config=dict(settings or {}),

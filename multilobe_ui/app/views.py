@@ -165,20 +165,3 @@ class RouterView:
     fitted_at: str = ""
     job_id: str = ""
     experimental: bool = False
-
-
-@dataclass(frozen=True)
-class PromptMap:
-    """Where a prompt lies among the lobes' rows, in two dimensions (principal components of the lobes' prototypes).
-
-    Attributes:
-        lobes: name → (n, 2) places of some of its rows. prototypes: name → (k, 2). prompt: (2,), or None without one.
-        texts: name → the n rows' prompts, cut short.
-        explained: share of the prototypes' variance that the two dimensions show, 0 to 1.
-    """
-
-    lobes: Mapping[str, np.ndarray[Any, Any]]
-    prototypes: Mapping[str, np.ndarray[Any, Any]]
-    prompt: np.ndarray[Any, Any] | None
-    texts: Mapping[str, Sequence[str]]
-    explained: float

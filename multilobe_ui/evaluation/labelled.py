@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data import dataset
+from ..data.examples import Example
+from ..data.formats import MAX_ERRORS
 from ..data.rows import RowError
 from ..errors import DataError
 from ..lobes.store import same_name
@@ -37,8 +39,8 @@ class LabelledRow:
     source: str = ""
 
     @property
-    def example(self) -> dataset.Example:
-        return dataset.Example(({"role": "user", "content": self.prompt},), self.answer)
+    def example(self) -> Example:
+        return Example(({"role": "user", "content": self.prompt},), self.answer)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -160,7 +162,7 @@ def _rows_of(name: str, path: Path, lobes: Sequence[str], need_label: bool) -> l
         many = f"{len(bad)} bad row{'s' if len(bad) > 1 else ''}"
         raise DataError(
             f"{name} has {many}, the first in line {bad[0][0]}: {bad[0][1]}. Correct or remove them.",
-            bad[: dataset.MAX_ERRORS],
+            bad[: MAX_ERRORS],
         )
     if not rows:
         raise DataError(f"{name} has no rows. Add at least one.")

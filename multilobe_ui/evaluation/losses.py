@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.dataset import Example
+from ..data.examples import Example
 from ..errors import AdapterError, DataError, MultiLobeError, RoutingError
 from ..lobes.bank import LobeBank
 from ..lobes.weights import Mix
@@ -20,7 +20,7 @@ from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS
 from ..settings import check
-from ..training.lobe import TokenRows, answer_losses
+from ..training.batches import TokenRows, answer_losses
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 from .loss_table import Array, Choice, LossTable, share_of_exact
 from .report import Roll, evenly, title_of

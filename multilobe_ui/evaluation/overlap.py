@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..data import dataset
-from ..data.dataset import Example
+from ..data.examples import Example
 from ..lobes.rows import RoutingRows, Vector, prototypes_of
 from ..routing.router import same_prompt
 from .near_words import WordIndex, jaccard, words_of

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..base.backbone import describe
-from ..data.dataset import Example
+from ..data.examples import Example
 from ..generation.batch import RunningBatch
 from ..generation.decode import Request
 from ..model import MultiLobeModel

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ..base.backbone import Backbone
-from ..data.dataset import Example
+from ..data.examples import Example
 from ..errors import AdapterError
 from ..evaluation import loss_matrix
 from ..lobes.bank import LobeBank
 from ..lobes.deltas import Matrices
 from ..lobes.weights import Mix
 from ..settings import check
-from ..training.lobe import TokenRows, mean_answer_loss
+from ..training.batches import TokenRows, mean_answer_loss
 
 
 def delta_errors(merged: Matrices, parts: Sequence[Matrices], weights: Sequence[float]) -> tuple[dict[str, float], float]:

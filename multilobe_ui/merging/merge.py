@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.dataset import Example
+from ..data.examples import Example
 from ..errors import AdapterError, ConfigError, LobeError
 from ..files import new_folder
 from ..lobes.adapter import read_header

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.dataset import Example
+from ..data.examples import Example
 from ..errors import ConfigError
 from ..lobes.bank import LobeBank
 from ..lobes.weights import Mix
 from ..settings import check
-from ..training.lobe import TokenRows
+from ..training.batches import TokenRows
 from .cost import mixture_loss
 
 

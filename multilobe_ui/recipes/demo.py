@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..assets import folder, sample_files
 from ..data import dataset
+from ..data.examples import Example
 from ..evaluation import loss_matrix, routing_report
 from ..generation.decode import generate_text
 from ..lobes.card import write_card
@@ -62,7 +63,7 @@ def train(model: MultiLobeModel) -> None:
                 print(f"{name}: step {event.step}/{event.steps}, held-out loss {event.validation_loss:.3f}", flush=True)
 
 
-def judging_rows(lobe: Lobe, path: Path) -> tuple[list[dataset.Example], bool]:
+def judging_rows(lobe: Lobe, path: Path) -> tuple[list[Example], bool]:
     """The rows of its data file that a lobe was not trained on; all of them, and True, where it was trained on all."""
     config = from_json(TrainingConfig, dict(lobe.card.config))
     train, held_out = dataset.split(dataset.load(path), config.validation_fraction, config.seed)

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..app.views import PromptMap
 from ..lobes.rows import RoutingRows, Vector
 
 ROWS = 40
 """Rows shown of each lobe; more is a cloud in which nothing can be pointed at."""
 LONGEST_TEXT = 120
+
+
+@dataclass(frozen=True)
+class PromptMap:
+    """Where a prompt lies among the lobes' rows, in two dimensions (principal components of the lobes' prototypes).
+
+    Attributes:
+        lobes: name → (n, 2) places of some of its rows. prototypes: name → (k, 2). prompt: (2,), or None without one.
+        texts: name → the n rows' prompts, cut short.
+        explained: share of the prototypes' variance that the two dimensions show, 0 to 1.
+    """
+
+    lobes: Mapping[str, np.ndarray[Any, Any]]
+    prototypes: Mapping[str, np.ndarray[Any, Any]]
+    prompt: np.ndarray[Any, Any] | None
+    texts: Mapping[str, Sequence[str]]
+    explained: float
 
 
 def prompt_map(rows: Mapping[str, RoutingRows], prompt: Vector | None) -> PromptMap:

@@ -18,7 +18,8 @@ from multilobe_ui.lobes.adapter import linear_features
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.settings import SamplingConfig, TrainingConfig
-from multilobe_ui.training.lobe import TokenRows, make_batch, packs_exactly, token_losses, train_lobe
+from multilobe_ui.training.batches import TokenRows, make_batch, packs_exactly, token_losses
+from multilobe_ui.training.lobe import train_lobe
 
 LOBES = ("plain", "some", "patterns")
 EXACT = {"atol": 1e-5, "rtol": 1e-5}

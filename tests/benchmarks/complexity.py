@@ -22,6 +22,7 @@ import torch
 
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.data import dataset
+from multilobe_ui.data.examples import Example
 from multilobe_ui.routers.complexity.experts import train_experts
 from multilobe_ui.routers.complexity.features import TIERS, Analyser, parser_name, scaled, score, tier_of
 from multilobe_ui.routers.complexity.network import ComplexitySettings, Scale
@@ -63,16 +64,16 @@ def main() -> None:
         options.out.write_text(json.dumps(result, indent=2))
 
 
-def load(data: Path, part: str) -> list[dataset.Example]:
+def load(data: Path, part: str) -> list[Example]:
     return [row for path in sorted(data.glob(f"*/{part}.jsonl")) for row in dataset.load(path)]
 
 
-def evenly(rows: Sequence[dataset.Example], most: int) -> list[dataset.Example]:
+def evenly(rows: Sequence[Example], most: int) -> list[Example]:
     return [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, most).astype(int))]
 
 
 def network(
-    train: Sequence[dataset.Example], test: Sequence[dataset.Example], analyser: Analyser, embed: Embedder, seeds: int
+    train: Sequence[Example], test: Sequence[Example], analyser: Analyser, embed: Embedder, seeds: int
 ) -> dict[str, Any]:
     """Phase 1 alone, by kind of input; means over seeds. The last tenth of the rows, drawn at random, chooses the step."""
     settings = ComplexitySettings()
@@ -121,8 +122,8 @@ def network(
 
 
 def phases(
-    train: Sequence[dataset.Example],
-    test: Sequence[dataset.Example],
+    train: Sequence[Example],
+    test: Sequence[Example],
     analyser: Analyser,
     embed: Embedder,
     name: str,

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from multilobe_ui import MultiLobeModel
-from multilobe_ui.data.dataset import Example
+from multilobe_ui.data.examples import Example
 from multilobe_ui.generation.decode import Request, generate_tokens
 from multilobe_ui.lobes.mixers import Mixer, runner
 from multilobe_ui.lobes.weights import Mix
@@ -35,7 +35,7 @@ from multilobe_ui.routers.xlora.router import XLoraRouter
 from multilobe_ui.routing.decision import Mixing
 from multilobe_ui.routing.router import FitOutcome, Router, RoutingContext
 from multilobe_ui.settings import SamplingConfig
-from multilobe_ui.training.lobe import TokenRows
+from multilobe_ui.training.batches import TokenRows
 
 MODES = {"top-1": Mixing(), "top-2": Mixing("top_k", 2), "dense": Mixing("soft")}
 

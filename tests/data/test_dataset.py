@@ -21,22 +21,12 @@ import pandas as pd
 import pytest
 
 from multilobe_ui.assets import sample_files
-from multilobe_ui.data import dataset
+from multilobe_ui.data import examples, formats
 from multilobe_ui.data import rows as records
-from multilobe_ui.data.dataset import (
-    FEWEST_TO_SPARE,
-    MOST_HELD_OUT,
-    DatasetReport,
-    Example,
-    RowError,
-    held_out_share,
-    inspect,
-    load,
-    read,
-    sniff,
-    split,
-    write_jsonl,
-)
+from multilobe_ui.data.dataset import DatasetReport, RowError, inspect, load, read, split, write_jsonl
+from multilobe_ui.data.examples import Example
+from multilobe_ui.data.formats import sniff
+from multilobe_ui.data.held_out import FEWEST_TO_SPARE, MOST_HELD_OUT, held_out_share
 from multilobe_ui.errors import ConfigError, DataError
 
 PAIRS = [
@@ -409,7 +399,7 @@ BAD_CSV: list[tuple[bytes, list[tuple[int, str]], int]] = [
 def test_bad_rows_of_csv(
     line: bytes, expected: list[tuple[int, str]], good: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "HEAD_SIZE", 16)  # past the head, or NUL bytes make the file binary
+    monkeypatch.setattr(formats, "HEAD_SIZE", 16)  # past the head, or NUL bytes make the file binary
     rows = list(read(write(tmp_path, b"input,output\nq,first\n" + line + b"q,last\n")))
     errors = [row for row in rows if isinstance(row, RowError)]
     assert len(rows) - len(errors) == good
@@ -463,7 +453,7 @@ def test_a_huge_line_is_skipped_in_pieces(end: bytes, tmp_path: Path) -> None:
 
 
 def test_too_long_rows_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(dataset, "MAX_ROW_CHARS", 100)
+    monkeypatch.setattr(examples, "MAX_ROW_CHARS", 100)
     long = [("q", "a"), ("q", "x" * 101)]
     array, parquet = write(tmp_path, array_text(long), "a"), write(tmp_path, parquet_bytes(long), "p")
     rows = [{"input": a, "output": b} for a, b in long]

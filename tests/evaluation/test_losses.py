@@ -17,7 +17,7 @@ from test_report import some_without_held_out_rows
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.data.dataset import Example
+from multilobe_ui.data.examples import Example
 from multilobe_ui.errors import ConfigError, DataError, RoutingError
 from multilobe_ui.evaluation import (
     LabelledRow,
@@ -34,7 +34,7 @@ from multilobe_ui.evaluation.tasks import greedy_answers, is_short
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.routers import RoutingDecision
 from multilobe_ui.routing.decision import base_decision
-from multilobe_ui.training.lobe import TokenRows, answer_losses, mean_answer_loss
+from multilobe_ui.training.batches import TokenRows, answer_losses, mean_answer_loss
 
 # ---- losses against PEFT --------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from test_model import rows as topic_rows
 from test_studio import finish, make_studio, train  # noqa: F401
 
 from multilobe_ui.data import dataset
-from multilobe_ui.data.dataset import Example
+from multilobe_ui.data.examples import Example
 from multilobe_ui.errors import ConfigError, DataError
 from multilobe_ui.evaluation import overlap as module
 from multilobe_ui.evaluation.near_words import WordIndex, jaccard, words_of

@@ -23,7 +23,7 @@ from multilobe_ui.lobes.adapter import AdapterHeader, read_header, read_matrices
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.merging import COMBINATIONS, Trial, combine, losses, possible, search_weights
-from multilobe_ui.training.lobe import TokenRows, make_batch, mean_answer_loss, token_losses
+from multilobe_ui.training.batches import TokenRows, make_batch, mean_answer_loss, token_losses
 
 ELEMENTWISE = {"linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"}
 

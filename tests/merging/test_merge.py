@@ -20,14 +20,14 @@ from test_studio import make_studio
 
 from multilobe_ui import MultiLobeModel
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.data.dataset import Example
+from multilobe_ui.data.examples import Example
 from multilobe_ui.errors import AdapterError, ConfigError, DataError, JobError, LobeError
 from multilobe_ui.lobes.card import read_card
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.merging import COMBINATIONS, MergeSettings, SearchSettings, keep_merge, merge_lobes, search_lobes
 from multilobe_ui.merging.merge import advice, mixed_rows
 from multilobe_ui.routers import RoutingRows
-from multilobe_ui.training.lobe import TokenRows, mean_answer_loss
+from multilobe_ui.training.batches import TokenRows, mean_answer_loss
 
 __all__ = ["make_studio"]
 ANIMALS, NUMBERS, COLOURS = TOPICS

@@ -172,7 +172,7 @@ def test_a_new_lobe_on_the_real_base_leaves_the_others_bit_identical(demo: Multi
 
 
 def test_packed_batches_are_exact_on_the_real_base(builtin: Backbone) -> None:
-    from multilobe_ui.training.lobe import TokenRows, make_batch, token_losses
+    from multilobe_ui.training.batches import TokenRows, make_batch, token_losses
 
     rows = TokenRows(builtin, dataset.load(sample_files()["medical"])[:6], 512)
     pairs = [rows.row(i) for i in range(6)]

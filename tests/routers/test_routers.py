@@ -254,7 +254,7 @@ class TestRegression:
     def test_of_very_many_lobes_prototypes_stand_for_rows(self) -> None:
         plain = context(4)
         rows = regression.rows_of(plain, plain.lobes, most=8)
-        assert len(rows.labels) == 4 + 30 and rows.known.sum() == 4
+        assert len(rows.labels) == 4 + 15 and rows.known.sum() == 4
 
 
 class TestHybrid:

@@ -22,22 +22,15 @@ from torch.utils.data import SequentialSampler
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.data.dataset import Example
+from multilobe_ui.data.examples import Example
 from multilobe_ui.errors import AdapterError, ConfigError, DataError, MultiLobeError
 from multilobe_ui.generation.decode import Request, generate_text
 from multilobe_ui.lobes.adapter import read_header
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.settings import SamplingConfig, TrainingConfig, suggested_epochs, suggested_learning_rate
-from multilobe_ui.training.lobe import (
-    StepRecord,
-    TokenRows,
-    TrainingResult,
-    make_batch,
-    mean_answer_loss,
-    schedule,
-    train_lobe,
-)
+from multilobe_ui.training.batches import TokenRows, make_batch, mean_answer_loss
+from multilobe_ui.training.lobe import StepRecord, TrainingResult, schedule, train_lobe
 
 BASICS: dict[str, Any] = {
     "epochs": 2,

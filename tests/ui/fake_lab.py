@@ -20,9 +20,9 @@ from fake_studio import ROUTERS, FakeStudio, JobView
 
 from multilobe_ui.app.feedback import Counts, Feedback
 from multilobe_ui.app.ledger import Cost, Ledger
-from multilobe_ui.app.views import PromptMap
 from multilobe_ui.errors import ConfigError, JobError
 from multilobe_ui.evaluation.compare import Answer, Column, Comparison, difference
+from multilobe_ui.routing.map import PromptMap
 from multilobe_ui.settings import SamplingConfig
 
 CREATED = "2026-07-01T09:30:00+00:00"

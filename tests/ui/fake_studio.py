@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from multilobe_ui.app.ledger import Cost
-from multilobe_ui.app.views import MemoryView, PromptMap, RouterView, TokenTrace
+from multilobe_ui.app.views import MemoryView, RouterView, TokenTrace
 from multilobe_ui.assets import folder
 from multilobe_ui.data import dataset
 from multilobe_ui.errors import BusyError, ConfigError, JobError, LobeError, RoutingError
 from multilobe_ui.routing.decision import AUTO, Mixing, RoutingDecision, base_decision, manual_decision
+from multilobe_ui.routing.map import PromptMap
 from multilobe_ui.settings import SamplingConfig, TrainingConfig
 
 AUTOMATIC = "automatic"

@@ -10,7 +10,9 @@ import gradio as gr
 import pytest
 from fake_studio import FakeStudio, JobView
 
-from multilobe_ui.data import dataset
+from multilobe_ui.data.examples import Example
+from multilobe_ui.data.formats import sniff
+from multilobe_ui.data.held_out import held_out_share
 from multilobe_ui.errors import BusyError, DataError, LobeError
 from multilobe_ui.settings import suggested_epochs
 from multilobe_ui.ui.train import dataset_card, run_card
@@ -106,7 +108,7 @@ def test_unknown_columns_can_be_mapped(studio, uploads):
     path = write(uploads, "export.csv", ["Frage,It's \"it\",Thema", "a,b,c", "d,e,f"])
     tab = TrainTab(studio)
     seen = drop(tab, path)
-    columns = list(dataset.sniff(path, {"prompt": "Frage", "answer": "Thema"}).columns)
+    columns = list(sniff(path, {"prompt": "Frage", "answer": "Thema"}).columns)
     assert seen.mapping == gr.update(visible=True) and seen.prompt["choices"] == columns
     assert seen.start == gr.update(interactive=False)
     one = list(tab.use_columns("Frage", None, "", seen.source, 512))
@@ -405,7 +407,7 @@ def test_status_lines_say_it_all():
 def test_unknown_columns_are_read_from_the_message(tmp_path):
     path = write(tmp_path, "a.csv", ["Frage;it's;\"say \"\"hi\"\"\"", "1;2;3"])
     with pytest.raises(DataError) as caught:
-        dataset.sniff(path)
+        sniff(path)
     assert dataset_card.unknown_columns(caught.value) == ["Frage", "it's", 'say "hi"']
     assert dataset_card.unknown_columns(DataError("a.csv is empty.")) == []
 
@@ -439,8 +441,8 @@ def test_wiring_is_private_and_waits_for_nobody(studio):
 
 
 def plan_of(tab, rows, share="", keep="last"):
-    examples = [dataset.Example(({"role": "user", "content": p},), a) for p, a in rows]
-    held_out = dataset.held_out_share(examples)
+    examples = [Example(({"role": "user", "content": p},), a) for p, a in rows]
+    held_out = held_out_share(examples)
     return tab.show_plan({"rows": len(rows), "held_out": held_out}, share, keep)
 
 

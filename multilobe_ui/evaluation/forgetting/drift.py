@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...data.dataset import Example
+from ...data.examples import Example
 from ...lobes.adapter import read_header, read_matrices
 from ...lobes.bank import LobeBank
 from ...lobes.weights import Mix
 from ...routers import RoutingRows
 from ...settings import TrainingConfig
-from ...training.lobe import StepRecord, TokenRows, mean_answer_loss, train_lobe
+from ...training.batches import TokenRows, mean_answer_loss
+from ...training.lobe import StepRecord, train_lobe
 
 Losses = dict[str, float]
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...data.dataset import Example
+from ...data.examples import Example
 from ...errors import ConfigError, DataError, LobeError
 from ...lobes.store import Lobe, same_name
 from ...model import MultiLobeModel

@@ -28,24 +28,17 @@ from peft.utils import set_peft_model_state_dict
 from torch import Tensor
 
 from ...base.backbone import Backbone
-from ...data.dataset import Example, split
+from ...data.dataset import split
+from ...data.examples import Example
 from ...errors import MultiLobeError, RoutingError
 from ...files import new_folder
 from ...lobes.bank import LobeBank
 from ...lobes.deltas import Matrices
 from ...progress import Progress
 from ...settings import TrainingConfig
-from ...training.lobe import (
-    PACKED_TOKENS,
-    TokenRows,
-    adapter_tensors,
-    lora_twin,
-    make_batch,
-    packs_exactly,
-    save_adapter,
-    schedule,
-    token_losses,
-)
+from ...training.adapters import adapter_tensors, lora_twin, save_adapter
+from ...training.batches import PACKED_TOKENS, TokenRows, make_batch, packs_exactly, token_losses
+from ...training.lobe import schedule
 from .features import TIERS, scaled, score, tier_of
 from .network import ComplexitySettings, Scale, TierNetwork, expert_rate
 from .training import RouterMLP, TierRows, calibrated_temperature, load, report, router_loss, tier_weights, train_router

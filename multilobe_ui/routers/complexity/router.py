@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...data.dataset import Example
+from ...data.examples import Example
 from ...errors import ConfigError
 from ...routing.decision import RoutingDecision, base_decision
 from ...routing.router import FitOutcome, Fitting, Router, RoutingContext

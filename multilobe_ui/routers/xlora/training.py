@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ...base.backbone import Backbone
-from ...data.dataset import Example
+from ...data.examples import Example
 from ...errors import MultiLobeError, RoutingError
 from ...lobes.bank import LobeBank
 from ...lobes.weights import Mix
 from ...progress import Progress
 from ...settings import XLoraSettings
-from ...training.lobe import TokenRows, make_batch, packs_exactly, schedule, token_losses
+from ...training.batches import TokenRows, make_batch, packs_exactly, token_losses
+from ...training.lobe import schedule
 from .mixer import HeadShape, Reading, ScalingHead, last_hidden
 
 TOKENS_PER_STEP = 2048

@@ -15,7 +15,7 @@ from .curves import FONT, GRID, INK, decimate, smoothed
 from .text import colour, is_number, short
 
 if TYPE_CHECKING:
-    from ...app.views import PromptMap
+    from ...routing.map import PromptMap
 
 Records = Sequence[Mapping[str, Any]]
 Point = tuple[float, float]

@@ -16,7 +16,9 @@ from ..kit import text
 from ..kit.table import fact
 
 if TYPE_CHECKING:
-    from ...data.dataset import DatasetReport, Example, HeldOut
+    from ...data.dataset import DatasetReport
+    from ...data.examples import Example
+    from ...data.held_out import HeldOut
 
 LONGEST_CELL = 160
 

@@ -14,7 +14,7 @@ from ..kit.table import dot
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from ...app.views import PromptMap
+    from ...routing.map import PromptMap
 
 SAME_KIND, PARTLY = 0.5, 0.2
 """Overlaps from which the data is another helping of a lobe's own; from which the two will compete."""

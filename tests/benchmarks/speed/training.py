@@ -22,9 +22,10 @@ from world import BUILTIN, LARGE, World, read_rows
 
 from multilobe_ui.assets import packaged_minilm
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.data.dataset import Example
+from multilobe_ui.data.examples import Example
 from multilobe_ui.settings import TrainingConfig, suggested_learning_rate
-from multilobe_ui.training.lobe import TokenRows, mean_answer_loss, train_lobe
+from multilobe_ui.training.batches import TokenRows, mean_answer_loss
+from multilobe_ui.training.lobe import train_lobe
 
 ROWS, EPOCHS = 300, 3
 FEW_ROWS = 28

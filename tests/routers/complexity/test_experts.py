@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.data.dataset import Example
+from multilobe_ui.data.examples import Example
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.lobes.adapter import read_header
 from multilobe_ui.lobes.bank import LobeBank
@@ -260,7 +260,7 @@ class TestResult:
         assert sum(found["counts"].values()) == found["train_rows"] and not found["stopped"]
 
     def test_the_base_loss_is_the_base_model_s(self, backbone: Backbone, phases: _Run) -> None:
-        from multilobe_ui.training.lobe import mean_answer_loss
+        from multilobe_ui.training.batches import mean_answer_loss
 
         loss = phases._loss(phases.held_out, 1000, base=True)
         assert loss == pytest.approx(mean_answer_loss(backbone.model, backbone, phases.held_out.tokens), rel=1e-5)
