@@ -107,7 +107,10 @@ def test_a_module_only_defines() -> None:
 
 
 def test_importing_the_package_is_light(tmp_path: Path) -> None:
-    light = ["errors", "settings", "files", "assets", "data.dataset", "lobes.store", "routers", "app.jobs", "routers.complexity.features"]
+    light = [
+        *("errors", "settings", "files", "assets", "data.dataset", "lobes.store"),
+        *("routers", "app.jobs", "routers.complexity.features"),
+    ]
     heavy = "{'torch', 'transformers', 'peft', 'gradio', 'plotly', 'sentence_transformers', 'spacy', 'textstat'}"
     program = "".join(f"import multilobe_ui.{module}; " for module in light)
     program = f"import multilobe_ui; {program}import sys; print(sorted({heavy} & set(sys.modules)))"
