@@ -59,3 +59,13 @@ def test_what_the_readme_imports_is_there() -> None:
     assert len(lines) >= 5
     for line in lines:
         exec(line, {})
+
+
+def test_the_tree_in_the_readme_is_the_tree() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Files")[1].split("```")[1]
+    package = ROOT / "multilobe_ui"
+    folders = {path.parent for path in package.rglob("__init__.py")} - {package}
+    rooms = {folder for folder in folders if folder.parent == package and folder.name != "recipes"}
+    modules = {path.stem for room in {package, *rooms} for path in room.glob("[!_]*.py")}
+    assert [name for name in sorted(modules) if not re.search(rf"\b{name}\b", text)] == []
+    assert [folder.name for folder in sorted(folders) if f"{folder.name}/" not in text] == []
