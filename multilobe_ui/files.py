@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 def home_folder(home: str | os.PathLike[str] | None) -> Path:
@@ -38,6 +47,49 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def read_ours(path: Path, kind: type[T], what: str) -> T:
+    """The JSON of a file that we wrote; `kind()` where there is none, or it is damaged: then it is set aside.
+
+    Raises:
+        ConfigError: the file may not be read.
+    """
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        return kind()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}). Check the rights of the file.") from None
+    except ValueError as error:
+        set_aside(path, what, str(error))
+        return kind()
+    if isinstance(found, kind):
+        return found
+    set_aside(path, what, f"it holds no {kind.__name__}")
+    return kind()
+
+
+def set_aside(path: Path, what: str, why: str) -> None:
+    """Keep a copy of a damaged file, which is about to be written anew without what could not be read.
+
+    Args:
+        what: is left out, for the log. why: it cannot be read.
+    """
+    aside = path.with_name(f"{path.name}.damaged-{sha256_of(path)[:8]}")
+    if not aside.exists():
+        shutil.copyfile(path, aside)
+        _log.warning("%s cannot be read (%s): %s left out. It is kept as %s.", path, why, what, aside.name)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold `path` against other processes (and threads) that change it by this function; where a file system has no locks, not."""
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_json(path: Path, value: Any) -> None:

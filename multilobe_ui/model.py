@@ -234,12 +234,14 @@ class MultiLobeModel:
         replaces: str = "",
         data_name: str = "",
         owner: str = "",
+        run: str = "",
     ) -> Generator[StepRecord | str, None, Lobe]:
         """`add_lobe` as a generator: yields the name of each phase (str) and every StepRecord; returns the lobe.
 
         Args:
             checkpoint: folder that progress is kept in, and taken up from.
-            replaces: id of the lobe that an earlier part of this run left, when it was stopped. data_name, owner: for the card.
+            replaces: id of the lobe that an earlier part of this run left, when it was stopped. data_name, owner, run: for the
+                card; by `run`, the id of the run, its lobe is found again if the process ends before it has noted it.
         """
         name = self.store.check_free(name, besides=replaces)
         yield "Reading the data"
@@ -263,7 +265,7 @@ class MultiLobeModel:
             )
             yield "Learning what to route here"
             write_routing_rows(workspace / "adapter", self.routing_rows(train, validation))
-            data = {"name": data_name or _data_name(source), "rows": len(examples)}
+            data = {"name": data_name or _data_name(source), "rows": len(examples), **({"run": run} if run else {})}
             card = self._card(name, "trained here", config=config, data=data, result=result, owner=owner)
             return self._add(workspace / "adapter", card, replaces)
         finally:

@@ -351,7 +351,9 @@ class Studio:
             self.lab.run(model, handle)
             return ""
         handle.truncate_metrics(_checkpoint_step(handle.checkpoint))
-        earlier = next((lobe for lobe in model.store.all() if job.lobe_id and lobe.id == job.lobe_id), None)
+        earlier = next((lobe for lobe in model.store.all() if job.id == lobe.card.data.get("run")), None)
+        if earlier is None and job.lobe_id:
+            earlier = next((lobe for lobe in model.store.all() if lobe.id == job.lobe_id), None)
         run = model.train(
             earlier.name if earlier else job.spec.name,
             handle.data,
@@ -363,6 +365,7 @@ class Studio:
             replaces=earlier.id if earlier else "",
             data_name=job.spec.data_name,
             owner=job.spec.owner,
+            run=job.id,
         )
         try:
             while not handle.closing:

@@ -137,7 +137,11 @@ class Backbone:
     @cached_property
     def device(self) -> torch.device:
         """Asked for every token; walking to the first parameter is 20 microseconds each time."""
-        return next(self.model.parameters()).device
+        device = next(self.model.parameters()).device
+        if device.type != "meta":
+            return device
+        hook: Any = getattr(self.model, "_hf_hook", None)  # accelerate's: the weights come when they are needed
+        return torch.device(getattr(hook, "execution_device", None) or "cpu")
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -250,7 +250,9 @@ class LobeBank:
         feet of calls in other threads.
         """
         base_forward: Callable[..., Tensor] = module.forward
-        plain = type(module) in (nn.Linear, PackedLinear)
+        # accelerate's hooks bring the weights only for the time of the forward that they wrap
+        hooked = hasattr(module, "_hf_hook") or any(parameter.is_meta for parameter in module.parameters(recurse=False))
+        plain = type(module) in (nn.Linear, PackedLinear) and not hooked
         if plain:  # the same products, without a Python frame and look-ups for every layer and token
             base_forward = _product_of(cast(nn.Linear, module))
         weight: Any = getattr(module, "weight", None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MultiLobeError
-from ..files import read_json, write_json
+from ..files import read_ours, write_json
 from ..settings import check
 from .bank import LobeBank
 
@@ -31,9 +31,7 @@ class Residency:
     def __init__(self, path: Path, bank: LobeBank, budget_mib: float | None = None) -> None:
         self._path, self._bank = path, bank
         self._lock = threading.Lock()
-        kept: dict[str, Any] = {}
-        with suppress(OSError, ValueError, TypeError):  # none yet, or no longer one: no limit and no pins
-            kept = dict(read_json(path))
+        kept: dict[str, Any] = read_ours(path, dict, "the memory budget and the pins are")
         pins = kept.get("pinned")
         self._pinned = {id for id in pins if isinstance(id, str)} if isinstance(pins, list) else set[str]()
         if budget_mib is None and not _fault(kept.get("budget_mib")):

@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from .card import Card, read_card, write_card
 from .rows import RoutingRows, read_texts, read_vectors
 
 LONGEST_NAME = 80
+LAST_FILE = ".last"
+"""The highest number that a lobe has had, once a lobe was deleted."""
 _ID = re.compile(r"^lobe_\d{4,9}$")
 
 
@@ -77,7 +80,7 @@ class LobeStore:
         self._ids: dict[str, list[str]] = {}  # by name as `same_name` reads it; copied folders may share one
         self.broken: dict[str, str] = {}
         paths = {int(path.name[5:]): path for path in folder.glob("lobe_*") if _ID.match(path.name)}
-        self._last = max(paths, default=0)
+        self._last = max(max(paths, default=0), _read_number(folder / LAST_FILE))
         for _, path in sorted(paths.items()):
             if path.is_dir():
                 try:
@@ -173,7 +176,9 @@ class LobeStore:
             gone = lobe.path.with_name(f".{lobe.id}.deleted")
             shutil.rmtree(gone, ignore_errors=True)
             lobe.path.rename(gone)
-            self._last -= int(lobe.id[5:]) == self._last
+            # its number is never given again: what was said of it, or is still done with it, is not the next one's
+            with suppress(OSError):
+                (self.folder / LAST_FILE).write_text(str(self._last), encoding="ascii")
             shutil.rmtree(gone, ignore_errors=True)
             return lobe
 
@@ -195,6 +200,14 @@ class LobeStore:
         ids.remove(lobe.id)
         if not ids:
             del self._ids[_key(lobe.name)]
+
+
+def _read_number(path: Path) -> int:
+    """What is written in a file; 0 where that is no number."""
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def same_name(one: str, other: str) -> bool:

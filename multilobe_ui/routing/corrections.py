@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from ..files import read_json, write_json
+from ..files import locked, read_ours, set_aside, write_json
 from ..lobes.card import now
 from ..lobes.rows import RoutingRows, RowsByName, Vector
 from ..settings import from_json
@@ -54,12 +55,7 @@ class Corrections:
         self._path = path
         self._lock = threading.RLock()
         self._known: dict[str, Correction] = {}
-        try:
-            for entry in read_json(path):
-                found = from_json(Correction, entry)
-                self._known[str(found.id)] = found
-        except (OSError, ValueError, TypeError, AttributeError):
-            pass  # none yet, or a file that is no longer one: there is nothing to go by
+        self._read()
 
     def all(self) -> list[Correction]:
         """Oldest first."""
@@ -79,30 +75,44 @@ class Corrections:
         if not prompt.strip() or len(prompt) > LONGEST:
             raise ConfigError(f"The prompt has {len(prompt):,} characters: it must have 1 to {LONGEST:,}.")
         made = Correction(_id(prompt), prompt, lobe, was, now())
-        with self._lock:
+        with self._changing():
             if len(self._known) >= MOST and made.id not in self._known:
                 raise ConfigError(f"There are {MOST:,} corrections, which is the most. Train a lobe on them instead.")
             self._known.pop(made.id, None)
             self._known[made.id] = made
-            self._save()
         return made
 
     def keep(self, ids: Sequence[str]) -> None:
         """Put them in force."""
-        with self._lock:
+        with self._changing():
             self._known = {i: replace(c, kept=c.kept or i in ids) for i, c in self._known.items()}
-            self._save()
 
     def forget(self, ids: Sequence[str] | None = None) -> list[Correction]:
         """Take back those, or all; returns what has gone."""
-        with self._lock:
+        with self._changing():
             gone = [c for i, c in self._known.items() if ids is None or i in ids]
             self._known = {i: c for i, c in self._known.items() if c not in gone}
-            self._save()
-            return gone
+        return gone
 
-    def _save(self) -> None:
-        write_json(self._path, [asdict(correction) for correction in self._known.values()])
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """What the block makes of the file's corrections is written: another process may have added some meanwhile."""
+        with self._lock, locked(self._path):
+            self._read()
+            yield
+            write_json(self._path, [asdict(correction) for correction in self._known.values()])
+
+    def _read(self) -> None:
+        """Entries that cannot be read are left out, and kept aside."""
+        known: dict[str, Correction] = {}
+        for entry in read_ours(self._path, list, "corrections are"):
+            try:
+                found = from_json(Correction, entry)
+            except (TypeError, ValueError, AttributeError, ConfigError) as error:
+                set_aside(self._path, "a correction is", str(error))
+                continue
+            known[str(found.id)] = found
+        self._known = known
 
 
 def corrected(context: RoutingContext, labels: Mapping[str, str | None]) -> RoutingContext:

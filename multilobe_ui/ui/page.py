@@ -79,6 +79,11 @@ def _spare_loading_states(page: gr.Blocks, carrier: gr.Timer) -> None:
             function.show_progress_on = [carrier]
 
 
+SESSIONS = 200
+"""Sessions whose state Gradio keeps, the latest ones (its default is 10,000): each takes most of a MiB, and every call of the API
+without a session of its own makes one. A page that has lost its state starts afresh."""
+
+
 def launch_options(studio: Studio) -> dict[str, Any]:
     """For `page.launch`: since Gradio 6 the look is given there. Host and port come from GRADIO_SERVER_NAME and _PORT."""
     return {
@@ -88,6 +93,7 @@ def launch_options(studio: Studio) -> dict[str, Any]:
         "ssr_mode": False,
         "run_history": False,
         "footer_links": ["api", "settings"],
+        "state_session_capacity": SESSIONS,
         "max_file_size": "200mb" if studio.shared else "4gb",
         "show_error": True,
         "pwa": False,

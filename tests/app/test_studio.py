@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -358,6 +359,20 @@ def test_a_killed_process_leaves_an_interrupted_run_that_resumes(
 
     assert curve(job)[-1] == pytest.approx(curve(straight)[-1], rel=0.01)
     assert curve(job) == pytest.approx(curve(straight), rel=0.01)
+
+
+def test_a_run_whose_lobe_is_there_already_resumes(make_studio: Callable, tmp_path: Path) -> None:
+    """A process that was killed between adding the lobe and noting it leaves a run without a lobe's id."""
+    studio = make_studio()
+    job = train(studio, tmp_path, "Animals")
+    finish(studio, job)
+    (lobe,) = studio.lobes()
+    jobs = studio._jobs
+    jobs._put(replace(jobs.get(job), state="interrupted", lobe_id=""))
+    studio.resume(job)
+    finish(studio, job)
+    assert studio.job(job).state == "finished", studio.job(job).error
+    assert [(found.name, found.rows) for found in studio.lobes()] == [(lobe.name, lobe.rows)]
 
 
 def test_bundles_and_adapters(make_studio: Callable, adapters: dict[str, Path], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload
 from torch import Tensor, nn
 
 from multilobe_ui.base.backbone import Backbone
@@ -52,6 +53,21 @@ def test_the_backbone_and_other_banks_are_left_alone(
     assert not [name for name, module in backbone.model.named_modules() if "forward" in vars(module)]
     shared = {p.data_ptr() for p in backbone.model.parameters()}
     assert {p.data_ptr() for p in bank.model.parameters()} == shared
+
+
+def test_weights_that_are_only_there_during_the_forward(base_folder: Callable[..., Path], adapters: dict[str, Path]) -> None:
+    """As accelerate's hooks have them, for bases that do not fit on the device."""
+    plain = LobeBank(Backbone.from_pretrained(base_folder(), device="cpu"))
+    hooked = Backbone.from_pretrained(base_folder(), device="cpu")
+    cpu_offload(hooked.model, execution_device="cpu")
+    assert any(parameter.is_meta for parameter in hooked.model.parameters())
+    bank = LobeBank(hooked)
+    for one in (plain, bank):
+        one.register("lobe", adapters["plain"])
+    for mix in (None, Mix.of({"lobe": 1.0})):
+        with torch.inference_mode():
+            logits = [one.run(mix, input_ids=tiny.numbers(2, 8)).logits for one in (plain, bank)]
+        torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=1e-5)
 
 
 def test_many_threads_at_once_each_get_their_own_answer(

@@ -94,7 +94,8 @@ def test_any_words_can_be_a_name_and_none_is_a_path(store: LobeStore, name: str)
     }
     assert everything(home.parent) == {"home", *(f"home/{path}" for path in everything(home))}
     store.delete(name)
-    assert everything(home) == {"lobes"} and store.all() == []
+    assert everything(home) == {"lobes", "lobes/.last"} and store.all() == []
+    assert LobeStore(store.folder).all() == []
 
 
 @pytest.mark.parametrize(
@@ -193,6 +194,17 @@ def test_a_refused_lobe_stays_where_it_was(store: LobeStore, tmp_path: Path) -> 
     assert everything(folder) == {"adapter_config.json"}
     store.add(folder, card("other"))
     assert not folder.exists()
+
+
+def test_a_number_is_never_given_again(store: LobeStore) -> None:
+    """What is kept by a lobe's id (corrections, pins) is not the next lobe's."""
+    add(store, "one")
+    assert add(store, "two").id == "lobe_0002"
+    store.delete("two")
+    assert add(store, "three").id == "lobe_0003"
+    store.delete("three")
+    again = LobeStore(store.folder)
+    assert add(again, "four").id == "lobe_0004"
 
 
 def test_many_threads_add_at_once(store: LobeStore, tmp_path: Path) -> None:

@@ -61,9 +61,23 @@ def test_a_later_word_replaces_the_earlier_and_all_survive_a_restart(tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["", "{", "[3]", '[{"prompt": 1}]', "null", '{"a": 1}'])
-def test_a_damaged_file_is_as_none(text: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_as_none_and_is_kept(text: str, tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text(text)
-    assert Corrections(tmp_path / "c.json").all() == []
+    corrections = Corrections(tmp_path / "c.json")
+    assert corrections.all() == []
+    corrections.add("what is due?", "lobe_0001")
+    (kept,) = tmp_path.glob("c.json.damaged-*")
+    assert kept.read_text() == text and len(Corrections(tmp_path / "c.json").all()) == 1
+
+
+def test_what_another_process_noted_meanwhile_stays(tmp_path: Path) -> None:
+    one, other = Corrections(tmp_path / "c.json"), Corrections(tmp_path / "c.json")
+    for i in range(5):
+        one.add(f"mine {i}", "lobe_0001")
+        other.add(f"theirs {i}", "lobe_0002")
+    other.keep([other.all()[0].id])
+    found = Corrections(tmp_path / "c.json").all()
+    assert len(found) == 10 and found[0].kept and {c.lobe for c in found} == {"lobe_0001", "lobe_0002"}
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n", "x" * 20_001])

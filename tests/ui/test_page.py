@@ -87,6 +87,7 @@ def test_launch_options():
     options = launch_options(FakeStudio(1))
     assert options["ssr_mode"] is False
     assert options["run_history"] is False
+    assert options["state_session_capacity"] <= 500  # each takes most of a MiB
     assert "server_name" not in options
     assert "img-src 'self'" in options["head"]
     assert css() in options["css"]
