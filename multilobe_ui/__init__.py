@@ -27,7 +27,7 @@ __getattr__ = loader(
     __name__,
     {
         "base.backbone": ("Backbone",),
-        "lobes.lobe": ("Lobe",),
+        "lobes.store": ("Lobe",),
         "lobes.bank": ("LobeBank",),
         "lobes.weights": ("Mix",),
         "errors": ("MultiLobeError",),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 import multilobe_ui
 from multilobe_ui.assets import builtin_base, demo_bundle, folder, sample_files
@@ -69,3 +72,11 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
     modules = {path.stem for room in {package, *rooms} for path in room.glob("[!_]*.py")}
     assert [name for name in sorted(modules) if not re.search(rf"\b{name}\b", text)] == []
     assert [folder.name for folder in sorted(folders) if f"{folder.name}/" not in text] == []
+
+
+@pytest.mark.parametrize("package", ["multilobe_ui", "multilobe_ui.evaluation", "multilobe_ui.merging"])
+def test_what_a_package_names_is_there(package: str) -> None:
+    module = import_module(package)
+    assert [name for name in module.__all__ if getattr(module, name, None) is None] == []
+    with pytest.raises(AttributeError, match="nobody"):
+        module.nobody  # noqa: B018

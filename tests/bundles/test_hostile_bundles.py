@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from multilobe_ui.lobes.lobe import RoutingRows
 from safetensors.numpy import load_file, save_file
 from test_model import TOPICS, WordEmbedder, rows
 
@@ -22,7 +21,8 @@ from multilobe_ui.assets import demo_bundle
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import BundleError, MultiLobeError
 from multilobe_ui.files import folder_size
-from multilobe_ui.lobes.rows import MOST_ROWS, sound_rows, write_routing_rows
+from multilobe_ui.lobes.rows import MOST_ROWS, RoutingRows, sound_rows, write_routing_rows
+from multilobe_ui.lobes.store import LAST_FILE
 from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routers.fitted import Routing
 from multilobe_ui.routing.fits import Fit, read_fit, write_fit
@@ -223,7 +223,7 @@ def test_of_many_rows_so_many_are_taken_evenly(model: MultiLobeModel, forge: Cal
 
 
 def everything(model: MultiLobeModel) -> Any:
-    files = {p.relative_to(model.home): p.read_bytes() for p in model.home.rglob("*") if p.is_file()}
+    files = {p.relative_to(model.home): p.read_bytes() for p in model.home.rglob("*") if p.is_file() and p.name != LAST_FILE}
     inside = model.lobe_names, model.pinned, dict(model.broken), sorted(model.routing.fits_of(set())), list(model.store.broken)
     return files, inside, list(model.routing_context().rows), model.version
 
