@@ -25,7 +25,7 @@ from multilobe_ui.errors import BundleError
 from multilobe_ui.lobes.adapter import linear_features
 from multilobe_ui.lobes.card import Card
 from multilobe_ui.lobes.rows import RoutingRows, write_routing_rows
-from multilobe_ui.lobes.store import Lobe, LobeStore
+from multilobe_ui.lobes.store import LAST_FILE, Lobe, LobeStore
 from multilobe_ui.routing.fits import Fit
 
 BASE = {"name": "tiny", "fingerprint": "0123456789abcdef", "architecture": "LlamaForCausalLM", "device": "cuda:0"}
@@ -98,7 +98,7 @@ def other(tmp_path: Path) -> LobeStore:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    files = (p for p in folder.rglob("*") if p.is_file())
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != LAST_FILE)
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
