@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from ..errors import MultiLobeError, RoutingError
-from ..routing.decision import RoutingDecision, base_decision
+from ..routing.decision import Verdict
 from ..routing.router import Router, RoutingContext
 
 Builder = Callable[[str], Router]
@@ -75,32 +75,37 @@ class ChainRouter(Router):
             checked.append((name, float(threshold)))
         return checked
 
-    def decide(self, prompt: str) -> RoutingDecision:
+    def judge(self, prompt: str) -> Verdict:
         asked: list[dict[str, Any]] = []
         evidence: dict[str, Any] = {}
-        last: RoutingDecision | None = None
+        last: Verdict | None = None
         for name, threshold in self.stages:
             router = self._routers[name]
             if not router.is_fitted:
                 asked.append({"router": name, "threshold": threshold, "chosen": None, "confidence": 0.0, "decided": False,
                               "reason": f"The {name} router has not been fitted yet; fit it under Routers."})  # fmt: skip
                 continue
-            last = router.decide(prompt)
-            decided = last.chosen is not None and last.confidence >= threshold
-            asked.append({"router": name, "threshold": threshold, "chosen": last.chosen, "confidence": last.confidence,
+            last = router.judge(prompt)
+            decided = last.best is not None and last.confidence >= threshold
+            asked.append({"router": name, "threshold": threshold, "chosen": last.best, "confidence": last.confidence,
                           "decided": decided, "reason": last.reason, "probabilities": dict(last.probabilities)})  # fmt: skip
             evidence = {**evidence, **last.evidence}
             if decided:
-                return replace(last, router=self.name, stage=name, certain=True, evidence={**evidence, "stages": asked})
+                return replace(last, stage=name, certain=True, evidence={**evidence, "stages": asked})
         evidence["stages"] = asked
         if last is None:
-            return base_decision(
-                self.name, "chain", "No stage of the chain has been fitted yet; fit them under Routers.", evidence=evidence
-            )
-        reason = f"No stage of the chain was sure enough. The last: {last.reason}"
-        values = {"scores": last.scores, "probabilities": last.probabilities, "evidence": evidence}
-        confidence = last.confidence if last.chosen is None else 1 - last.confidence
-        return base_decision(self.name, self.stages[-1][0], reason, confidence=confidence, **values)
+            reason = "No stage of the chain has been fitted yet; fit them under Routers."
+            return Verdict.base("chain", reason, evidence=evidence)
+        none = max(0.5, last.none if last.best is None else 1 - last.confidence)
+        total = sum(last.probabilities.values()) or 1.0
+        return Verdict(
+            scores=last.scores,
+            probabilities={name: (1 - none) * p / total for name, p in last.probabilities.items()},
+            none=none,
+            stage=self.stages[-1][0],
+            reason=f"No stage of the chain was sure enough. The last: {last.reason}",
+            evidence=evidence,
+        )
 
     def fit(self) -> None:
         """Fit every stage but those whose fit a person starts and that runs the language model."""

@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import RoutingError
 from ..lobes.rows import Vector
 from ..routing.calibration import fit_temperature, softmax
-from ..routing.decision import RoutingDecision, base_decision
+from ..routing.decision import Verdict
 from ..routing.router import Router, RoutingContext
 
 NEAREST = 3
@@ -57,52 +57,35 @@ class EmbeddingRouter(Router):
         """(n, lobes with rows): score of every such lobe for every text. `leave_out_self` ignores rows equal to the text."""
         return self._index.scores(vectors, leave_out_self)
 
-    def decide(self, prompt: str) -> RoutingDecision:
+    def judge(self, prompt: str) -> Verdict:
         if not self.names:
-            return base_decision(
-                self.name, "embedding", "No lobe came with training rows to compare with.", certain=False
-            )
+            return Verdict.base("embedding", "No lobe came with training rows to compare with.", certain=False)
         vector = self.context.embed([prompt])[0]
         row = self.scores(vector[None])[0]
         order = np.argsort(-row)
         best, top = self.names[order[0]], float(row[order[0]])
-        runner_up = float(row[order[1]]) if len(order) > 1 else None
-        probabilities = softmax(row / self.temperature)
-        scores = dict(zip(self.names, map(float, row), strict=True))
-        values: dict[str, Any] = {
-            "scores": scores,
-            "probabilities": dict(zip(self.names, map(float, probabilities), strict=True)),
-            "evidence": {"nearest": self.nearest(vector), "floor": self.floor},
-        }
+        runner_up = float(row[order[1]]) if len(order) > 1 else -np.inf
+        none, threshold = 0.0, self.threshold
+        if threshold is None:
+            threshold = max(self.floor, runner_up + self.margin)
+        certain = top >= threshold
+        second = f", {self.names[order[1]]} {runner_up:.2f}" if len(order) > 1 else ""
+        reason = f"The prompt is nearest to what {best} was trained on ({top:.2f}{second})."
         if top < self.floor and self.threshold is None:
-            reason = (
-                f"Nothing that a lobe has learned is near: {best} comes closest with {top:.2f}, below {self.floor:.2f}."
-            )
-            # lobes without rows could still fit: then a later stage must say so
-            certain = len(self.names) == len(self.context.lobes)
-            sure = float(np.clip(0.5 + 2 * (self.floor - top), 0.5, 1.0))
-            return base_decision(
-                self.name,
-                "embedding",
-                reason,
-                **{**values, "confidence": sure, "threshold": self.floor, "certain": certain},
-            )
-        if self.threshold is not None:
-            needed = self.threshold
-        else:
-            needed = self.floor if runner_up is None else max(self.floor, runner_up + self.margin)
-        certain = top >= needed
-        second = f", {self.names[order[1]]} {runner_up:.2f}" if runner_up is not None else ""
-        return RoutingDecision(
-            router=self.name,
+            none, threshold = float(np.clip(0.5 + 2 * (self.floor - top), 0.5, 1.0)), self.floor
+            near = f"{best} comes closest with {top:.2f}, below {self.floor:.2f}"
+            reason = f"Nothing that a lobe has learned is near: {near}."
+            certain = len(self.names) == len(self.context.lobes)  # lobes without rows could still fit: a later stage must say so
+        likely = (1 - none) * softmax(row / self.temperature)
+        return Verdict(
+            scores=dict(zip(self.names, map(float, row), strict=True)),
+            probabilities=dict(zip(self.names, map(float, likely), strict=True)),
+            none=none,
             stage="embedding",
-            weights={best: 1.0},
-            chosen=best,
-            confidence=float(probabilities[order[0]]),
-            threshold=needed,
-            reason=f"The prompt is nearest to what {best} was trained on ({top:.2f}{second}).",
+            reason=reason,
             certain=certain,
-            **values,
+            threshold=threshold,
+            evidence={"nearest": self.nearest(vector), "floor": self.floor},
         )
 
     def nearest(self, vector: Vector, count: int = 5) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import RoutingError
 from ..lobes.rows import RoutingRows, Vector
 from ..progress import Progress
-from ..routing.decision import RoutingDecision, Verdict, base_decision
+from ..routing.decision import RoutingDecision, Verdict
 from ..routing.regression import (
     FALSE_ABSTENTION,
     Calibration,
@@ -81,16 +81,11 @@ class GateRouter(Router):
     def is_fitted(self) -> bool:
         return self._weight is not None
 
-    def decide(self, prompt: str) -> RoutingDecision:
-        if self._weight is None:
-            reason = "The gate has not been fitted yet; fit it under Routers."
-            return base_decision(self.name, "gate", reason, certain=False)
-        if not self.names:
-            return base_decision(self.name, "gate", "No lobe that the gate knows is left; fit it again.", certain=False)
-        return super().decide(prompt)
-
     def judge(self, prompt: str) -> Verdict:
-        """Raises RoutingError: the gate has not been fitted."""
+        if self._weight is None:
+            return Verdict.base("gate", "The gate has not been fitted yet; fit it under Routers.", certain=False)
+        if not self.names:
+            return Verdict.base("gate", "No lobe that the gate knows is left; fit it again.", certain=False)
         vector = self._vectors([prompt])
         scores = self.scores(vector)
         if self._rows is None:
@@ -102,7 +97,7 @@ class GateRouter(Router):
         known = set(self.names)
         unknown = [name for name in self.context.lobes if name not in known]
         reason = f"The gate gives the prompt to {best}{_left_out(unknown)}."
-        if none > 0.5:
+        if none >= 0.5:
             reason = f"The prompt is like no lobe's rows; {best} comes closest{_left_out(unknown)}."
         return Verdict(
             scores=dict(zip(self.names, map(float, scores[0]), strict=False)),
@@ -110,7 +105,7 @@ class GateRouter(Router):
             none=none,
             stage="gate",
             reason=reason,
-            certain=none <= 0.5 or not unknown,  # a lobe that the gate does not know could still fit: a later stage must say so
+            certain=none < 0.5 or not unknown,  # a lobe that the gate does not know could still fit: a later stage must say so
             evidence={"everyday": float(scores[0, -1]), "known": float(value[0]), "floor": self._calibration.floor},
         )
 

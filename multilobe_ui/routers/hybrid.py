@@ -126,14 +126,14 @@ class HybridRouter(Router):
         nll = self.context.nll([prompt], lobes)[0]
         if not lobes or not np.isfinite(nll).all():
             reason = "No lobe came with rows, and the prompt has no token to read, so the base model answers."
-            return Verdict({}, {}, none=1.0, stage="logprob", reason=reason, certain=False, evidence=evidence or {})
+            return Verdict.base("logprob", reason, certain=False, evidence=evidence or {})
         gains = nll[-1] - nll[:-1]
         likely = softmax(np.asarray(SHARPNESS * gains, np.float32))
         none = doubt(float(gains.max()))
         best = lobes[int(gains.argmax())]
         against = f"{gains.max():+.2f} nats per token against the base"
         told = f"Read under {best}, the prompt is likelier than under the base ({against})."
-        if none > 0.5:
+        if none >= 0.5:
             told = f"No lobe finds the prompt likelier than the base does; {best} comes closest ({against})."
         return Verdict(
             scores=dict(zip(lobes, map(float, gains), strict=True)),
@@ -164,7 +164,7 @@ class HybridRouter(Router):
 
 def _reason(best: str, none: float, gain: float | None, others: Sequence[str]) -> str:
     read = "" if gain is None else f" Read under {best}, it gains {gain:+.2f} nats per token over the base."
-    if none > 0.5:
+    if none >= 0.5:
         return f"No lobe's rows are near enough; {best} comes closest.{read}"
     if gain is not None:
         return f"The lobes' rows leave it in doubt.{read}"

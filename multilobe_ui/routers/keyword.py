@@ -42,7 +42,7 @@ import numpy as np
 from ..errors import RoutingError
 from ..lobes.rows import Vector
 from ..routing.calibration import softmax
-from ..routing.decision import RoutingDecision, base_decision
+from ..routing.decision import RoutingDecision, Verdict
 from ..routing.router import Router, RoutingContext
 
 TERMS = 300
@@ -233,50 +233,36 @@ class KeywordRouter(Router):
         ]
         return sorted(found, key=lambda match: (match["start"], -match["end"], -match["weight"]))
 
-    def decide(self, prompt: str) -> RoutingDecision:
+    def judge(self, prompt: str) -> Verdict:
         if not self.names:
-            return base_decision(
-                self.name, "keyword", "No lobe has words of its own to look for.", certain=False
-            )
+            return Verdict.base("keyword", "No lobe has words of its own to look for.", certain=False)
         units = _units(prompt)
         matches = self._matches(prompt, units)
         scores = self._scores({match["term"] for match in matches}, len(units))
         classes = _classes(scores[None], self.temperature, self.none, self.silent)[0]
-        of_lobes = classes[:-1] / classes[:-1].sum()
-        among = dict(zip(self.names, map(float, of_lobes), strict=True))
-        positive = np.maximum(scores, 0)
-        shares = 100 * positive / (positive.sum() or 1)
-        values: dict[str, Any] = {
-            "scores": dict(zip(self.names, map(float, scores), strict=True)),
-            "probabilities": {name: among.get(name, 0.0) for name in self.context.lobes},
-            "threshold": self.none,
-            "evidence": {
-                "matches": matches,
-                "shares": dict(zip(self.names, map(float, shares), strict=True)),
-                "none": float(classes[-1]),
-            },
-        }
         place, none = int(scores.argmax()), float(classes[-1])
+        if scores[place] <= 0:  # silence speaks for nobody
+            none = max(0.5, none)
+        likely = (1 - none) * classes[:-1] / classes[:-1].sum()
+        by_lobe = dict(zip(self.names, map(float, likely), strict=True))
         best = self.names[place]
         said = _listed({m["term"]: m["weight"] for m in matches if m["lobe"] == best and m["weight"] > 0})
-        if none > 0.5 or scores[place] <= 0:
-            reason = (
-                f"Only {said} would speak for {best}, which is too little."
-                if said
-                else "No word of the prompt is typical of a lobe."
-            )
-            # silence is no evidence against a lobe: a later stage may know
-            return base_decision(
-                self.name, "keyword", reason, **{**values, "confidence": none, "certain": False}
-            )
-        return RoutingDecision(
-            router=self.name,
+        reason = f"The prompt says {said}, which is typical of {best}."
+        if none >= 0.5:
+            reason = "No word of the prompt is typical of a lobe."
+            if said:
+                reason = f"Only {said} would speak for {best}, which is too little."
+        positive = np.maximum(scores, 0)
+        shares = 100 * positive / (positive.sum() or 1)
+        return Verdict(
+            scores=dict(zip(self.names, map(float, scores), strict=True)),
+            probabilities={name: by_lobe.get(name, 0.0) for name in self.context.lobes},
+            none=none,
             stage="keyword",
-            weights={best: 1.0},
-            chosen=best,
-            confidence=float(classes[place]),
-            reason=f"The prompt says {said}, which is typical of {best}.",
-            **values,
+            reason=reason,
+            certain=none < 0.5,  # silence is no evidence against a lobe: a later stage may know
+            threshold=self.none,
+            evidence={"matches": matches, "shares": dict(zip(self.names, map(float, shares), strict=True))},
         )
 
     def shares(self, prompt: str, decision: RoutingDecision) -> Mapping[str, float]:

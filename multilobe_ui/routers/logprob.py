@@ -53,14 +53,14 @@ class LogprobRouter(Router):
         names = list(self.context.lobes)
         scores = -self.context.nll([prompt], names)[0]
         if np.isnan(scores).any():
-            return Verdict({}, {}, 1.0, "logprob", "The prompt has no token to score, so the base model answers.")
+            return Verdict.base("logprob", "The prompt has no token to score, so the base model answers.")
         lobes, base = scores[:-1], float(scores[-1])
         best = int(lobes.argmax())
         gain = float(lobes[best]) - base
         none = doubt(gain - self.floor) if len(names) > 1 else 0.0
         against = f"({gain:+.2f} nats per token against the base"
         reason = f"{names[best]} finds the prompt's words likeliest {against})."
-        if none > 0.5:
+        if none >= 0.5:
             reason = f"No lobe finds this prompt likely enough: {names[best]} comes closest {against}, {self.floor:+.2f} needed)."
         likely = (1 - none) * softmax(lobes / self.temperature)
         return Verdict(

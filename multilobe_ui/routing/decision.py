@@ -110,12 +110,13 @@ class RoutingDecision:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a router finds out about a prompt; `Router.decide` makes the decision of it.
+    """What a router finds out about a prompt; `Router.route` makes the decision of it.
 
     Attributes:
         scores: raw, in the router's own unit, higher is better. probabilities: calibrated, that each lobe is the right one; what
-            is missing to 1 is `none`. none: probability that no lobe fits; above 0.5 the base answers.
+            is missing to 1 is `none`. none: probability that no lobe fits; from 0.5 on the base answers.
         stage, reason, certain, threshold, evidence: as in `RoutingDecision`.
+        weights: of a router that weighs tokens, its mean weights; None for the others, whose weights follow from the mixing mode.
     """
 
     scores: Mapping[str, float]
@@ -126,6 +127,24 @@ class Verdict:
     certain: bool = True
     threshold: float | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, float] | None = None
+
+    @property
+    def best(self) -> str | None:
+        """The likeliest lobe; None where the base answers."""
+        if self.none >= 0.5 or not self.probabilities:
+            return None
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def confidence(self) -> float:
+        """Probability of what is chosen."""
+        return self.none if self.best is None else self.probabilities[self.best]
+
+    @classmethod
+    def base(cls, stage: str, reason: str, certain: bool = True, **more: Any) -> Verdict:
+        """Nothing is known of the prompt, so the base answers."""
+        return cls({}, {}, **{"none": 1.0, **more}, stage=stage, reason=reason, certain=certain)
 
 
 def base_decision(router: str, stage: str, reason: str, **more: Any) -> RoutingDecision:

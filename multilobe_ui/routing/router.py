@@ -107,32 +107,30 @@ class Router:
         self.context = context
 
     def judge(self, prompt: str) -> Verdict:
-        """What is to be known of a prompt that is not empty, with at least one lobe in the context.
-
-        A router defines this, or `decide` itself.
-        """
+        """What is to be known of a prompt that is not empty, with at least one lobe in the context: all that a router defines."""
         raise NotImplementedError
 
     def decide(self, prompt: str) -> RoutingDecision:
-        """Decide for a prompt that is not empty, with at least one lobe in the context; top-1 weights."""
+        """The decision that follows from `judge`: the likeliest lobe, or the base."""
         found = self.judge(prompt)
+        best = found.best
         values: dict[str, Any] = {
             "scores": found.scores,
             "probabilities": found.probabilities,
             "threshold": found.threshold,
             "certain": found.certain,
             "evidence": {**found.evidence, "none": found.none},
+            "confidence": found.confidence,
         }
-        if found.none > 0.5 or not found.probabilities:
-            return base_decision(self.name, found.stage, found.reason, **{**values, "confidence": found.none})
-        best = max(found.probabilities, key=lambda name: found.probabilities[name])
+        if best is None:
+            return base_decision(self.name, found.stage, found.reason, **values)
         return RoutingDecision(
             router=self.name,
             stage=found.stage,
-            weights={best: 1.0},
+            weights=found.weights or {best: 1.0},
             chosen=best,
-            confidence=found.probabilities[best],
             reason=found.reason,
+            per_token=self.per_token,
             **values,
         )
 

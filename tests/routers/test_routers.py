@@ -110,10 +110,7 @@ class TestContract:
             assert decision.elapsed_ms >= 0
             assert decision.reason.endswith(".")
             if decision.probabilities:
-                without_none = 1 - decision.evidence.get("none", 0.0)
-                assert sum(decision.probabilities.values()) == pytest.approx(
-                    without_none if decision.stage in ("logprob", "gate") or name == "hybrid" else 1, abs=1e-4
-                )
+                assert sum(decision.probabilities.values()) == pytest.approx(1 - decision.evidence["none"], abs=1e-4)
             json.dumps(decision.to_json())
 
     def test_the_same_prompt_gets_the_same_decision(self, name: str, count: int) -> None:

@@ -23,7 +23,7 @@ from ...errors import RoutingError
 from ...lobes.rows import Vector
 from ...progress import Progress
 from ...routing.calibration import fit_temperature, held_out_prompts, softmax
-from ...routing.decision import Mixing, RoutingDecision, base_decision
+from ...routing.decision import Mixing, Verdict
 from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
 from ...settings import check, settings_of
 
@@ -83,39 +83,32 @@ class ArrowRouter(Router):
 
     # ---- deciding ---------------------------------------------------------------------------------------------------------
 
-    def decide(self, prompt: str) -> RoutingDecision:
+    def judge(self, prompt: str) -> Verdict:
         names = self._names
         if not names:
             reason = "Arrow reads the lobes' matrices, and no language model is loaded with them."
-            return base_decision(self.name, "not fitted", reason, certain=False)
+            return Verdict.base("not fitted", reason, certain=False)
         ids, shares = self._read(prompt, names)
         mean = shares.mean(0)
         z = self._against_usual(names, mean[None])[0]
         likely = softmax(np.asarray(z / self.temperature, np.float32))
         best = names[int(z.argmax())]
         by_lobe = dict(zip(names, map(float, likely), strict=True))
-        none = (
-            0.0 if self.threshold is None else float(1 / (1 + np.exp(np.clip(4 * (z.max() - self.threshold), -50, 50))))
-        )
-        values: dict[str, Any] = {
-            "scores": dict(zip(names, map(float, z), strict=True)),
-            "probabilities": {name: by_lobe.get(name, 0.0) for name in self.context.lobes},
-            "threshold": self.threshold,
-            "evidence": {"none": none, "tokens": self._by_token(names, ids, shares)},
-        }
-        if none > 0.5:
+        none = 0.0
+        if self.threshold is not None:
+            none = float(1 / (1 + np.exp(np.clip(4 * (z.max() - self.threshold), -50, 50))))
+        reason = f"{best}'s vectors respond to the prompt's tokens most, against what is usual for each lobe."
+        if none >= 0.5:
             reason = "No lobe's vectors respond to this prompt more than to any other."
-            return base_decision(self.name, self.name, reason, **{**values, "confidence": none})
-        weights = {name: float(share) for name, share in zip(names, mean, strict=True) if share > 0}
-        return RoutingDecision(
-            router=self.name,
+        return Verdict(
+            scores=dict(zip(names, map(float, z), strict=True)),
+            probabilities={name: (1 - none) * by_lobe.get(name, 0.0) for name in self.context.lobes},
+            none=none,
             stage=self.name,
-            weights=weights,
-            chosen=best,
-            confidence=by_lobe[best] * (1 - none),
-            reason=f"{best}'s vectors respond to the prompt's tokens most, against what is usual for each lobe.",
-            per_token=True,
-            **values,
+            reason=reason,
+            threshold=self.threshold,
+            evidence={"tokens": self._by_token(names, ids, shares)},
+            weights={name: float(share) for name, share in zip(names, mean, strict=True) if share > 0},
         )
 
     def mixer(self, mixing: Mixing) -> ArrowMixer:

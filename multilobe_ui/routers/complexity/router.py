@@ -24,7 +24,7 @@ import numpy as np
 
 from ...data.examples import Example
 from ...errors import ConfigError
-from ...routing.decision import RoutingDecision, base_decision
+from ...routing.decision import Verdict
 from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
 from .features import FEATURES, TIERS, Analyser, scaled, score, tier_of
 from .network import WEIGHTS, ComplexitySettings, TierNetwork
@@ -64,13 +64,12 @@ class ComplexityRouter(Router):
 
     # ---- deciding ---------------------------------------------------------------------------------------------------------
 
-    def decide(self, prompt: str) -> RoutingDecision:
+    def judge(self, prompt: str) -> Verdict:
         if self.network is None:
-            reason = "The complexity router has not been trained yet; fit it under Routers."
-            return base_decision(self.name, "not fitted", reason)
+            return Verdict.base("not fitted", "The complexity router has not been trained yet; fit it under Routers.")
         if _in_another_script(prompt):
             reason = "The complexity analyser reads English, and most of this prompt is in another script."
-            return base_decision(self.name, "complexity", reason)
+            return Verdict.base("complexity", reason)
         evidence = self._read(prompt, self.network)
         tiers = evidence["tiers"]
         experts = self._experts
@@ -79,7 +78,7 @@ class ComplexityRouter(Router):
             reason = (
                 f"The prompt is {tier}, but there are no experts yet; fit the router with a base model and answers."
             )
-            return base_decision(self.name, "complexity", reason, evidence=evidence, confidence=tiers[tier])
+            return Verdict.base("complexity", reason, evidence=evidence, none=tiers[tier])
         total = sum(tiers[t] for t in experts)  # an expert may have been deleted: the others share what it had
         if not total > 0:
             total, tiers = float(len(experts)), dict.fromkeys(experts, 1.0)
@@ -87,14 +86,10 @@ class ComplexityRouter(Router):
         best = max(by_tier, key=by_tier.__getitem__)
         by_lobe = {experts[t]: p for t, p in by_tier.items()}
         missing = "" if tier in experts else f"; there is no expert for {tier} ones"
-        return RoutingDecision(
-            router=self.name,
-            stage="complexity",
-            scores=dict(by_lobe),
+        return Verdict(
+            scores=by_lobe,
             probabilities=by_lobe,
-            weights={experts[best]: 1.0},
-            chosen=experts[best],
-            confidence=by_tier[best],
+            stage="complexity",
             reason=f"Complexity {evidence['score']:.2f}: {best} ({by_tier[best]:.0%}), so {experts[best]} answers{missing}.",
             evidence=evidence,
         )

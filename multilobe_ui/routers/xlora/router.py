@@ -21,7 +21,7 @@ import numpy as np
 from ...errors import RoutingError
 from ...lobes.rows import RoutingRows, Vector
 from ...routing.calibration import fit_temperature, softmax
-from ...routing.decision import Mixing, RoutingDecision, base_decision
+from ...routing.decision import Mixing, Verdict
 from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
 from ...settings import XLoraSettings, settings_of
 
@@ -93,11 +93,11 @@ class XLoraRouter(Router):
 
     # ---- deciding ---------------------------------------------------------------------------------------------------------
 
-    def decide(self, prompt: str) -> RoutingDecision:
+    def judge(self, prompt: str) -> Verdict:
         fitted = self._fitted
         if fitted is None:
             reason = "X-LoRA's head has not been trained yet; fit it under Routers."
-            return base_decision(self.name, "not fitted", reason, certain=False)
+            return Verdict.base("not fitted", reason, certain=False)
         seen = self._read(fitted, prompt)
         shares = dict(zip(fitted.names, map(float, seen.mean), strict=True))
         likely = softmax(np.log(seen.mean + 1e-9) / fitted.temperature)
@@ -105,24 +105,17 @@ class XLoraRouter(Router):
         best = max(shares, key=shares.__getitem__)
         odds = _log_odds(fitted, seen.state)
         none = 0.0 if odds is None else float(1 / (1 + np.exp(np.clip(odds - fitted.threshold, -50, 50))))
-        values: dict[str, Any] = {
-            "scores": shares,
-            "probabilities": {name: by_lobe.get(name, 0.0) for name in self.context.lobes},
-            "evidence": {"none": none, "tokens": self._by_token(fitted.names, seen)},
-        }
-        if none > 0.5:
-            reason = f"The prompt reads more like everyday ones than like those of any lobe{self._unknown(fitted)}."
-            return base_decision(self.name, self.name, reason, **{**values, "confidence": none})
         reason = f"{best} has {shares[best]:.0%} of the weight over the prompt's tokens{self._unknown(fitted)}."
-        return RoutingDecision(
-            router=self.name,
+        if none >= 0.5:
+            reason = f"The prompt reads more like everyday ones than like those of any lobe{self._unknown(fitted)}."
+        return Verdict(
+            scores=shares,
+            probabilities={name: (1 - none) * by_lobe.get(name, 0.0) for name in self.context.lobes},
+            none=none,
             stage=self.name,
-            weights={name: share for name, share in shares.items() if share > 0},
-            chosen=best,
-            confidence=by_lobe[best] * (1 - none),
             reason=reason,
-            per_token=True,
-            **values,
+            evidence={"tokens": self._by_token(fitted.names, seen)},
+            weights={name: share for name, share in shares.items() if share > 0},
         )
 
     def mixer(self, mixing: Mixing) -> XLoraMixer:
