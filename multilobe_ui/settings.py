@@ -1,22 +1,147 @@
-"""Settings as frozen dataclasses. A value out of range is refused here, with the rule and the value, and nowhere else."""
+"""Settings as frozen dataclasses. One line is a setting: its default, label, help and range.
+
+From that line come the check of a value, the field of a form, the option of the command line with its help, and the error
+that an API client gets.
+"""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from functools import cache
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import ConfigError
 
 T = TypeVar("T")
+EMPTY_IS = "automatic"
+"""What a setting that may be empty is then."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a setting besides its type and default.
+
+    Attributes:
+        label: in forms; "" keeps it out of them. help: a sentence or two. low, high: it may have these values. above, below: it
+            must not reach these.
+    """
+
+    label: str
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def range(self) -> str:
+        """In words, such as "from 1 to 1000"; "" if there is none."""
+        if self.low is not None and self.high is not None:
+            return f"from {_short(self.low)} to {_short(self.high)}"
+        words = [
+            *([f"at least {_short(self.low)}"] if self.low is not None else []),
+            *([f"above {_short(self.above)}"] if self.above is not None else []),
+            *([f"at most {_short(self.high)}"] if self.high is not None else []),
+            *([f"below {_short(self.below)}"] if self.below is not None else []),
+        ]
+        return " and ".join(words)
+
+    def holds(self, value: float) -> bool:
+        """Whether a number lies in the range."""
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+
+def setting(
+    default: Any,
+    label: str,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field of a settings dataclass; the arguments are those of `About`."""
+    return field(default=default, metadata={"about": About(label, help, low, high, above, below)})
+
+
+def about(of: Field[Any]) -> About:
+    """What a field says of itself."""
+    found: About = of.metadata.get("about") or About("", "")
+    return found
+
+
+def kind_of(settings: type[Any], name: str) -> tuple[type[Any], tuple[str, ...], bool]:
+    """(bool, int, float or str; the values that it may have, if it is one of several words; whether it may be empty)."""
+    return _kinds(settings)[name]  # type: ignore[arg-type]
+
+
+@cache
+def _kinds(settings: type[Any]) -> dict[str, tuple[type[Any], tuple[str, ...], bool]]:
+    found: dict[str, tuple[type[Any], tuple[str, ...], bool]] = {}
+    for name, hint in get_type_hints(settings).items():
+        options = get_args(hint) if get_origin(hint) is not Literal else (hint,)
+        some = [option for option in options or (hint,) if option is not NoneType]
+        words = get_args(some[0]) if get_origin(some[0]) is Literal else ()
+        plain = str if words else some[0]
+        found[name] = plain, words, NoneType in options
+    return found
 
 
 def check(holds: bool, name: str, value: object, rule: str) -> None:
     """Raise ConfigError "NAME is VALUE: RULE" unless `holds`."""
     if not holds:
         raise ConfigError(f"{name} is {value!r}: it must be {rule}.")
+
+
+def check_all(settings: Any) -> None:
+    """Check every `setting` of a dataclass for its type and range.
+
+    Raises:
+        ConfigError: with the name, the value and what it must be.
+    """
+    for one in fields(settings):
+        if "about" in one.metadata and one.name != "target_modules":
+            check(_fits(type(settings), one, getattr(settings, one.name)), one.name, getattr(settings, one.name),
+                  rule(type(settings), one))  # fmt: skip
+
+
+def rule(settings: type[Any], of: Field[Any]) -> str:
+    """What a value must be, such as "a whole number from 1 to 1000, or empty (automatic)"."""
+    kind, words, optional = kind_of(settings, of.name)
+    if words:
+        told = f"one of {', '.join(map(repr, words))}"
+    elif kind is bool:
+        told = "True or False"
+    elif kind is str:
+        told = "a text"
+    else:
+        told = f"{'a whole number' if kind is int else 'a number'} {about(of).range()}".strip()
+    return f"{told}, or empty ({EMPTY_IS})" if optional else told
+
+
+def _fits(settings: type[Any], of: Field[Any], value: object) -> bool:
+    kind, words, optional = kind_of(settings, of.name)
+    if value is None:
+        return optional
+    if words:
+        return value in words
+    if kind in (int, float):
+        number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        return number and about(of).holds(value)  # type: ignore[arg-type]  # never true of NaN
+    return isinstance(value, kind)
+
+
+def _short(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) and number >= 10_000 else f"{number:g}"
 
 
 def from_json(kind: type[T], values: dict[str, Any]) -> T:
@@ -36,75 +161,59 @@ def settings_of(kind: type[T], values: Mapping[str, Any]) -> T:
     check(not unknown, "settings", unknown, f"among {', '.join(known)}")
     try:
         return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"A setting has a value of the wrong type ({error}): {dict(values)}.") from None
+    except TypeError:
+        raise ConfigError(f"A setting has a value of the wrong type: {dict(values)}. Give numbers as numbers.") from None
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How one lobe is trained. None is chosen for the base and the rows when training begins (`resolved`); the other
-    defaults are the peer's where it has them."""
+    """How one lobe is trained. None is chosen for the base and the rows when training begins (`resolved`); the other defaults
+    are the peer's where it has them."""
 
-    epochs: int | None = None
-    """Passes over the training rows; None chooses by their number (see `suggested_epochs`)."""
-    lora_r: int = 16
-    """Rank of the LoRA matrices."""
-    lora_alpha: int = 32
-    """The delta is scaled by lora_alpha / r (or lora_alpha / sqrt(r) with rsLoRA)."""
-    lora_dropout: float = 0.05
-    """Dropout on the input of every LoRA matrix A, while training."""
-    target_modules: str | tuple[str, ...] | None = None
-    """Names of the linear layers that get a LoRA; None means every linear layer but the output head."""
-    use_rslora: bool = False
-    """Rank-stabilised scaling (Kalajdzievski 2023)."""
-    batch_size: int = 4
-    """Rows in one optimizer step, before accumulation."""
-    gradient_accumulation: int = 1
-    """Batches summed into one optimizer step."""
-    learning_rate: float | None = None
-    """Peak learning rate; None chooses one for the size of the base (see `suggested_learning_rate`)."""
-    warmup_fraction: float = 0.06
-    """Share of all steps with linear warm-up; a cosine to zero follows."""
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    max_length: int = 512
-    """Longest row in tokens; longer rows are cut (the answer is kept before the prompt)."""
-    prompt_weight: float = 0.1
-    """Weight of a prompt token in the loss, against 1 for an answer token. The log-prob router reads prompts, so it
-    profits when lobes have learned them a little."""
-    validation_fraction: float | None = None
-    """Share of rows held out to measure the loss; None chooses by the rows (see `dataset.held_out_share`): none at all
-    where they are facts."""
-    keep: Literal["last", "best"] = "last"
-    """Which step's adapter is kept: the last, or the one with the lowest validation loss (the last without held-out rows)."""
-    evaluations_per_epoch: int = 2
-    patience: int = 0
-    """Stop after so many evaluations without a better validation loss; 0 never stops early, nor does a run without
-    held-out rows."""
-    seed: int = 0
+    epochs: int | None = setting(None, "Epochs", "How often all rows are read. Empty: automatic.", low=1, high=1000)
+    learning_rate: float | None = setting(
+        None, "Learning rate", "Empty: automatic.", above=0, below=1
+    )  # its peak; None chooses one for the width of the base (see `suggested_learning_rate`)
+    validation_fraction: float | None = setting(
+        None, "Held-out share", "Rows that are measured, not trained: 0 to 0.5. Empty: automatic.", low=0, high=0.5
+    )  # None chooses by the rows (see `data.held_out`): none at all where they are facts
+    lora_r: int = setting(16, "Rank (r)", "Size of the lobe: more can learn more, and weighs more.", low=1, high=1024)
+    lora_alpha: int = setting(32, "Alpha", "Strength of the lobe: it is scaled by alpha / r.", above=0)
+    lora_dropout: float = setting(
+        0.05, "Dropout", "Share of inputs left out at random, against learning by heart.", low=0, below=1
+    )
+    batch_size: int = setting(4, "Batch size", "Rows in one step; lower it if memory runs out.", low=1, high=1024)
+    max_length: int = setting(
+        512, "Longest row (tokens)", "Longer rows are cut; the answer is kept first.", low=8, high=1_000_000
+    )
+    patience: int = setting(
+        0, "Patience", "Stop after so many measurements on held-out rows without gain; 0: never.", low=0
+    )
+    prompt_weight: float = setting(
+        0.1, "Prompt weight", "How much prompts count beside answers: 0 to 1.", low=0, high=1
+    )  # the log-prob router reads prompts, so it profits when lobes have learned them a little
+    seed: int = setting(0, "Seed", "Same seed, same data: same curve.", low=0, high=2**32 - 1)
+    keep: Literal["last", "best"] = setting(
+        "last", "Keep", "The last step, or the one with the lowest loss on held-out rows."
+    )
+    target_modules: str | tuple[str, ...] | None = setting(
+        None, "Target modules", "Linear layers that learn, such as q_proj, v_proj. Empty: all."
+    )
+    use_rslora: bool = setting(
+        False, "rsLoRA", "Scale by alpha / √r, which keeps high ranks stable."
+    )  # Kalajdzievski 2023
+    gradient_accumulation: int = setting(1, "", "Batches summed into one optimizer step.", low=1, high=1024)
+    warmup_fraction: float = setting(
+        0.06, "", "Share of all steps with linear warm-up; a cosine to zero follows.", low=0, high=1
+    )
+    weight_decay: float = setting(0.0, "", "Decoupled weight decay of AdamW.", low=0)
+    max_grad_norm: float = setting(1.0, "", "Gradients are clipped to this norm.", above=0)
+    evaluations_per_epoch: int = setting(2, "", "Measurements on held-out rows in every epoch.", low=1, high=100)
 
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, list):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        epochs, share = self.epochs, self.validation_fraction
-        check(epochs is None or 1 <= epochs <= 1000, "epochs", epochs, "a whole number from 1 to 1000, or empty")
-        check(1 <= self.lora_r <= 1024, "lora_r", self.lora_r, "a whole number from 1 to 1024")
-        check(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "above 0")
-        check(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
-        check(1 <= self.batch_size <= 1024, "batch_size", self.batch_size, "a whole number from 1 to 1024")
-        check(1 <= self.gradient_accumulation <= 1024, "gradient_accumulation", self.gradient_accumulation, "1 to 1024")
-        rate = self.learning_rate
-        check(rate is None or 0 < rate < 1, "learning_rate", rate, "above 0 and below 1, or empty for automatic")
-        check(0 <= self.warmup_fraction <= 1, "warmup_fraction", self.warmup_fraction, "from 0 to 1")
-        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
-        check(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "above 0")
-        check(8 <= self.max_length <= 1_000_000, "max_length", self.max_length, "at least 8 tokens")
-        check(0 <= self.prompt_weight <= 1, "prompt_weight", self.prompt_weight, "from 0 to 1")
-        check(share is None or 0 <= share <= 0.5, "validation_fraction", share, "from 0 to 0.5, or empty for automatic")
-        check(self.keep in ("last", "best"), "keep", self.keep, "'last' or 'best'")
-        check(1 <= self.evaluations_per_epoch <= 100, "evaluations_per_epoch", self.evaluations_per_epoch, "1 to 100")
-        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
-        check(self.patience >= 0, "patience", self.patience, "0 (never) or more")
+        check_all(self)
 
     def resolved(self, rows: int, hidden_size: int, held_out_share: float = 0.0) -> TrainingConfig:
         """These settings with a number in the place of every None.
@@ -128,22 +237,16 @@ class TrainingConfig:
 class SamplingConfig:
     """How tokens are drawn while generating."""
 
-    max_new_tokens: int = 256
-    temperature: float = 0.7
-    top_p: float = 0.9
-    top_k: int = 0
-    """Keep only the k likeliest tokens; 0 keeps all."""
-    repetition_penalty: float = 1.0
-    do_sample: bool = True
-    """False takes the likeliest token at every step (greedy); temperature 0 means the same."""
-    seed: int | None = None
+    max_new_tokens: int = setting(256, "Longest answer", "Tokens.", low=1)
+    temperature: float = setting(0.7, "Temperature", "0 is always the likeliest token.", low=0, high=10)
+    top_p: float = setting(0.9, "Top-p", "Share of probability to draw from.", above=0, high=1)
+    top_k: int = setting(0, "Likeliest tokens", "So many to draw from, 0 for all.", low=0)
+    repetition_penalty: float = setting(1.0, "Repetition penalty", "1 is none.", above=0, high=10)
+    do_sample: bool = setting(True, "", "False takes the likeliest token at every step (greedy), as temperature 0 does.")
+    seed: int | None = setting(None, "Seed", "A number draws the same again.")
 
     def __post_init__(self) -> None:
-        check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
-        check(0 <= self.temperature <= 10, "temperature", self.temperature, "from 0 to 10")
-        check(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        check(self.top_k >= 0, "top_k", self.top_k, "0 (off) or more")
-        check(0 < self.repetition_penalty <= 10, "repetition_penalty", self.repetition_penalty, "above 0, at most 10")
+        check_all(self)
 
     @property
     def greedy(self) -> bool:
@@ -152,60 +255,41 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class XLoraSettings:
-    """How an X-LoRA head is made and trained (`xlora_training.train_head`)."""
+    """How an X-LoRA head is made and trained (`routers.xlora.training.train_head`)."""
 
-    depth: int = 1
-    """Linear layers of the head."""
-    size: int = 64
-    """Features between the layers of a head of depth 2 or more."""
-    layerwise: bool = True
-    """Weights of their own for every adapted linear layer; False gives a token the same weights in all layers."""
-    granularity: str = "both"
-    """What a token is weighed by: "token", its own hidden state as in PEFT; "sequence", the mean one of all tokens so far;
-    "both", side by side (on eight domains the best in accuracy and in loss)."""
-    temperature: float = 1.0
-    """Divides the head's outputs before the softmax: higher mixes more evenly."""
-    top_k: int = 0
-    """Train with the k best lobes of each token alone; 0 mixes all."""
-    dropout: float = 0.0
-    supervised_steps: int = 400
-    """Optimizer steps on the rows' own lobes as labels."""
-    language_steps: int = 120
-    """Optimizer steps on the answers' language-model loss, after those."""
-    learning_rate: float = 1e-2
-    """Peak rate of the supervised steps; the language-model steps begin at `language_rate`."""
-    language_rate: float = 2e-3
-    label_weight: float = 0.05
-    """Share of the label loss while the language-model loss is learned, so that the head does not forget the lobes."""
-    batch_size: int = 8
-    """Rows in one language-model step."""
-    rows_per_lobe: int = 256
-    """Most training rows of each lobe; held out are at most a quarter as many."""
-    max_length: int = 256
-    """Longest row in tokens; longer rows are cut."""
-    seed: int = 0
+    depth: int = setting(1, "Depth", "Linear layers of the head.", low=1, high=8)
+    size: int = setting(64, "Size", "Features between the layers of a head of depth 2 or more.", low=1, high=8192)
+    layerwise: bool = setting(
+        True, "Layerwise", "Weights of their own for every adapted layer; else a token has the same in all layers."
+    )
+    granularity: Literal["token", "sequence", "both"] = setting(
+        "both", "Granularity", "What a token is weighed by: its own hidden state as in PEFT, the mean of all so far, or both."
+    )  # on eight domains both is the best in accuracy and in loss
+    temperature: float = setting(
+        1.0, "Temperature", "Divides the head's outputs before the softmax: higher mixes more evenly.", above=0, high=100
+    )
+    top_k: int = setting(0, "Top-k", "Train with the k best lobes of each token alone; 0 mixes all.", low=0, high=1000)
+    dropout: float = setting(0.0, "Dropout", "Of the head's features.", low=0, below=1)
+    supervised_steps: int = setting(
+        400, "Supervised steps", "Optimizer steps on the rows' own lobes as labels.", low=0, high=100_000
+    )
+    language_steps: int = setting(
+        120, "Language steps", "Optimizer steps on the answers' loss, after those.", low=0, high=100_000
+    )
+    learning_rate: float = setting(1e-2, "Learning rate", "Peak rate of the supervised steps.", above=0, below=1)
+    language_rate: float = setting(2e-3, "Language rate", "Rate at which the language steps begin.", above=0, below=1)
+    label_weight: float = setting(
+        0.05, "Label weight", "Share of the label loss in the language steps, so that the head keeps the lobes.", low=0, high=1
+    )
+    batch_size: int = setting(8, "Batch size", "Rows in one language step.", low=1, high=1024)
+    rows_per_lobe: int = setting(
+        256, "Rows per lobe", "Most training rows of each; held out are at most a quarter as many.", low=4, high=100_000
+    )
+    max_length: int = setting(256, "Longest row (tokens)", "Longer rows are cut.", low=8, high=100_000)
+    seed: int = setting(0, "Seed", "Same seed, same rows: same head.", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
-        check(1 <= self.depth <= 8, "depth", self.depth, "from 1 to 8")
-        check(1 <= self.size <= 8192, "size", self.size, "from 1 to 8192")
-        check(
-            self.granularity in ("token", "sequence", "both"),
-            "granularity",
-            self.granularity,
-            "'token', 'sequence' or 'both'",
-        )
-        check(0 < self.temperature <= 100, "temperature", self.temperature, "above 0 and at most 100")
-        check(0 <= self.top_k <= 1000, "top_k", self.top_k, "0 (all lobes) or the number of lobes that mix")
-        check(0 <= self.dropout < 1, "dropout", self.dropout, "at least 0 and below 1")
-        check(0 <= self.supervised_steps <= 100_000, "supervised_steps", self.supervised_steps, "0 or more")
-        check(0 <= self.language_steps <= 100_000, "language_steps", self.language_steps, "0 (none) or more")
-        check(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "above 0 and below 1")
-        check(0 < self.language_rate < 1, "language_rate", self.language_rate, "above 0 and below 1")
-        check(0 <= self.label_weight <= 1, "label_weight", self.label_weight, "from 0 to 1")
-        check(1 <= self.batch_size <= 1024, "batch_size", self.batch_size, "a whole number from 1 to 1024")
-        check(4 <= self.rows_per_lobe <= 100_000, "rows_per_lobe", self.rows_per_lobe, "at least 4")
-        check(8 <= self.max_length <= 100_000, "max_length", self.max_length, "at least 8 tokens")
-        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        check_all(self)
 
 
 def budget_from_environment() -> float | None:

@@ -14,21 +14,22 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, MultiLobeError
 from ..files import home_folder, made_home
-from ..settings import SamplingConfig, TrainingConfig, budget_from_environment, settings_of
-
-TRAINING_HELP = {
-    "epochs": "passes over the rows (default: chosen for their number)",
-    "learning_rate": "peak rate (default: chosen for the width of the base)",
-    "validation_fraction": "share of rows held out, 0 to 0.5 (default: chosen by the rows; none where they are facts)",
-    "keep": "which step is kept: the last, or the one with the lowest validation loss (default: last)",
-    "patience": "stop after so many evaluations without gain, with held-out rows (default: 0, never)",
-}
+from ..settings import (
+    EMPTY_IS,
+    SamplingConfig,
+    TrainingConfig,
+    about,
+    budget_from_environment,
+    kind_of,
+    rule,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from ..model import MultiLobeModel
@@ -334,7 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     teach.add_argument("--skip-bad", action="store_true", help="use the good rows of a file that has bad ones")
     teach.add_argument("--checkpoint", help="folder for progress; training resumes from what is there")
     teach.add_argument("--quiet", action="store_true", help="no progress bar")
-    _add_settings(teach, TrainingConfig, TRAINING_HELP)
+    _add_settings(teach, TrainingConfig)
 
     talk = command("chat", chat)
     talk.add_argument("prompt", nargs="*", help="without one, a conversation")
@@ -408,21 +409,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser, kind: type[Any], about: Mapping[str, str] | None = None) -> None:
-    """An option for every field of a settings dataclass; `about` has help for some of them."""
-    for field in fields(kind):
-        default = field.default if field.default is not MISSING else None
-        option = "--" + field.name.replace("_", "-")
-        told = (about or {}).get(field.name) or f"default: {'automatic' if default is None else default}"
-        if isinstance(default, bool):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=default)
-        elif field.name == "target_modules":
-            parser.add_argument(option, nargs="+", default=None, help="default: every linear layer but the output head")
-        elif isinstance(default, str):
-            parser.add_argument(option, choices=get_args(get_type_hints(kind)[field.name]), default=default, help=told)
+def _add_settings(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
+    """An option for every field of a settings dataclass."""
+    for of in fields(kind):
+        option = "--" + of.name.replace("_", "-")
+        plain, words, _ = kind_of(kind, of.name)
+        told = f"{about(of).help} ({rule(kind, of)}; default: {EMPTY_IS if of.default is None else of.default})"
+        told = told.replace("%", "%%")
+        if of.name == "target_modules":
+            parser.add_argument(option, nargs="+", default=None, help=about(of).help)
+        elif plain is bool:
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=of.default, help=about(of).help)
         else:
-            number = float if "float" in str(field.type) else int
-            parser.add_argument(option, type=number, default=default, help=told)
+            parser.add_argument(option, type=plain, choices=words or None, default=of.default, help=told)
 
 
 def _add_mixing(parser: argparse.ArgumentParser) -> None:

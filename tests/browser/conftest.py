@@ -30,9 +30,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    """`python app.py` with an empty home, as on a newcomer's machine."""
+    """`python app.py` with an empty home, as on a newcomer's machine; one for all tests, each of which leaves it as it was."""
     if not CHROMIUM.exists():
         if os.environ.get("CI") == "true":
             pytest.fail(f"{CHROMIUM} is missing: these tests must run in CI")

@@ -525,8 +525,8 @@ def test_a_stop_keeps_the_newest_step(backbone: Backbone, tmp_path: Path, held_o
 
 def test_epochs_and_rate_are_chosen_where_they_are_left_out(backbone: Backbone, tmp_path: Path) -> None:
     config = TrainingConfig(lora_r=2, max_length=64)
-    _, result = finish(train_lobe(backbone, tiny.examples(200), [], config, tmp_path / "lobe"))
-    assert result.steps == 50 * suggested_epochs(200)
+    _, result = finish(train_lobe(backbone, tiny.examples(40), [], config, tmp_path / "lobe"))
+    assert result.steps == 10 * suggested_epochs(40)
     assert result.learning_rate == suggested_learning_rate(backbone.hidden_size)
 
 

@@ -243,12 +243,15 @@ def test_private_handlers_are_hidden_and_still_guarded(alone):
     assert len(private) > 25
     calls = len(alone.studio.calls)
     lobes = [lobe.name for lobe in alone.studio.lobes()]
-    for number, dep in enumerate(private):
-        for junk in (None, {"path": "/etc/passwd"}, ["x"], 7):
-            httpx.post(
-                f"{alone.url}/gradio_api/run/predict", timeout=20,
-                json={"fn_index": dep["id"], "data": [junk] * len(dep["inputs"]), "session_hash": f"junk{number}"},
-            )  # fmt: skip
+    asked = [(number, dep, junk) for number, dep in enumerate(private) for junk in (None, {"path": "/etc/passwd"}, ["x"], 7)]
+
+    def press(client: httpx.Client, number: int, dep: dict, junk: object) -> None:
+        data = {"fn_index": dep["id"], "data": [junk] * len(dep["inputs"]), "session_hash": f"junk{number}"}
+        client.post(f"{alone.url}/gradio_api/run/predict", timeout=20, json=data)
+
+    with httpx.Client() as client:
+        for call in asked:
+            press(client, *call)
     alone.studio.become_ready()
     # nothing given can be wrong: a base, or a message to routers, may be "7", and so may a budget; "Fit all" takes no value
     harmless = {"restore_demo", "save_bundle", "change_base", "compare_routers", "prompt_map", "fit_router", "set_memory_budget"}

@@ -25,7 +25,7 @@ from gradio.context import Context
 from gradio.utils import get_upload_folder
 
 from ...errors import ConfigError, JobError, MultiLobeError
-from ...settings import TrainingConfig
+from ...settings import TrainingConfig, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +36,6 @@ SHORTEST_TOKEN = 16
 MOST_NAMES = 1000
 MOST_STAGES = 12
 _FILE_MARK = {"_type": "gradio.FileData"}
-_WHOLE_SETTINGS = (
-    "epochs", "lora_r", "lora_alpha", "batch_size", "gradient_accumulation", "max_length", "evaluations_per_epoch",
-    "patience", "seed",
-)  # fmt: skip
-_AUTOMATIC = ("epochs", "learning_rate", "validation_fraction")  # a text box each, because an empty number box turns into 0
 KEEPS = ("last", "best")
 _LARGEST = 2**31 - 1
 
@@ -320,15 +315,17 @@ def a_share(value: object) -> float | None:
 
 
 def _setting(key: str, value: object) -> Any:
+    """A setting of a training as a form or client has it; whether it is in range is checked with the settings."""
+    kind, words, optional = kind_of(TrainingConfig, key)
     if key == "target_modules":
         return _module_names(value)
-    if key == "use_rslora":
+    if kind is bool:
         return a_flag(value, key)
-    if key == "keep":
-        return a_choice(value, key, KEEPS)
-    if key in _AUTOMATIC and isinstance(value, str):
+    if words:
+        return a_choice(value, key, words)
+    if optional and isinstance(value, str):
         value = _read_number(value)
-    return a_whole(value, key, -_LARGEST, _LARGEST) if key in _WHOLE_SETTINGS else a_number(value, key)
+    return a_whole(value, key, -_LARGEST, _LARGEST) if kind is int else a_number(value, key)
 
 
 def _read_number(text: str) -> object:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from ...errors import DataError, JobError, MultiLobeError
-from ...settings import TrainingConfig, suggested_epochs
+from ...settings import EMPTY_IS, TrainingConfig, about, kind_of, suggested_epochs
 from ..kit import guard, text
 from ..kit.curves import PALETTE, RUN, compare_curves, loss_curves
 from ..kit.guard import friendly
@@ -130,35 +130,9 @@ CSS = TABLE_CSS + """
 """
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One field of the settings form; the defaults are those of TrainingConfig."""
-
-    key: str
-    label: str
-    info: str
-    whole: bool = True
-
-
-SETTINGS = (
-    Setting("lora_r", "Rank (r)", "Size of the lobe: more can learn more, and weighs more."),
-    Setting("lora_alpha", "Alpha", "Strength of the lobe: it is scaled by alpha / r."),
-    Setting("lora_dropout", "Dropout", "Share of inputs left out at random, against learning by heart.", False),
-    Setting("batch_size", "Batch size", "Rows in one step; lower it if memory runs out."),
-    Setting("max_length", "Longest row (tokens)", "Longer rows are cut; the answer is kept first."),
-    Setting("patience", "Patience", "Stop after so many measurements on held-out rows without gain; 0: never."),
-    Setting("prompt_weight", "Prompt weight", "How much prompts count beside answers: 0 to 1.", False),
-    Setting("seed", "Seed", "Same seed, same data: same curve."),
-)
-AUTOMATIC = (
-    Setting("epochs", "Epochs", "How often all rows are read. Empty: automatic."),
-    Setting("learning_rate", "Learning rate", "Empty: automatic."),
-    Setting("validation_fraction", "Held-out share", "Rows that are measured, not trained: 0 to 0.5. Empty: automatic."),
-)
-KEEP = (("Last", "last"), ("Best", "best"))
-SETTING_KEYS = (
-    *(setting.key for setting in AUTOMATIC), *(setting.key for setting in SETTINGS), "keep", "target_modules", "use_rslora",
-)  # fmt: skip
+KEEP_WORDS = {"last": "Last", "best": "Best"}
+SETTINGS = tuple(of for of in fields(TrainingConfig) if about(of).label)
+"""What the form has."""
 
 
 class TrainTab:
@@ -215,27 +189,8 @@ class TrainTab:
         plain = TrainingConfig()
         self.settings: dict[str, Any] = {}
         with gr.Accordion("Settings", open=False, elem_id="train-settings"), gr.Row(elem_classes="train-settings"):
-            for setting in AUTOMATIC:  # text boxes, because an empty number box turns into 0
-                self.settings[setting.key] = gr.Textbox(
-                    label=setting.label, info=setting.info, placeholder="automatic", max_length=20, min_width=140,
-                    elem_id=f"train-{setting.key}",
-                )  # fmt: skip
-            for setting in SETTINGS:
-                self.settings[setting.key] = gr.Number(
-                    value=getattr(plain, setting.key), label=setting.label, info=setting.info, min_width=140,
-                    precision=0 if setting.whole else None, elem_id=f"train-{setting.key}",
-                )  # fmt: skip
-            self.settings["keep"] = gr.Dropdown(
-                list(KEEP), value=plain.keep, label="Keep", min_width=140, elem_id="train-keep",
-                info="The last step, or the one with the lowest loss on held-out rows.",
-            )  # fmt: skip
-            self.settings["target_modules"] = gr.Textbox(
-                label="Target modules", info="Linear layers that learn, such as q_proj, v_proj. Empty: all.",
-                placeholder="all linear layers", max_length=2000, min_width=140, elem_id="train-target_modules",
-            )  # fmt: skip
-            self.settings["use_rslora"] = gr.Checkbox(
-                label="rsLoRA", info="Scale by alpha / √r, which keeps high ranks stable.", min_width=140
-            )
+            for of in SETTINGS:
+                self.settings[of.name] = _form_field(of, getattr(plain, of.name))
 
     def _live_side(self) -> None:
         bare(_heading("Live training", "It goes on if you close this page; come back any time."))
@@ -294,7 +249,7 @@ class TrainTab:
         look: dict[str, Any] = {
             "fn": self.look, "inputs": [self.shown, self.ticked, self.seen, self.token], "outputs": view, **quick
         }  # fmt: skip
-        form = [self.settings[key] for key in SETTING_KEYS]
+        form = [self.settings[of.name] for of in SETTINGS]
         asked = [self.source, self.name, self.skip_bad, self.token, *form]
         self.start.click(self.begin, asked, [self.shown, self.seen], **private).success(**look, js=SHOW_RUN)
         acts: dict[gr.Button, Callable[..., Any]] = {
@@ -351,7 +306,7 @@ class TrainTab:
         """What will be trained, held out and kept, in a line; and how many passes that is where nobody says otherwise."""
         held_out = source.get("held_out")
         if not source.get("rows") or held_out is None:
-            return gr.update(visible=False), gr.update(info=AUTOMATIC[0].info)
+            return gr.update(visible=False), gr.update(info=about(SETTINGS[0]).help)
         asked = guard.a_share(share)
         trained = held_out.rows - (held_out.count if asked is None else round(asked * held_out.rows))
         epochs = f"How often all rows are read. Empty: automatic, {suggested_epochs(trained)} for these."
@@ -431,7 +386,7 @@ class TrainTab:
         owner = guard.acting_owner(self.studio, request, token)
         if not source.get("path"):
             raise DataError("There is no data yet. Drop a file, or choose one of the samples.")
-        config = guard.training_config(dict(zip(SETTING_KEYS, settings, strict=True)))
+        config = guard.training_config(dict(zip((of.name for of in SETTINGS), settings, strict=True)))
         job = self.studio.train(
             guard.a_text(name, "The name of the lobe", 80), Path(source["path"]), config,
             mapping=source.get("mapping"), skip_bad=guard.a_flag(skip_bad, "Use the good rows only"), owner=owner,
@@ -627,3 +582,20 @@ def _heading(title: str, about: str) -> str:
 
 def _rate_hint(rate: float | None) -> str:
     return f"Empty: automatic, {rate:g} for this base." if rate else "Empty: automatic."
+
+
+def _form_field(of: Field[Any], value: Any) -> Any:
+    """The component of one setting."""
+    told: dict[str, Any] = {
+        "label": about(of).label, "info": about(of).help, "min_width": 140, "elem_id": f"train-{of.name}",
+    }  # fmt: skip
+    kind, words, optional = kind_of(TrainingConfig, of.name)
+    if of.name == "target_modules":
+        return gr.Textbox(placeholder="all linear layers", max_length=2000, **told)
+    if optional:  # a text box, because an empty number box turns into 0
+        return gr.Textbox(placeholder=EMPTY_IS, max_length=20, **told)
+    if words:
+        return gr.Dropdown([(KEEP_WORDS.get(word, word), word) for word in words], value=value, **told)
+    if kind is bool:
+        return gr.Checkbox(value=value, **told)
+    return gr.Number(value=value, precision=0 if kind is int else None, **told)
