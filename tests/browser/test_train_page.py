@@ -108,7 +108,8 @@ def test_train_watch_reload_stop_resume_and_use(visit: Visit, app: App) -> None:
     assert ODD_NAME in app.lobes()
 
     # A second run, as long as about eight seconds of the first: long enough to be stopped, short enough to be finished.
-    job = next(path.name for path in sorted((app.home / "jobs").iterdir(), reverse=True) if path.is_dir())
+    jobs = [json.loads(path.read_text()) for path in (app.home / "jobs").glob("*/job.json")]
+    job = next(job["id"] for job in jobs if job["spec"]["name"] == ODD_NAME)
     status = app.call("train_status", job)
     epochs = max(8, round(8 * status["step"] / status["seconds"] / (status["steps"] / 1000)))
     first.upload("#train-file", file("words.jsonl", rows(40)))
