@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from multilobe_ui.ui.kit.curves import MOST_POINTS, NO_CURVE, change, compare_curves, decimate, loss_curves, smoothed
+from multilobe_ui.ui.kit.curves import MOST_POINTS, NO_CURVE, compare_curves, decimate, loss_curves, smoothed
+from multilobe_ui.ui.kit.text import change
 
 
 def record(step, loss=None, validation=None):

@@ -5,13 +5,13 @@ A curve never has more than about 500 points, however long the run: plotly redra
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
+from .html import escape
 from .text import is_number
 
 MOST_POINTS = 500
@@ -24,8 +24,28 @@ HEIGHT = 320
 NO_CURVE = "No rows are held out,<br>so there is no validation curve."
 FONT = "IBM Plex Sans, system-ui, sans-serif"
 
+AXIS: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "fixedrange": True}
+
 Point = tuple[float, float]
 Records = Sequence[Mapping[str, Any]]
+
+
+def empty_figure(height: int, **layout: Any) -> go.Figure:
+    """A figure with the page's look and nothing in it: no ground of its own, no zoom, its legend in one line."""
+    legend = {"orientation": "h", "x": 0, "bgcolor": "rgba(0,0,0,0)", **layout.pop("legend")}
+    return go.Figure(
+        layout={
+            "template": "none",
+            "height": height,
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"color": INK, "size": 12, "family": FONT},
+            "hoverlabel": {"bgcolor": "#23262d", "font": {"color": "#f2f3f5"}},
+            "dragmode": False,
+            "legend": legend,
+            **layout,
+        }
+    )
 
 
 def loss_curves(
@@ -41,24 +61,24 @@ def loss_curves(
         colour: that of the lobe, for the validation loss; train loss is grey, since colour says which lobe.
     """
     train, validation = train_points(records), validation_points(records)
-    figure = _figure()
+    figure = _loss_figure()
+    mode = "markers"
     if len(train) > 1:
-        raw = decimate(train)
+        mode = "lines"
         figure.add_scatter(
-            x=_xs(raw), y=_ys(raw), mode="lines", name="every step", line={"color": TRAIN, "width": 1},
+            **places(decimate(train)), mode="lines", name="every step", line={"color": TRAIN, "width": 1},
             opacity=0.35, showlegend=False,
         )  # fmt: skip
     if train:
-        smooth = decimate(smoothed(train))
-        mode = "lines" if len(smooth) > 1 else "markers"
-        figure.add_scatter(x=_xs(smooth), y=_ys(smooth), mode=mode, name="train loss", line={"color": TRAIN, "width": 2})
+        line = {"color": TRAIN, "width": 2}
+        figure.add_scatter(**places(decimate(smoothed(train))), mode=mode, name="train loss", line=line)
     if validation:
-        shown = decimate(validation)
         figure.add_scatter(
-            x=_xs(shown), y=_ys(shown), mode="lines+markers", name="validation loss",
+            **places(decimate(validation)), mode="lines+markers", name="validation loss",
             line={"color": colour, "width": 3}, marker={"size": 8, "color": colour},
         )  # fmt: skip
-    base_loss = base_loss if base_loss is not None else _base_of(validation)
+    if base_loss is None:
+        base_loss = _base_of(validation)
     if base_loss is not None:
         figure.add_hline(y=base_loss, line={"color": INK, "dash": "dot", "width": 1.5})
         figure.add_annotation(
@@ -72,7 +92,7 @@ def loss_curves(
         )  # fmt: skip
     if steps:
         figure.update_xaxes(range=[0, steps * 1.015])  # room for half of the last marker
-    return _framed(figure, _highest([train, validation], base_loss))
+    return _up_to_the_highest(figure, [train, validation], base_loss)
 
 
 def compare_curves(runs: Mapping[str, Records], colours: Mapping[str, str] | None = None) -> go.Figure:
@@ -80,32 +100,24 @@ def compare_curves(runs: Mapping[str, Records], colours: Mapping[str, str] | Non
 
     Names are escaped, because plotly reads tags and links in them.
     """
-    figure = _figure()
+    figure = _loss_figure()
     curves = []
     for number, (name, records) in enumerate(runs.items()):
-        colour, name = (colours or {}).get(name) or PALETTE[number % len(PALETTE)], html.escape(name)
+        colour = (colours or {}).get(name) or PALETTE[number % len(PALETTE)]
         train, validation = train_points(records), validation_points(records)
         curves += [train, validation]
-        smooth, shown = decimate(smoothed(train)), decimate(validation)
-        if smooth:
+        shared = {"name": escape(name), "legendgroup": str(number)}
+        if train:
             figure.add_scatter(
-                x=_xs(smooth), y=_ys(smooth), mode="lines", name=name, legendgroup=str(number), showlegend=not shown,
-                line={"color": colour, "width": 1.5}, opacity=0.4 if shown else 1,
+                **places(decimate(smoothed(train))), **shared, mode="lines", showlegend=not validation,
+                line={"color": colour, "width": 1.5}, opacity=1 - 0.6 * bool(validation),
             )  # fmt: skip
-        if shown:
+        if validation:
             figure.add_scatter(
-                x=_xs(shown), y=_ys(shown), mode="lines+markers", name=name, legendgroup=str(number),
+                **places(decimate(validation)), **shared, mode="lines+markers",
                 line={"color": colour, "width": 2}, marker={"size": 6, "color": colour},
             )  # fmt: skip
-    return _framed(figure, _highest(curves, None))
-
-
-def change(before: float | None, after: float | None) -> str:
-    """'−38 %': how a loss has changed; "" if either is unknown."""
-    if before is None or after is None or not before:
-        return ""
-    percent = round(100 * (after - before) / before)
-    return f"{'−' if percent < 0 else '+' if percent else ''}{abs(percent)} %"
+    return _up_to_the_highest(figure, curves)
 
 
 def train_points(records: Records) -> list[Point]:
@@ -148,47 +160,34 @@ def _points(records: Records, key: str) -> list[Point]:
     return [(float(x), float(y)) for x, y in pairs if is_number(x) and is_number(y)]
 
 
-
 def _base_of(validation: Sequence[Point]) -> float | None:
-    return validation[0][1] if validation and validation[0][0] == 0 else None
+    """The loss before the first step: nothing was trained yet, so it is that of the base."""
+    if not validation or validation[0][0] != 0:
+        return None
+    return validation[0][1]
 
 
-def _xs(points: Iterable[Point]) -> list[int]:
-    return [int(x) for x, _ in points]
+def places(points: Iterable[Point]) -> dict[str, list[float]]:
+    """Points as plotly's x and y, at no more digits than can be seen."""
+    pairs = list(points)
+    return {"x": [int(x) for x, _ in pairs], "y": [round(y, 4) for _, y in pairs]}
 
 
-def _ys(points: Iterable[Point]) -> list[float]:
-    return [round(y, 4) for _, y in points]
-
-
-def _highest(curves: Iterable[Sequence[Point]], base_loss: float | None) -> float | None:
-    """Top of the y axis: a little above all but the wildest train steps, which would flatten everything else."""
-    tops = [base_loss] if base_loss is not None else []
-    for curve in curves:
-        ordered = sorted(y for _, y in curve)
-        tops += [ordered[min(len(ordered) - 1, math.ceil(0.98 * len(ordered)))]] if ordered else []
-    return 1.1 * max(tops) if tops else None
-
-
-def _figure() -> go.Figure:
-    return go.Figure(layout={"template": "none"})
-
-
-def _framed(figure: go.Figure, top: float | None) -> go.Figure:
-    figure.update_layout(
-        height=HEIGHT,
-        margin={"l": 44, "r": 14, "t": 30, "b": 40},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"color": INK, "size": 12, "family": FONT},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"},
-        hovermode="x unified",
-        hoverlabel={"bgcolor": "#23262d", "font": {"color": "#f2f3f5"}},
-        dragmode=False,
+def _loss_figure() -> go.Figure:
+    figure = empty_figure(
+        HEIGHT, margin={"l": 44, "r": 14, "t": 30, "b": 40}, legend={"y": 1.02, "yanchor": "bottom"}, hovermode="x unified"
     )
-    axes = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "fixedrange": True}
-    figure.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero", **axes)
-    figure.update_yaxes(title={"text": "loss (nats per token)", "standoff": 4}, tickformat=".3~g", **axes)
-    if top:
-        figure.update_yaxes(range=[0, top])
+    figure.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero", **AXIS)
+    figure.update_yaxes(title={"text": "loss (nats per token)", "standoff": 4}, tickformat=".3~g", **AXIS)
+    return figure
+
+
+def _up_to_the_highest(figure: go.Figure, curves: Iterable[Sequence[Point]], *losses: float | None) -> go.Figure:
+    """End the y axis a little above all but the wildest train steps, which would flatten everything else."""
+    tops = [loss for loss in losses if loss is not None]
+    for curve in filter(None, curves):
+        ordered = sorted(y for _, y in curve)
+        tops.append(ordered[min(len(ordered) - 1, math.ceil(0.98 * len(ordered)))])
+    if tops:
+        figure.update_yaxes(range=[0, 1.1 * max(tops)])
     return figure

@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ...routing.decision import RoutingDecision
-from .text import colour, escape, is_number, parts_of, percent, score, short
+from .html import Markup, and_more, around, html, joined
+from .text import NOTHING, colour, is_number, parts_of, percent, score, short
 
 MOST_BARS = 12
 NONE = ""
@@ -35,7 +36,7 @@ LINES = {"embedding": ("floor", "floor"), "logprob": ("base_logprob", "base mode
 
 def score_bars(
     decision: RoutingDecision, colours: Mapping[str, str], *, over: str = "the prompt", note: str = ""
-) -> str:
+) -> Markup:
     """What the router made of the lobes, as bars from 0 to 1, best first; the raw scores follow as numbers, folded away.
 
     Where a router weighs tokens, or a person mixed, the bars are weights; else they are probabilities, and that of what was
@@ -45,17 +46,18 @@ def score_bars(
         over: what the mean weights of a router that weighs tokens are the mean of. note: a sentence below probabilities.
     """
     if decision.stage == "manual":
-        several = len(decision.weights) > 1
-        return titled("Weight of every lobe", "", bars(decision.weights, colours, decision.chosen)) if several else ""
+        if len(decision.weights) < 2:
+            return Markup()
+        return titled("Weight of every lobe", "", bars(decision.weights, colours, decision.chosen))
     if decision.per_token:
         figure = bars(decision.weights, colours, decision.chosen)
         return titled("Mean weight", f"over the tokens of {over} and all layers", figure) + raw_scores(decision)
     shares = probabilities(decision)
     if not shares:
-        return ""
+        return Markup()
     figure = bars(shares, colours, decision.chosen or NONE)
-    said = f'<p class="ml-more">{escape(note)}</p>' if note else ""
-    return titled("Probability", "that it is the right one", figure) + said + raw_scores(decision)
+    remark = around('<p class="ml-more">{}</p>', note)
+    return titled("Probability", "that it is the right one", figure) + remark + raw_scores(decision)
 
 
 def probabilities(decision: RoutingDecision) -> dict[str, float]:
@@ -66,64 +68,74 @@ def probabilities(decision: RoutingDecision) -> dict[str, float]:
     """
     if decision.per_token or decision.stage == "corrected":
         return {}
-    found = {name: float(p) for name, p in decision.probabilities.items() if math.isfinite(p)}
+    estimates = {name: float(p) for name, p in decision.probabilities.items() if math.isfinite(p)}
     none = decision.evidence.get("none")
     if is_number(none):
-        found[NONE] = float(none)
-    if not found and not decision.chosen:
+        estimates[NONE] = float(none)
+    if not estimates and not decision.chosen:
         return {}
     decided, sure = decision.chosen or NONE, _share(decision.confidence)
-    others = {name: _share(p) for name, p in found.items() if name != decided}
-    total, room = sum(others.values()), 1 - sure
-    scale = room / total if total > room else 1.0
+    others = {name: _share(p) for name, p in estimates.items() if name != decided}
+    room = 1 - sure
+    scale = room / max(room, sum(others.values()), 1e-12)
     return {**{name: scale * p for name, p in others.items()}, decided: sure}
 
 
 def share_bar(
     weights: Mapping[str, float], colours: Mapping[str, str], label: str = "Weights", *, legend: bool = True
-) -> str:
-    """Weights side by side as one bar, each as wide as its share: what a mix is made of. "" for fewer than one.
+) -> Markup:
+    """Weights side by side as one bar, each as wide as its share: what a mix is made of. Empty without any weight.
 
     legend: names and weights below the bar.
     """
     used = {name: abs(w) for name, w in weights.items() if w and math.isfinite(w)}
     total = sum(used.values())
     if not total:
-        return ""
+        return Markup()
     order = parts_of(used)
-    parts = "".join(
-        f'<i style="--c:{colour(colours.get(name))};flex-grow:{used[name] / total:.4f}" title="{escape(name)} '
-        f'{percent(weights[name])}"></i>'
+    parts = joined(
+        html(
+            '<i style="--c:{};flex-grow:{:.4f}" title="{} {}"></i>',
+            colour(colours.get(name)), used[name] / total, name, percent(weights[name]),
+        )
         for name in order
+    )  # fmt: skip
+    below = Markup()
+    if legend:
+        below = html("<ul>{}</ul>", _legend(weights, order, colours))
+    spoken = ", ".join(f"{name} {percent(weights[name])}" for name in order[:6])
+    return html(
+        '<div class="ml-shares"><div role="img" aria-label="{}: {}">{}</div>{}</div>', label, spoken, parts, below
     )
-    listed = f"<ul>{_legend(weights, order, colours)}</ul>" if legend else ""
-    said = escape(f"{label}: " + ", ".join(f"{name} {percent(weights[name])}" for name in order[:6]))
-    return f'<div class="ml-shares"><div role="img" aria-label="{said}">{parts}</div>{listed}</div>'
 
 
-def _legend(weights: Mapping[str, float], order: Sequence[str], colours: Mapping[str, str]) -> str:
-    items = "".join(
-        f'<li style="--c:{colour(colours.get(name))}"><i></i><span>{escape(short(name, 24))}</span>'
-        f"<b>{percent(weights[name])}</b></li>"
+def _legend(weights: Mapping[str, float], order: Sequence[str], colours: Mapping[str, str]) -> Markup:
+    items = joined(
+        html(
+            '<li style="--c:{}"><i></i><span>{}</span><b>{}</b></li>',
+            colour(colours.get(name)), short(name, 24), percent(weights[name]),
+        )
         for name in order[:6]
-    )
-    return items + (f"<li>and {len(order) - 6} more</li>" if len(order) > 6 else "")
+    )  # fmt: skip
+    return items + and_more("<li>and {} more</li>", len(order) - 6)
 
 
-def mix_title(weights: Mapping[str, float], colours: Mapping[str, str], most: int = 3) -> str:
+def mix_title(weights: Mapping[str, float], colours: Mapping[str, str], most: int = 3) -> Markup:
     """'python 58 %, maths 42 %' as HTML, each name after a dot of its lobe's colour."""
     order = parts_of(weights)
-    named = "".join(
-        f'<span style="--c:{colour(colours.get(name))}"><i></i>{escape(short(name, 24))} '
-        f"<b>{percent(weights[name])}</b></span>"
+    names = joined(
+        html(
+            '<span style="--c:{}"><i></i>{} <b>{}</b></span>',
+            colour(colours.get(name)), short(name, 24), percent(weights[name]),
+        )
         for name in order[:most]
-    )
-    return named + (f"<small>and {len(order) - most} more</small>" if len(order) > most else "")
+    )  # fmt: skip
+    return names + and_more("<small>and {} more</small>", len(order) - most)
 
 
 def bars(
     shares: Mapping[str, float], colours: Mapping[str, str], chosen: str | None = None, most: int = MOST_BARS
-) -> str:
+) -> Markup:
     """A bar for every share from 0 to 1, as long as it is large, best first; what is not a number is left out.
 
     chosen: whose bar is marked. It and that of NONE are shown however many others there are.
@@ -134,47 +146,60 @@ def bars(
 
 def bars_in_order(
     shares: Mapping[str, float], order: Sequence[str], colours: Mapping[str, str], chosen: str | None, most: int
-) -> str:
+) -> Markup:
     """`bars` in an order that is given, so that several figures can be compared."""
-    named = [name for name in order if name in shares and math.isfinite(shares[name])]
-    if not named:
-        return ""
-    kept = [name for name in dict.fromkeys((chosen, NONE)) if name in named]
-    others = [name for name in named if name not in kept][: most - len(kept)]
-    shown = [name for name in named if name in kept or name in others]
-    rows = "".join(_row(name, shares[name], colours, name == chosen) for name in shown)
-    rest = [shares[name] for name in named if name not in shown]
-    more = f'<p class="ml-more">and {len(rest)} more, none above {percent(max(rest))}</p>' if rest else ""
-    return f'<div class="ml-bars"><ol>{rows}</ol></div>{more}'
+    names = [name for name in order if name in shares and math.isfinite(shares[name])]
+    if not names:
+        return Markup()
+    always = [name for name in dict.fromkeys((chosen, NONE)) if name in names]
+    others = [name for name in names if name not in always][: most - len(always)]
+    shown = [name for name in names if name in always or name in others]
+    rows = joined(_row(name, shares[name], colours, name == chosen) for name in shown)
+    figure = html('<div class="ml-bars"><ol>{}</ol></div>', rows)
+    rest = [shares[name] for name in names if name not in shown]
+    if not rest:
+        return figure
+    return figure + html('<p class="ml-more">and {} more, none above {}</p>', len(rest), percent(max(rest)))
 
 
-def raw_scores(decision: RoutingDecision) -> str:
-    """The scores of the router and of its stages, each in its own unit: numbers, never bars. "" without any."""
-    stages = {name: decision.evidence[name] for name in STAGES if isinstance(decision.evidence.get(name), Mapping)}
-    columns: dict[str, Mapping[str, float]] = {name: scores for name, scores in stages.items() if scores}
-    if decision.scores and not any(dict(scores) == dict(decision.scores) for scores in columns.values()):
-        columns = {"": decision.scores, **columns}
+def raw_scores(decision: RoutingDecision) -> Markup:
+    """The scores of the router and of its stages, each in its own unit: numbers, never bars. Empty without any."""
+    columns = _score_columns(decision)
     if not columns:
-        return ""
+        return Markup()
     names = list(dict.fromkeys(name for scores in columns.values() for name in _ranked(scores)))[:MOST_BARS]
-    heads = "".join(
-        f'<th scope="col" title="{escape(_unit(name, decision))}">{STAGES.get(name, "score")}</th>' for name in columns
+    heads = joined(
+        html('<th scope="col" title="{}">{}</th>', _unit(name, decision), STAGES.get(name, "score")) for name in columns
     )
-    rows = "".join(
-        f'<tr><th scope="row" title="{escape(name)}">{escape(short(name, 22))}</th>'
-        + "".join(f"<td>{_number(scores.get(name))}</td>" for scores in columns.values())
-        + "</tr>"
+    rows = joined(
+        html(
+            '<tr><th scope="row" title="{}">{}</th>{}</tr>',
+            name, short(name, 22), joined(html("<td>{}</td>", _number(scores.get(name))) for scores in columns.values()),
+        )
         for name in names
-    )
+    )  # fmt: skip
     limits = [_limit(name, decision) for name in columns]
-    last = "".join(f"<td>{escape(limit)}</td>" for limit in limits)
-    foot = f'<tfoot><tr><th scope="row">needed</th>{last}</tr></tfoot>' if any(limits) else ""
-    unit = _unit(next(iter(columns)), decision) if len(columns) == 1 else ""
-    note = f"<p>{escape(unit)}</p>" if unit else ""
-    return (
-        '<details class="ml-raw"><summary>Raw scores</summary>'
-        f"{note}<table><thead><tr><td></td>{heads}</tr></thead><tbody>{rows}</tbody>{foot}</table></details>"
-    )
+    foot = note = Markup()
+    if any(limits):
+        foot = html(
+            '<tfoot><tr><th scope="row">needed</th>{}</tr></tfoot>', joined(html("<td>{}</td>", limit) for limit in limits)
+        )
+    if len(columns) == 1:
+        note = around("<p>{}</p>", _unit(next(iter(columns)), decision))
+    return html(
+        '<details class="ml-raw"><summary>Raw scores</summary>{}<table><thead><tr><td></td>{}</tr></thead>'
+        "<tbody>{}</tbody>{}</table></details>",
+        note, heads, rows, foot,
+    )  # fmt: skip
+
+
+def _score_columns(decision: RoutingDecision) -> dict[str, Mapping[str, float]]:
+    """Name of a stage → its scores; "" is the router itself, unless its scores are those of a stage."""
+    stages = {name: decision.evidence.get(name) for name in STAGES}
+    columns = {name: scores for name, scores in stages.items() if scores and isinstance(scores, Mapping)}
+    if decision.scores and all(dict(scores) != dict(decision.scores) for scores in columns.values()):
+        return {"": decision.scores, **columns}
+    return columns
 
 
 def _ranked(scores: Mapping[str, float]) -> list[str]:
@@ -182,33 +207,39 @@ def _ranked(scores: Mapping[str, float]) -> list[str]:
     return sorted((name for name in scores if is_number(scores[name])), key=lambda name: -scores[name])
 
 
-def titled(heading: str, about: str, figure: str) -> str:
-    """A figure with its heading; "" without one."""
-    small = f" <span>{escape(about)}</span>" if about else ""
-    return f"<h4>{escape(heading)}{small}</h4>{figure}" if figure else ""
+def titled(heading: str, about: str, figure: Markup) -> Markup:
+    """A figure with its heading; empty without one."""
+    if not figure:
+        return Markup()
+    return html("<h4>{}{}</h4>{}", heading, around(" <span>{}</span>", about), figure)
 
 
-def _row(name: str, value: float, colours: Mapping[str, str], chosen: bool) -> str:
-    kinds = " ".join((["is-none"] if name == NONE else []) + (["is-chosen"] if chosen else []))
-    mark = f' class="{kinds}"' if kinds else ""
-    mark += ' aria-current="true"' if chosen else ""
-    tone = colour(colours.get(name)) if name != NONE else BASE_COLOUR
-    said = escape(name) if name != NONE else NONE_TITLE
-    about = said if name != NONE else "No lobe fits, and the base model answers"
-    return (
-        f'<li{mark} style="--c:{tone};--w:{100 * _share(value):.1f}%"><span title="{about}">{said}</span>'
-        f"<div><i></i></div><b>{percent(value)}</b></li>"
-    )
+def _row(name: str, value: float, colours: Mapping[str, str], chosen: bool) -> Markup:
+    words = about = name
+    tone, kinds, mark = colour(colours.get(name)), [], Markup()
+    if name == NONE:
+        words, about = NONE_TITLE, "No lobe fits, and the base model answers"
+        tone, kinds = BASE_COLOUR, ["is-none"]
+    if chosen:
+        kinds.append("is-chosen")
+        mark = Markup(' aria-current="true"')
+    return html(
+        '<li{}{} style="--c:{};--w:{:.1f}%"><span title="{}">{}</span><div><i></i></div><b>{}</b></li>',
+        around(' class="{}"', " ".join(kinds)), mark, tone, 100 * _share(value), about, words, percent(value),
+    )  # fmt: skip
 
 
 def _share(value: float) -> float:
-    return min(1.0, max(0.0, float(value))) if math.isfinite(value) else 0.0
+    if not math.isfinite(value):
+        return 0.0
+    return min(1.0, max(0.0, float(value)))
 
 
 def _unit(stage: str, decision: RoutingDecision) -> str:
     """What scores of a stage are, where that is known; the stage "" is the router itself."""
-    alone = decision.stage if decision.router == decision.stage else ""
-    return UNITS.get(stage or alone, "")
+    if not stage and decision.router == decision.stage:
+        stage = decision.stage
+    return UNITS.get(stage, "")
 
 
 def _limit(stage: str, decision: RoutingDecision) -> str:
@@ -217,8 +248,12 @@ def _limit(stage: str, decision: RoutingDecision) -> str:
     if not stage and is_number(decision.threshold):
         return score(decision.threshold)
     value = decision.evidence.get(key)
-    return f"{title} {score(value)}" if is_number(value) else ""
+    if not is_number(value):
+        return ""
+    return f"{title} {score(value)}"
 
 
 def _number(value: object) -> str:
-    return score(value) if is_number(value) else "–"
+    if not is_number(value):
+        return NOTHING
+    return score(value)

@@ -23,4 +23,16 @@ def joined(parts: Iterable[object], between: str = "") -> Markup:
     return Markup(between).join(parts)
 
 
-__all__ = ["Markup", "escape", "html", "joined"]
+def around(template: str, inside: object) -> Markup:
+    """`html(template, inside)`, and nothing where there is nothing inside: an empty element would leave a gap."""
+    if not inside:
+        return Markup()
+    return html(template, inside)
+
+
+def and_more(template: str, left_out: int) -> Markup:
+    """`html(template, left_out)` at the end of a list that was cut short; nothing where nothing was left out."""
+    return around(template, max(0, left_out))
+
+
+__all__ = ["Markup", "and_more", "around", "escape", "html", "joined"]

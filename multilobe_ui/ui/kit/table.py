@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from . import text
+from .html import Markup, around, html, joined
 
 # Events of gr.HTML(js_on_load=SCRIPT): .pick with {"id"}, .check with {"id", "on"}. A redraw keeps DOM nodes, and with
 # them ticks that are no longer true, so they are set again from the attribute.
@@ -70,11 +71,16 @@ def shown(value: str) -> Any:
     return gr.update(value=value, visible=bool(value))
 
 
-def fact(title: str, value: str, about: str = "", *, warn: bool = False) -> str:
-    """A number with its title above and a remark below."""
-    kind = "train-fact warn" if warn else "train-fact"
-    small = f"<small>{text.escape(about)}</small>" if about else ""
-    return f'<div class="{kind}"><span>{text.escape(title)}</span><b>{text.escape(value)}</b>{small}</div>'
+def heading(title: str, about: str, kind: str = "train-heading") -> Markup:
+    """The title of a part of a tab, and a sentence on it."""
+    faint = around('<p class="ml-faint">{}</p>', about)
+    return html('<div class="{}"><h2>{}</h2>{}</div>', kind, title, faint)
+
+
+def fact(title: str, value: str, about: str = "", *, kind: str = "") -> Markup:
+    """A number with its title above and a remark below. `kind` is "warn" for one to worry about."""
+    small = around("<small>{}</small>", about)
+    return html('<div class="train-fact {}"><span>{}</span><b>{}</b>{}</div>', kind, title, value, small)
 
 
 @dataclass(frozen=True)
@@ -97,29 +103,38 @@ class Row:
 
 def table(
     columns: Sequence[Column], rows: Sequence[Row], *, picked: str = "", checked: Collection[str] = (), tick: str = ""
-) -> str:
+) -> Markup:
     """The table. `tick` says what ticking a row does ("Compare"), for screen readers; "" means no tick boxes."""
-    box = f'<th class="tick" scope="col" aria-label="{text.escape(tick)}"></th>' if tick else ""
-    heads = "".join(f'<th class="{c.kind}" scope="col">{text.escape(c.title)}</th>' for c in columns)
-    body = "".join(_row(columns, row, row.id == picked, row.id in checked, tick) for row in rows)
-    head = f"<thead><tr>{box}{heads}</tr></thead>"
-    return f'<div class="ml-table-wrap"><table class="ml-table">{head}<tbody>{body}</tbody></table></div>'
+    box = around('<th class="tick" scope="col" aria-label="{}"></th>', tick)
+    heads = joined(html('<th class="{}" scope="col">{}</th>', column.kind, column.title) for column in columns)
+    body = joined(_row(columns, row, row.id == picked, row.id in checked, tick) for row in rows)
+    return html(
+        '<div class="ml-table-wrap"><table class="ml-table"><thead><tr>{}{}</tr></thead><tbody>{}</tbody></table></div>',
+        box, heads, body,
+    )  # fmt: skip
 
 
-def _row(columns: Sequence[Column], row: Row, picked: bool, checked: bool, tick: str) -> str:
-    id, name = text.escape(row.id), text.escape(row.name)
-    button = f'<button type="button" class="ml-name" aria-pressed="{str(picked).lower()}">'
-    button += f"{dot(row.colour)}<span>{name}</span></button>"
-    cells = "".join(f'<td class="{c.kind}">{cell}</td>' for c, cell in zip(columns[1:], row.cells, strict=True))
-    box = _box(id, f"{text.escape(tick)} {name}", checked) if tick else ""
-    return f'<tr data-row="{id}"{" class=picked" if picked else ""}>{box}<td>{button}</td>{cells}</tr>'
+def _row(columns: Sequence[Column], row: Row, picked: bool, checked: bool, tick: str) -> Markup:
+    button = html(
+        '<button type="button" class="ml-name" aria-pressed="{}">{}<span>{}</span></button>',
+        str(picked).lower(), dot(row.colour), row.name,
+    )  # fmt: skip
+    cells = joined(
+        html('<td class="{}">{}</td>', column.kind, Markup(cell))
+        for column, cell in zip(columns[1:], row.cells, strict=True)
+    )
+    box = _box(row, checked, tick) if tick else ""
+    mark = " class=picked" if picked else ""
+    return html('<tr data-row="{}"{}>{}<td>{}</td>{}</tr>', row.id, mark, box, button, cells)
 
 
-def _box(id: str, label: str, checked: bool) -> str:
+def _box(row: Row, checked: bool, tick: str) -> Markup:
     state = " checked" if checked else ""
-    box = f'<input type="checkbox" data-check="{id}" aria-label="{label}"{state}>'
-    return f'<td class="tick"><label>{box}</label></td>'
+    return html(
+        '<td class="tick"><label><input type="checkbox" data-check="{}" aria-label="{} {}"{}></label></td>',
+        row.id, tick, row.name, state,
+    )  # fmt: skip
 
 
-def dot(colour: str) -> str:
-    return f'<span class="ml-dot" style="background:{text.colour(colour)}" aria-hidden="true"></span>'
+def dot(colour: str) -> Markup:
+    return html('<span class="ml-dot" style="background:{}" aria-hidden="true"></span>', text.colour(colour))

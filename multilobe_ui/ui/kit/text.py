@@ -1,11 +1,8 @@
-"""Words for the page: pure functions from plain values to text. Nothing here knows Gradio.
-
-What goes into HTML passes through `escape`, because lobe names and prompts are other people's words.
-"""
+"""Words for the page: pure functions from plain values to text, none of it HTML. Nothing here knows Gradio."""
 
 from __future__ import annotations
 
-import html
+import html as stdlib_html
 import math
 import re
 import unicodedata
@@ -14,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
 from ...routing.decision import RoutingDecision
+from .html import Markup, html, joined
 
 NOTHING = "–"
 STAGES = {
@@ -37,28 +35,33 @@ NO_ESTIMATE = ("manual", "corrected", "no lobes", "empty prompt", "not fitted", 
 
 def escape(value: object) -> str:
     """Safe inside HTML text and inside a quoted attribute."""
-    return html.escape(str(value), quote=True)
+    return stdlib_html.escape(str(value), quote=True)
 
 
-def remarks(result: Mapping[str, Any]) -> str:
+def remarks(result: Mapping[str, Any]) -> Markup:
     """What to know when reading a result of the Lab, a paragraph for each of its notes. HTML."""
-    return "".join(f'<p class="train-ask">{escape(note)}</p>' for note in result.get("notes") or ())
+    return joined(html('<p class="train-ask">{}</p>', note) for note in result.get("notes") or ())
 
 
 def css_string(value: object) -> str:
     """A CSS string literal; all but plain letters, digits and spaces become hex escapes, so that no text can end the
     string, the rule or the style element."""
-    return '"' + "".join(c if c.isascii() and (c.isalnum() or c == " ") else f"\\{ord(c):x} " for c in str(value)) + '"'
+    escaped = re.sub("[^A-Za-z0-9 ]", lambda found: f"\\{ord(found[0]):x} ", str(value))
+    return f'"{escaped}"'
 
 
 def colour(value: object, otherwise: str = "#8a93a0") -> str:
     """A `#rrggbb` colour, or the neutral one: a colour goes into style attributes, so nothing else may pass."""
-    return str(value) if re.fullmatch(r"#[0-9a-fA-F]{6}", str(value)) else otherwise
+    if not re.fullmatch(r"#[0-9a-fA-F]{6}", str(value)):
+        return otherwise
+    return str(value)
 
 
 def count(number: int, one: str, many: str = "") -> str:
     """'1 row', '1,204 rows'."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+    if number == 1:
+        return f"1 {one}"
+    return f"{number:,} {many or one + 's'}"
 
 
 def big(number: float) -> str:
@@ -80,7 +83,9 @@ def size(nbytes: float | None) -> str:
     while nbytes >= 999.5 and len(units) > 1:
         nbytes /= 1000
         units.pop(0)
-    return f"{nbytes:.1f} {units[0]}" if nbytes < 9.95 else f"{nbytes:.0f} {units[0]}"
+    if nbytes < 9.95:
+        return f"{nbytes:.1f} {units[0]}"
+    return f"{nbytes:.0f} {units[0]}"
 
 
 def percent(share: float | None) -> str:
@@ -106,9 +111,16 @@ def duration(seconds: float | None) -> str:
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+        return _in_two_units(whole, "min", "s")
+    return _in_two_units(round(seconds / 60), "h", "min")
+
+
+def _in_two_units(number: int, large: str, small: str) -> str:
+    """A number of sixtieths: '3 min 20 s', '3 min'."""
+    whole, rest = divmod(number, 60)
+    if not rest:
+        return f"{whole} {large}"
+    return f"{whole} {large} {rest} {small}"
 
 
 def milliseconds(value: float | None) -> str:
@@ -117,7 +129,9 @@ def milliseconds(value: float | None) -> str:
         return NOTHING
     if value >= 999.5:
         return duration(value / 1000)
-    return f"{value:.1f} ms" if value < 0.95 else f"{value:.0f} ms"
+    if value < 0.95:
+        return f"{value:.1f} ms"
+    return f"{value:.0f} ms"
 
 
 def time_left(seconds: float | None) -> str:
@@ -130,24 +144,49 @@ def time_left(seconds: float | None) -> str:
         return f"about {max(1, round(seconds / 5)) * 5} s left"
     if seconds < 3600 - 30:
         return f"about {max(1, round(seconds / 60))} min left"
-    hours = seconds / 3600
-    return f"about {hours:.1f} h left" if hours < 9.95 else f"about {hours:.0f} h left"
+    return f"about {_two_digits(seconds / 3600)} h left"
+
+
+def _two_digits(value: float) -> str:
+    """'9.2', '41', '1,204': one decimal below ten, none above."""
+    if value < 9.95:
+        return f"{value:.1f}"
+    return f"{value:,.0f}"
+
+
+def decimal(value: float | None) -> str:
+    """'9.2', '41', '–': a number of milliseconds, of tokens per second."""
+    if value is None:
+        return NOTHING
+    return _two_digits(value)
+
+
+def change(before: float | None, after: float | None) -> str:
+    """'−38 %': how a loss has changed; "" if either is unknown."""
+    if before is None or after is None or not before:
+        return ""
+    percent = round(100 * (after - before) / before)
+    return f"{percent:+} %".replace("-", "−").replace("+0", "0")
 
 
 def loss(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
+    if value is None:
+        return NOTHING
+    return f"{value:.3f}"
 
 
 def score(value: float) -> str:
     """Three digits that count: '0.62', '-1.84', '12.4'."""
-    return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.3g}"
+    if abs(value) < 9.995:
+        return f"{value:.2f}"
+    return f"{value:.3g}"
 
 
 def rate(tokens_per_second: float) -> str:
     """'41 tokens/s'."""
     if tokens_per_second <= 0:
         return NOTHING
-    return f"{tokens_per_second:.1f} tokens/s" if tokens_per_second < 9.95 else f"{tokens_per_second:,.0f} tokens/s"
+    return f"{_two_digits(tokens_per_second)} tokens/s"
 
 
 def when(timestamp: str | None, now: datetime | None = None) -> str:
@@ -158,7 +197,8 @@ def when(timestamp: str | None, now: datetime | None = None) -> str:
         then = datetime.fromisoformat(timestamp)
     except ValueError:
         return NOTHING
-    then = then if then.tzinfo else then.replace(tzinfo=UTC)
+    if not then.tzinfo:
+        then = then.replace(tzinfo=UTC)
     seconds = ((now or datetime.now(UTC)) - then).total_seconds()
     if seconds < 60:
         return "just now"
@@ -166,12 +206,14 @@ def when(timestamp: str | None, now: datetime | None = None) -> str:
         return f"{int(seconds // 60)} min ago"
     if seconds < 86400:
         return f"{int(seconds // 3600)} h ago"
-    return "yesterday" if seconds < 2 * 86400 else then.date().isoformat()
+    if seconds < 2 * 86400:
+        return "yesterday"
+    return then.date().isoformat()
 
 
 def width(value: str) -> int:
     """Columns it takes in a fixed-width font: East Asian characters take two, combining marks none."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in value)
+    return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in value if not unicodedata.combining(c))
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -196,8 +238,10 @@ def short(value: str, columns: int = 24) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
-    items = list(names)
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+    *others, last = list(names) or [""]
+    if not others:
+        return last
+    return f"{', '.join(others)} and {last}"
 
 
 def stage(name: str) -> str:
@@ -211,11 +255,10 @@ def parts_of(weights: Mapping[str, float]) -> list[str]:
 
 
 def answerer(decision: RoutingDecision | None) -> str:
-    """Who answers: the lobe's name, 'python + maths + 2 more' for a mix, or 'Base model'. Not escaped."""
+    """Who answers: the lobe's name, 'python + maths + 2 more' for a mix, or 'Base model'."""
     if decision is None or not decision.chosen:
         return "Base model"
-    names = parts_of(decision.weights) or [decision.chosen]
-    return " + ".join([*names[:2], *([f"{len(names) - 2} more"] if len(names) > 2 else [])])
+    return " + ".join(_cut(parts_of(decision.weights) or [decision.chosen], 2))
 
 
 def estimated(decision: RoutingDecision) -> bool:
@@ -228,23 +271,32 @@ def estimated(decision: RoutingDecision) -> bool:
 
 def sure(confidence: float | None, abstained: bool) -> str:
     """'92 % sure of the choice', '76 % sure that no lobe fits'."""
-    return f"{percent(confidence)} sure {'that no lobe fits' if abstained else 'of the choice'}"
+    if abstained:
+        return f"{percent(confidence)} sure that no lobe fits"
+    return f"{percent(confidence)} sure of the choice"
 
 
 def certainty(decision: RoutingDecision) -> str:
     """How sure the router is of what it decided, or "" where nobody estimated it."""
-    return sure(decision.confidence, decision.chosen is None) if estimated(decision) else ""
+    if not estimated(decision):
+        return ""
+    return sure(decision.confidence, decision.chosen is None)
 
 
 def shares(weights: Mapping[str, float], most: int = 3) -> str:
-    """'python 52 %, maths 31 %, 2 more': who takes part, heaviest first. Not escaped."""
-    order = parts_of(weights)
-    told = [f"{short(name, 24)} {percent(weights[name])}" for name in order[:most]]
-    return ", ".join([*told, *([f"{len(order) - most} more"] if len(order) > most else [])])
+    """'python 52 %, maths 31 %, 2 more': who takes part, heaviest first."""
+    return ", ".join(_cut([f"{short(name, 24)} {percent(weights[name])}" for name in parts_of(weights)], most))
+
+
+def _cut(items: list[str], most: int) -> list[str]:
+    """The first items; how many are left out is the last one."""
+    if len(items) <= most:
+        return items
+    return [*items[:most], f"{len(items) - most} more"]
 
 
 def decision_sentence(decision: RoutingDecision) -> str:
-    """Why, in one sentence: the router's own, or one made from its numbers. Not escaped."""
+    """Why, in one sentence: the router's own, or one made from its numbers."""
     if decision.stage == "manual" and len(parts_of(decision.weights)) > 1:
         return "You mixed them by hand."
     if decision.reason:

@@ -14,9 +14,9 @@ import gradio as gr
 
 from ...errors import ConfigError, LobeError
 from ..kit import guard, text
-from ..kit.curves import change
 from ..kit.guard import friendly
 from ..kit.table import SCRIPT, Column, Row, bare, dot, shown, table
+from ..kit.text import change
 from . import memory_card
 
 if TYPE_CHECKING:

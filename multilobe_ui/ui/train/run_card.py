@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..kit import text
-from ..kit.curves import change
 from ..kit.table import Column, Row, fact
+from ..kit.text import change
 
 if TYPE_CHECKING:
     from ...app.studio import JobView
