@@ -228,10 +228,10 @@ def test_the_fold_says_the_settings_and_what_stands_in_the_way(row):
     assert fold_label(views, "hybrid", "top_1") == "Routing: Hybrid, one lobe"
     assert fold_label(views, "gate", "top_k", 3) == "Routing: Gate, best 3"
     assert ("Gate (needs a fit)", "gate") in router_choices(views)
-    fold, k, about = row.told("arrow", "auto", 2)
+    fold, k, about = row.settings_changed("arrow", "auto", 2)
     assert fold["label"] == "Routing: Arrow, weighs each token" and not k["visible"]
     assert "each token and layer" in about
-    fold, k, about = row.told("gate", "top_k", 2)
+    fold, k, about = row.settings_changed("gate", "top_k", 2)
     assert fold["label"] == "Routing: Gate, best 2" and k["visible"] and "See the Routers tab" in about
 
 

@@ -18,7 +18,7 @@ def html(template: str, *values: object, **named: object) -> Markup:
     return Markup(template).format(*values, **named)
 
 
-def joined(parts: Iterable[object], between: str = "") -> Markup:
+def joined(parts: Iterable[str], between: str = "") -> Markup:
     """The parts one after another; those that are not `Markup` are escaped. `between` is a literal of ours."""
     return Markup(between).join(parts)
 

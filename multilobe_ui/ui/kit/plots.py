@@ -163,10 +163,10 @@ def prompt_map_figure(map: PromptMap, colours: Mapping[str, str], prompt: str = 
 def _lobe_on_the_map(figure: go.Figure, map: PromptMap, name: str, tone: str) -> None:
     rows, title = map.lobes[name], escape(short(name, 28))
     every = max(1, math.ceil(len(rows) / MOST_POINTS_OF_A_LOBE))
-    texts = [escape(short(str(text), 90)) for text in map.texts.get(name, ())]
-    texts = [*texts, *[""] * (len(rows) - len(texts))][::every]
+    texts: list[str] = [escape(short(str(text), 90)) for text in map.texts.get(name, ())]
+    texts += [""] * (len(rows) - len(texts))
     figure.add_scatter(
-        **_on_the_map(rows[::every]), mode="markers", name=title, legendgroup=title, text=texts, showlegend=False,
+        **_on_the_map(rows[::every]), mode="markers", name=title, legendgroup=title, text=texts[::every], showlegend=False,
         marker={"color": tone, "size": 6, "opacity": 0.45},
         hovertemplate=html("<b>{}</b><br>%{{text}}<extra></extra>", title),
     )  # fmt: skip

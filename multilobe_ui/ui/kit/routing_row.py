@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -18,8 +18,9 @@ from ...routing.decision import AUTO, MODES, Mixing, RoutingDecision
 from . import guard
 from .figures import share_bar
 from .guard import friendly
+from .html import Markup, around, escape, html, joined
 from .table import bare
-from .text import colour, escape, score
+from .text import colour, score
 
 if TYPE_CHECKING:
     from ...app.studio import Studio
@@ -103,7 +104,7 @@ class RoutingRow:
         quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         settings: list[Any] = [self.router, self.mode, self.k]
         for control in settings:
-            control.input(self.told, settings, [self.fold, self.k, self.about], **quick)
+            control.input(self.settings_changed, settings, [self.fold, self.k, self.about], **quick)
         choice.change(_mixes, choice, [self.mix, self.fold], **quick)
         moved = [self.names, *self.sliders]
         for slider in self.sliders:
@@ -119,8 +120,8 @@ class RoutingRow:
     # ---- handlers ------------------------------------------------------------------------------------------------
 
     @friendly(quiet=True)
-    def told(self, router: Any, mode: Any, k: Any) -> tuple[Any, Any, str]:
-        """A setting was changed: say it on the fold, and what the router is. What else the person set stays."""
+    def settings_changed(self, router: Any, mode: Any, k: Any) -> tuple[Any, Any, str]:
+        """Say the settings on the fold, and what the router is. What else the person set stays."""
         views = routers_of(self.studio)
         fold = gr.update(label=fold_label(views, router, mode, k))
         return fold, gr.update(visible=mode == "top_k"), about_router(views, router)
@@ -132,17 +133,16 @@ class RoutingRow:
     @friendly(quiet=True)
     def choose(self, chosen: Any, names: Any, *weights: Any) -> tuple[Any, ...]:
         """The person said which of many lobes have a slider; weights follow their lobes."""
-        known = {name for name, _ in self._lobes()}
-        kept = [name for name in guard.some_names(chosen or [], "The lobes to mix") if name in known][:MOST_SLIDERS]
-        return self._filled(kept, weights_of(names, weights))
+        usable = {name for name, _ in self._lobes()}
+        shown = [name for name in guard.some_names(chosen or [], "The lobes to mix") if name in usable]
+        return self._filled(shown[:MOST_SLIDERS], weights_of(names, weights))
 
     @friendly
     def take_weights(self, words: Any, router: Any, mode: Any, k: Any, names: Any) -> tuple[Any, ...]:
         """What the chosen router would do with the message being written becomes the sliders' values."""
-        prompt = words if isinstance(words, str) and words.strip() else ""
-        if not prompt:
+        if not isinstance(words, str) or not words.strip():
             raise ConfigError("Write a message first; then the router can say how it would mix the lobes for it.")
-        decision = self.studio.route(prompt, router_of(router), mixing_of(mode, k))
+        decision = self.studio.route(words, router_of(router), mixing_of(mode, k))
         return (*self._taken(decision, names), gr.skip())
 
     @friendly
@@ -155,21 +155,19 @@ class RoutingRow:
 
     def _taken(self, decision: RoutingDecision, names: Any) -> tuple[Any, ...]:
         weights = {name: max(0.0, float(weight)) for name, weight in decision.weights.items()}
-        shown = list(guard.some_names(names, "The lobes to mix"))
+        shown = guard.some_names(names, "The lobes to mix")
         missing = [name for name in weights if name not in shown]
-        kept = [*missing, *(name for name in shown if name not in missing)] if missing else shown
         if not weights:
-            gr.Info(escape(decision.reason or "The router gives this message to the base model."), title="No lobe", duration=6)
-        return self._filled(kept[:MOST_SLIDERS], weights)
+            reason = decision.reason or "The router gives this message to the base model."
+            gr.Info(escape(reason), title="No lobe", duration=6)
+        return self._filled([*missing, *shown][:MOST_SLIDERS], weights)
 
     def _filled(self, names: list[str], weights: Mapping[str, float]) -> tuple[Any, ...]:
         """names, dropdown, sliders, sum."""
         lobes = self._lobes()
         values = on_grid([weights.get(name, 0.0) for name in names])
-        sliders = [
-            gr.update(label=names[i], value=values[i], visible=True) if i < len(names) else gr.update(visible=False, value=0)
-            for i in range(MOST_SLIDERS)
-        ]
+        sliders = [gr.update(label=name, value=value, visible=True) for name, value in zip(names, values, strict=True)]
+        sliders += [gr.update(visible=False, value=0)] * (MOST_SLIDERS - len(names))
         offered = [name for name, _ in lobes]
         which = gr.update(choices=offered, value=names, visible=len(offered) > MOST_SLIDERS)
         card = mix_card(dict(zip(names, values, strict=True)), lobes, names)
@@ -189,23 +187,23 @@ class RoutingRow:
     def refresh(self, router: Any, mode: Any, k: Any, names: Any, *weights: Any) -> tuple[Any, ...]:
         """Offer the routers and lobes there are; weights stay with their lobes."""
         views = routers_of(self.studio)
-        value = router if router in [view.name for view in views] else DEFAULT
-        known = [name for name, _ in self._lobes()]
-        kept = [name for name in names if name in known]
-        if len(kept) < MOST_SLIDERS and len(known) <= MOST_SLIDERS:
-            kept = known
-        dropdown = gr.update(choices=router_choices(views), value=value)
-        fold = gr.update(label=fold_label(views, value, mode, k))
-        before = weights_of(names, weights)
-        return (dropdown, fold, about_router(views, value), *self._filled(kept, before))
+        if router not in [view.name for view in views]:
+            router = DEFAULT
+        usable = [name for name, _ in self._lobes()]
+        shown = [name for name in names if name in usable]
+        if len(usable) <= MOST_SLIDERS:
+            shown = usable
+        dropdown = gr.update(choices=router_choices(views), value=router)
+        fold = gr.update(label=fold_label(views, router, mode, k))
+        return (dropdown, fold, about_router(views, router), *self._filled(shown, weights_of(names, weights)))
 
     def _lobes(self) -> list[tuple[str, str]]:
         return [(lobe.name, lobe.colour) for lobe in self.studio.lobes() if lobe.usable]
 
     def _slider(self, place: int, lobes: Lobes) -> Any:
-        name = lobes[place][0] if place < len(lobes) else f"lobe {place + 1}"
+        names = [name for name, _ in lobes] + [f"lobe {place + 1}"] * MOST_SLIDERS
         return gr.Slider(
-            0, 1, 0, step=0.05, label=name, visible=place < len(lobes), elem_id=f"mix-{place}", min_width=100,
+            0, 1, 0, step=0.05, label=names[place], visible=place < len(lobes), elem_id=f"mix-{place}", min_width=100,
             buttons=[], interactive=True,
         )  # fmt: skip
 
@@ -230,10 +228,13 @@ def routing_of(values: Sequence[Any], choice: str) -> Routing:
     if not values:
         return Routing()
     router, mode, k, names, *sliders = values
-    weights = {name: w for name, w in weights_of(names, sliders).items() if w} if choice == MIX else {}
-    if choice == MIX and not weights:
+    routing = Routing(router_of(router), mixing_of(mode, k))
+    if choice != MIX:
+        return routing
+    weights = {name: w for name, w in weights_of(names, sliders).items() if w}
+    if not weights:
         raise ConfigError("All weights are zero. Raise at least one slider, or let the base model answer.")
-    return Routing(router_of(router), mixing_of(mode, k), weights)
+    return replace(routing, weights=weights)
 
 
 def router_of(value: Any) -> str:
@@ -267,42 +268,58 @@ def router_choices(views: Sequence[RouterView]) -> list[tuple[str, str]]:
 
 def fold_label(views: Sequence[RouterView], router: Any = DEFAULT, mode: Any = AUTO.mode, k: Any = AUTO.k) -> str:
     """The present settings in a few words."""
-    view = next((view for view in views if view.name == router), None)
     how = {"auto": "automatic", "top_1": "one lobe", "top_k": f"best {k}", "soft": "soft mix"}.get(str(mode), "")
-    if view and view.per_token:
-        how = "weighs each token" if mode == AUTO.mode else f"{how} for each token"
-    return f"Routing: {view.title if view else router}, {how}"
-
-
-def about_router(views: Sequence[RouterView], router: Any) -> str:
-    """What the chosen router does, and what stands in its way."""
-    view = next((view for view in views if view.name == router), None)
+    view = _view_of(views, router)
     if view is None:
-        return ""
-    why = f'<p class="train-ask">{escape(view.why)} See the Routers tab.</p>' if view.why else ""
-    every = " Lobes are chosen for each token and layer, not once for the message." if view.per_token else ""
-    return f'<p class="ml-faint">{escape(view.sentence)}{every}</p>{why}'
+        return f"Routing: {router}, {how}"
+    if view.per_token and mode == AUTO.mode:
+        return f"Routing: {view.title}, weighs each token"
+    if view.per_token:
+        return f"Routing: {view.title}, {how} for each token"
+    return f"Routing: {view.title}, {how}"
 
 
-def mix_card(weights: Mapping[str, float], lobes: Lobes, names: Sequence[str] | None = None) -> str:
-    """The sum, the shares, and each slider in its lobe's colour."""
+def about_router(views: Sequence[RouterView], router: Any) -> Markup:
+    """What the chosen router does, and what stands in its way."""
+    view = _view_of(views, router)
+    if view is None:
+        return Markup()
+    sentence = view.sentence
+    if view.per_token:
+        sentence += " Lobes are chosen for each token and layer, not once for the message."
+    why = around('<p class="train-ask">{} See the Routers tab.</p>', view.why)
+    return html('<p class="ml-faint">{}</p>{}', sentence, why)
+
+
+def _view_of(views: Sequence[RouterView], router: Any) -> RouterView | None:
+    return next((view for view in views if view.name == router), None)
+
+
+def mix_card(weights: Mapping[str, float], lobes: Lobes, names: Sequence[str] = ()) -> Markup:
+    """The sum, the shares, and each slider in its lobe's colour. `names` are the lobes that have one."""
     colours = dict(lobes)
-    order = list(names if names is not None else weights or [name for name, _ in lobes[:MOST_SLIDERS]])
-    tones = "".join(f"#mix-{i}{{--slider-color:{colour(colours.get(name))}}}" for i, name in enumerate(order))
-    total = math.fsum(weights.values())
+    order = names or list(weights or colours)
+    tones = joined(
+        html("#mix-{}{{--slider-color:{}}}", i, colour(colours.get(name))) for i, name in enumerate(order[:MOST_SLIDERS])
+    )
     used = {name: weight for name, weight in weights.items() if weight}
-    said = "All zero: raise a slider." if not used else f"Sum {score(total)}"
-    alert = '<span class="is-strong">far above 1, an answer may fall apart</span>' if total > STRONG else ""
-    return f'<style>{tones}</style><p class="mix-total"><b>{said}</b> {alert}</p>{share_bar(used, colours, "The mix")}'
+    total, words, alert = math.fsum(used.values()), "All zero: raise a slider.", Markup()
+    if used:
+        words = f"Sum {score(total)}"
+    if total > STRONG:
+        alert = Markup('<span class="is-strong">far above 1, an answer may fall apart</span>')
+    shares = share_bar(used, colours, "The mix")
+    return html('<style>{}</style><p class="mix-total"><b>{}</b> {}</p>{}', tones, words, alert, shares)
 
 
 def _remark(view: RouterView) -> str:
-    remarks = ["experimental"] if view.experimental else []
-    if not view.fitted:
-        remarks.append("needs a fit")
-    elif view.stale:
-        remarks.append("stale")
-    return f" ({', '.join(remarks)})" if remarks else ""
+    """' (experimental, stale)'; "" for a router that can choose."""
+    stale = view.fitted and view.stale
+    remarks = {"experimental": view.experimental, "needs a fit": not view.fitted, "stale": stale}
+    words = ", ".join(remark for remark, applies in remarks.items() if applies)
+    if not words:
+        return ""
+    return f" ({words})"
 
 
 def _mixes(choice: Any) -> tuple[Any, Any]:

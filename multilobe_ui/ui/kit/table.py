@@ -77,10 +77,10 @@ def heading(title: str, about: str, kind: str = "train-heading") -> Markup:
     return html('<div class="{}"><h2>{}</h2>{}</div>', kind, title, faint)
 
 
-def fact(title: str, value: str, about: str = "", *, kind: str = "") -> Markup:
-    """A number with its title above and a remark below. `kind` is "warn" for one to worry about."""
+def fact(title: str, value: str, about: str = "", kind: str = "train-fact") -> Markup:
+    """A number with its title above and a remark below. `kind` is "train-fact warn" for one to worry about."""
     small = around("<small>{}</small>", about)
-    return html('<div class="train-fact {}"><span>{}</span><b>{}</b>{}</div>', kind, title, value, small)
+    return html('<div class="{}"><span>{}</span><b>{}</b>{}</div>', kind, title, value, small)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def report_card(seen: DatasetReport, label: str) -> str:
     facts = [("Rows", f"{seen.rows:,}", ""), ("Format", kind, seen.format.schema)]
     facts += [("Duplicates", f"{seen.duplicates:,}", "left out" if seen.duplicates else "none")]
     facts += [("Bad rows", f"{seen.bad_rows:,}", "see below" if seen.bad_rows else "none")]
-    told = "".join(fact(*one, warn=one[0] == "Bad rows" and bool(seen.bad_rows)) for one in facts)
+    told = "".join(fact(*one, kind="train-fact warn" if one[0] == "Bad rows" and bool(seen.bad_rows) else "train-fact") for one in facts)
     unit = "line" if seen.format.kind in ("jsonl", "csv") else "row"
     errors = [(error.line, error.reason) for error in seen.errors]
     bad = _bad_rows(errors, seen.bad_rows, unit) if seen.bad_rows else ""
