@@ -93,7 +93,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """`name` is plain text and the button of the row; `cells` are HTML, one for every further column."""
+    """`name` is the button of the row; `cells` are of every further column, and escaped unless they are `Markup`."""
 
     id: str
     name: str
@@ -120,7 +120,7 @@ def _row(columns: Sequence[Column], row: Row, picked: bool, checked: bool, tick:
         str(picked).lower(), dot(row.colour), row.name,
     )  # fmt: skip
     cells = joined(
-        html('<td class="{}">{}</td>', column.kind, Markup(cell))
+        html('<td class="{}">{}</td>', column.kind, cell)
         for column, cell in zip(columns[1:], row.cells, strict=True)
     )
     box = _box(row, checked, tick) if tick else ""

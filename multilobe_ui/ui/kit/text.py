@@ -236,6 +236,13 @@ def short(value: str, columns: int = 24) -> str:
     return line.rstrip() + "…"
 
 
+def cut(value: str, most: int) -> str:
+    """The text, cut with an ellipsis to at most so many characters; its lines stay."""
+    if len(value) <= most:
+        return value
+    return value[: most - 1].rstrip() + "…"
+
+
 def listed(names: Iterable[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     *others, last = list(names) or [""]
@@ -258,7 +265,7 @@ def answerer(decision: RoutingDecision | None) -> str:
     """Who answers: the lobe's name, 'python + maths + 2 more' for a mix, or 'Base model'."""
     if decision is None or not decision.chosen:
         return "Base model"
-    return " + ".join(_cut(parts_of(decision.weights) or [decision.chosen], 2))
+    return " + ".join(_first(parts_of(decision.weights) or [decision.chosen], 2))
 
 
 def estimated(decision: RoutingDecision) -> bool:
@@ -285,10 +292,10 @@ def certainty(decision: RoutingDecision) -> str:
 
 def shares(weights: Mapping[str, float], most: int = 3) -> str:
     """'python 52 %, maths 31 %, 2 more': who takes part, heaviest first."""
-    return ", ".join(_cut([f"{short(name, 24)} {percent(weights[name])}" for name in parts_of(weights)], most))
+    return ", ".join(_first([f"{short(name, 24)} {percent(weights[name])}" for name in parts_of(weights)], most))
 
 
-def _cut(items: list[str], most: int) -> list[str]:
+def _first(items: list[str], most: int) -> list[str]:
     """The first items; how many are left out is the last one."""
     if len(items) <= most:
         return items

@@ -15,6 +15,7 @@ import gradio as gr
 from ...errors import ConfigError, LobeError
 from ..kit import guard, text
 from ..kit.guard import friendly
+from ..kit.html import Markup
 from ..kit.table import SCRIPT, Column, Row, bare, dot, shown, table
 from ..kit.text import change
 from . import memory_card
@@ -434,7 +435,7 @@ def lobe_table(
     found = [one for one in lobes if find.casefold() in one.name.casefold()]
     if not found:
         return f'<div class="ml-box"><p class="ml-faint">No lobe has {text.escape(find)} in its name.</p></div>'
-    rows = [Row(one.id, one.name, one.colour, _cells(one)) for one in found[:MOST_ROWS]]
+    rows = [Row(one.id, one.name, one.colour, [Markup(cell) for cell in _cells(one)]) for one in found[:MOST_ROWS]]
     drawn = table(COLUMNS, rows, picked=lobe.id if lobe else "", checked=ticked, tick="Put into the bundle:")
     if len(found) > len(rows):
         more = f"{len(rows):,} of {len(found):,} are shown. Type part of a name above to find the others."

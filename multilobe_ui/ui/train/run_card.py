@@ -1,12 +1,12 @@
-"""A training run as HTML: one sentence, a card, and a row of the list of runs. Pure; names are escaped."""
+"""A training run as HTML: one sentence, a card, and a row of the list of runs. Pure."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ..kit import text
+from ..kit.html import Markup, html, joined
 from ..kit.table import Column, Row, fact
-from ..kit.text import change
 
 if TYPE_CHECKING:
     from ...app.studio import JobView
@@ -19,7 +19,7 @@ COLUMNS = (
     Column("Validation loss", "num"), Column("Took", "num wide"), Column("Settings", "extra"), Column("When", "extra"),
 )  # fmt: skip
 NOTHING_YET = "No training has been started yet."
-EMPTY_CARD = (
+EMPTY_CARD = Markup(
     '<div class="ml-box train-empty"><svg viewBox="0 0 200 70" aria-hidden="true">'
     '<path class="axis" d="M8 6V62H192"/><path class="base" d="M8 16H192"/>'
     '<path class="fall" d="M10 12C40 16 52 40 84 46S150 54 190 55"/></svg>'
@@ -38,15 +38,15 @@ def has_lobe(job: JobView) -> bool:
 
 
 def percent_done(job: JobView) -> int:
-    return round(100 * job.step / job.steps) if job.steps else 0
+    return round(100 * job.step / max(job.steps, 1))
 
 
 def epochs_of(job: JobView) -> int | None:
     """Passes over the rows: as asked for, or as chosen once the first step tells; None before."""
-    asked = (job.config or {}).get("epochs")
-    if asked is None and job.step and job.epoch:
+    epochs = (job.config or {}).get("epochs")
+    if epochs is None and job.step and job.epoch:
         return round(job.epoch * job.steps / job.step)
-    return asked
+    return epochs
 
 
 def keeps_best(job: JobView) -> bool:
@@ -54,72 +54,110 @@ def keeps_best(job: JobView) -> bool:
     return (job.config or {}).get("keep") == "best" and job.best_validation_loss is not None
 
 
-def status_html(line: str) -> str:
-    return f'<p class="train-status">{text.escape(line)}</p>'
+def status_html(line: str) -> Markup:
+    return html('<p class="train-status">{}</p>', line)
 
 
 def state_word(job: JobView) -> str:
-    cancelled = job.state == "stopped" and not job.step
-    return "Cancelled" if cancelled else STATE_WORDS.get(job.state, job.state)
+    if job.state == "stopped" and not job.step:
+        return "Cancelled"
+    return STATE_WORDS.get(job.state, job.state)
 
 
-def pill(job: JobView) -> str:
-    return f'<span class="train-pill {text.escape(job.state)}">{text.escape(state_word(job))}</span>'
+def pill(job: JobView) -> Markup:
+    return html('<span class="train-pill {}">{}</span>', job.state, state_word(job))
 
 
 def status_line(job: JobView) -> str:
     """The run in one sentence: the accessible value of the card and the plot."""
     if job.state == "queued":
         return f"{job.name}: waiting, place {job.place} in the queue."
-    known = job.best_validation_loss is not None
-    best = f" Best validation loss {text.loss(job.best_validation_loss)}" if known else ""
-    if known and job.base_validation_loss is not None:
-        best += f", base model {text.loss(job.base_validation_loss)}"
-    best += "." * known
-    if not known and job.step and job.loss is not None:
-        best = f" Train loss {text.loss(job.loss)}; no rows are held out."
+    doing = job.phase or "Training"
+    if job.state == "running" and not job.steps:
+        return f"{job.name}: {doing}."
+    loss = _loss_so_far(job)
     if job.state == "running":
-        doing = job.phase or "Training"
-        if not job.steps:
-            return f"{job.name}: {doing}."
-        left = f", {text.time_left(job.seconds_left)}" if job.step else ""
-        speed = f", {text.rate(job.tokens_per_second)}" if job.tokens_per_second else ""
-        return f"{job.name}: {doing}, step {job.step:,} of {job.steps:,}, epoch {job.epoch:.1f}{speed}{left}.{best}"
-    word = state_word(job).lower()
+        parts = [f"{doing}, step {job.step:,} of {job.steps:,}", f"epoch {job.epoch:.1f}"]
+        if job.tokens_per_second:
+            parts.append(text.rate(job.tokens_per_second))
+        if job.step:
+            parts.append(text.time_left(job.seconds_left))
+        return f"{job.name}: {', '.join(parts)}.{loss}"
     if job.state == "stopping":
-        kept = "the best so far" if keeps_best(job) else "what it has learned"
-        return f"{job.name}: stopping; {kept} is kept.{best}"
-    after = f" after {text.duration(job.seconds)}" if job.seconds else ""
-    return f"{job.name}: {word}{after}.{best}" + (f" {job.error}" if job.error else "")
+        return f"{job.name}: stopping; {_kept(job, 'the best so far', 'what it has learned')} is kept.{loss}"
+    after = error = ""
+    if job.seconds:
+        after = f" after {text.duration(job.seconds)}"
+    if job.error:
+        error = f" {job.error}"
+    return f"{job.name}: {state_word(job).lower()}{after}.{loss}{error}"
 
 
-def job_card(job: JobView) -> str:
+def _loss_so_far(job: JobView) -> str:
+    """The best validation loss and that of the base; the train loss where no rows are held out; "" before the first."""
+    if job.best_validation_loss is not None and job.base_validation_loss is not None:
+        base = text.loss(job.base_validation_loss)
+        return f" Best validation loss {text.loss(job.best_validation_loss)}, base model {base}."
+    if job.best_validation_loss is not None:
+        return f" Best validation loss {text.loss(job.best_validation_loss)}."
+    if job.step and job.loss is not None:
+        return f" Train loss {text.loss(job.loss)}; no rows are held out."
+    return ""
+
+
+def _kept(job: JobView, best: str, last: str) -> str:
+    """The words for which adapter becomes the lobe."""
+    if keeps_best(job):
+        return best
+    return last
+
+
+def job_card(job: JobView) -> Markup:
     """The run at a glance: state, progress, numbers, and what to do next."""
-    who = "" if job.mine else '<span class="ml-faint">started by another visitor</span>'
-    head = f'<div class="train-head"><b class="train-title">{text.escape(job.name)}</b>{pill(job)}{who}</div>'
-    percent = 100 if job.state == "finished" else percent_done(job)
-    label = f"Progress of {text.escape(job.name)}"
-    bar = (
-        f'<div class="train-bar {text.escape(job.state)}" role="progressbar" aria-label="{label}" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{percent}"><div style="width:{percent}%"></div></div>'
-    )
-    return f'<div class="ml-box train-job">{head}{bar}{_numbers(job)}{_next_step(job)}</div>'
+    percent, whose = percent_done(job), Markup('<span class="ml-faint">started by another visitor</span>')
+    if job.state == "finished":
+        percent = 100
+    if job.mine:
+        whose = Markup()
+    return html(
+        '<div class="ml-box train-job">'
+        '<div class="train-head"><b class="train-title">{name}</b>{pill}{whose}</div>'
+        '<div class="train-bar {state}" role="progressbar" aria-label="Progress of {name}" aria-valuemin="0" '
+        'aria-valuemax="100" aria-valuenow="{percent}"><div style="width:{percent}%"></div></div>{numbers}{next}</div>',
+        name=job.name, pill=pill(job), whose=whose, state=job.state, percent=percent, numbers=_numbers(job),
+        next=_next_step(job),
+    )  # fmt: skip
 
 
-def _numbers(job: JobView) -> str:
+def _numbers(job: JobView) -> Markup:
     if job.state == "queued":
-        return ""
-    doing = job.phase if job.state == "running" else ""
-    facts = [("Step", f"{job.step:,} / {job.steps:,}" if job.steps else "–", doing)]
-    epochs = epochs_of(job)
-    facts += [("Epoch", f"{job.epoch:.1f}", f"of {epochs}" if epochs else "")]
-    facts += [("Speed", f"{job.tokens_per_second:,.0f}" if job.tokens_per_second else "–", "tokens/s")]
-    if job.state in ACTIVE:
-        facts += [("Time left", text.time_left(job.seconds_left).removesuffix(" left") if job.step else "–", "")]
-    else:
-        facts += [("Took", text.duration(job.seconds) if job.seconds else "–", "")]
-    facts += [_loss(job)]
-    return f'<div class="train-facts">{"".join(fact(*one) for one in facts)}</div>'
+        return Markup()
+    step, doing, passes = text.NOTHING, "", ""
+    if job.steps:
+        step = f"{job.step:,} / {job.steps:,}"
+    if job.state == "running":
+        doing = job.phase
+    if epochs := epochs_of(job):
+        passes = f"of {epochs}"
+    facts = [
+        fact("Step", step, doing), fact("Epoch", f"{job.epoch:.1f}", passes), fact("Speed", _speed(job), "tokens/s"),
+        _time(job), fact(*_loss(job)),
+    ]  # fmt: skip
+    return html('<div class="train-facts">{}</div>', joined(facts))
+
+
+def _speed(job: JobView) -> str:
+    if not job.tokens_per_second:
+        return text.NOTHING
+    return f"{job.tokens_per_second:,.0f}"
+
+
+def _time(job: JobView) -> Markup:
+    if job.state not in ACTIVE:
+        return fact("Took", text.duration(job.seconds or None))
+    if not job.step:
+        return fact("Time left", text.NOTHING)
+    return fact("Time left", text.time_left(job.seconds_left).removesuffix(" left"))
 
 
 def _loss(job: JobView) -> tuple[str, str, str]:
@@ -132,45 +170,62 @@ def _loss(job: JobView) -> tuple[str, str, str]:
 def _against_base(job: JobView) -> str:
     if job.base_validation_loss is None:
         return ""
-    gain = change(job.base_validation_loss, job.best_validation_loss)
-    return f"base {text.loss(job.base_validation_loss)}" + (f", {gain}" if gain else "")
+    gain = text.change(job.base_validation_loss, job.best_validation_loss)
+    return ", ".join(filter(None, [f"base {text.loss(job.base_validation_loss)}", gain]))
 
 
-def _next_step(job: JobView) -> str:
+def _next_step(job: JobView) -> Markup:
     if job.state == "finished":
-        kept = "step with the lowest validation loss" if keeps_best(job) else "last step"
-        ready = f"The lobe is ready, as it was at its {kept}. Ask it something in Chat, or let the router find it."
-        return f'<p class="train-good">{ready}</p>'
+        return html(
+            '<p class="train-good">The lobe is ready, as it was at its {}. Ask it something in Chat, or let the router find '
+            "it.</p>",
+            _kept(job, "step with the lowest validation loss", "last step"),
+        )
     if job.state == "stopped" and job.step:
-        kept = "The best so far" if keeps_best(job) else "What it has learned so far"
-        return f'<p class="train-good">{kept} is kept as a lobe. Resume to go on from here.</p>'
+        kept = _kept(job, "The best so far", "What it has learned so far")
+        return html('<p class="train-good">{} is kept as a lobe. Resume to go on from here.</p>', kept)
     if job.state == "queued":
-        return f'<p class="ml-faint">Place {job.place} in the queue. It starts by itself when its turn comes.</p>'
+        return html(
+            '<p class="ml-faint">Place {} in the queue. It starts by itself when its turn comes.</p>', job.place
+        )
     if job.state == "interrupted":
-        return '<p class="train-ask">The app was closed during this run. Resume goes on from the last checkpoint.</p>'
+        return Markup(
+            '<p class="train-ask">The app was closed during this run. Resume goes on from the last checkpoint.</p>'
+        )
     if job.state == "failed":
-        return f'<p class="train-warn">{text.escape(job.error or "The run has failed.")}</p>'
-    return ""
+        return html('<p class="train-warn">{}</p>', job.error or "The run has failed.")
+    return Markup()
 
 
 def run_row(job: JobView, colour: str) -> Row:
-    done = f"{percent_done(job)} %" if job.state in ACTIVE else f"{job.step:,} / {job.steps:,}" if job.steps else "–"
-    loss = f"{text.loss(job.best_validation_loss)}<small>{text.escape(_gain_of(job))}</small>"
-    config = job.config or {}
-    rate = config.get("learning_rate")
-    learning = f"rate {rate:g}" if isinstance(rate, float) else "rate auto"
-    epochs = epochs_of(job)
-    passes = "epochs auto" if epochs is None else text.count(epochs, "epoch")
-    settings = f"r {config.get('lora_r', '?')}, {passes}, {learning}"
-    rows = f"{job.rows:,}" if job.rows is not None else "–"
-    took = text.duration(job.seconds) if job.seconds else "–"
-    cells = (pill(job), rows, done, loss, took, text.escape(settings), text.escape(text.when(job.created)))
+    rows = text.NOTHING
+    if job.rows is not None:
+        rows = f"{job.rows:,}"
+    loss = html("{}<small>{}</small>", text.loss(job.best_validation_loss), _gain_of(job))
+    took, created = text.duration(job.seconds or None), text.when(job.created)
+    cells = (pill(job), rows, _steps_done(job), loss, took, _settings(job), created)
     return Row(job.id, job.name, colour, cells)
+
+
+def _steps_done(job: JobView) -> str:
+    if job.state in ACTIVE:
+        return f"{percent_done(job)} %"
+    if not job.steps:
+        return text.NOTHING
+    return f"{job.step:,} / {job.steps:,}"
+
+
+def _settings(job: JobView) -> str:
+    config, epochs = job.config or {}, epochs_of(job)
+    rate, passes, learning_rate = config.get("learning_rate"), "epochs auto", "rate auto"
+    if epochs is not None:
+        passes = text.count(epochs, "epoch")
+    if isinstance(rate, float):
+        learning_rate = f"rate {rate:g}"
+    return f"r {config.get('lora_r', '?')}, {passes}, {learning_rate}"
 
 
 def _gain_of(job: JobView) -> str:
     if job.base_validation_loss is None and job.best_validation_loss is None and job.step:
         return "no rows held out"
-    if job.base_validation_loss is None or job.best_validation_loss is None:
-        return ""
-    return change(job.base_validation_loss, job.best_validation_loss)
+    return text.change(job.base_validation_loss, job.best_validation_loss)
