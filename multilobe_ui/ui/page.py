@@ -15,14 +15,12 @@ from .chat.tab import ChatTab, is_loading
 from .kit.cancelling import mend_cancelling
 from .kit.guard import friendly
 from .kit.routing_row import routers_of
+from .kit.static import stylesheets
 from .kit.text import big, count, escape, percent, short, time_left
-from .kit.theme import css, theme
+from .kit.theme import theme
 from .lab.tab import LabTab
-from .manage import tab as manage_tab
 from .manage.tab import ManageTab
-from .routers import tab as routers_tab
 from .routers.tab import RoutersTab
-from .train import tab as train_tab
 from .train.tab import TrainTab
 
 if TYPE_CHECKING:
@@ -88,7 +86,7 @@ def launch_options(studio: Studio) -> dict[str, Any]:
     """For `page.launch`: since Gradio 6 the look is given there. Host and port come from GRADIO_SERVER_NAME and _PORT."""
     return {
         "theme": theme(),
-        "css": "\n".join([css(), train_tab.CSS, routers_tab.CSS, manage_tab.CSS]),
+        "css": stylesheets(),
         "head": _head(studio.shared),
         "ssr_mode": False,
         "run_history": False,
@@ -205,5 +203,4 @@ def _head(shared: bool) -> str:
 
 def _icon() -> str:
     """The mark as a stand-alone picture: there are no page variables in a tab's icon."""
-    style = "<style>.ml-brain-ground,.ml-brain-base path{fill:#9aa3a8}.ml-brain-edge{fill:none}</style>"
-    return brain_mark(_MARK).replace("<clipPath", f"{style}<clipPath", 1)
+    return brain_mark(_MARK, ".ml-brain-ground,.ml-brain-base path{fill:#9aa3a8}.ml-brain-edge{fill:none}")

@@ -386,7 +386,7 @@ def test_tokens_are_shown_where_a_router_weighs_them(tab):
     assert len(reply.trace) == 12
     assert sum(reply.weights.values()) == pytest.approx(1, abs=0.01)
     panel, again, _ = tab.look_at(normalised(ASK, "a"), [reply], SimpleNamespace(index=1))
-    assert again == tokens and "the mean over the answer&#x27;s 12 tokens and all layers" in panel
+    assert again == tokens and "the mean over the answer&#39;s 12 tokens and all layers" in panel
 
 
 def test_only_the_latest_answers_remember_their_tokens(tab, monkeypatch):

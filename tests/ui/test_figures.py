@@ -172,7 +172,7 @@ def test_a_router_that_weighs_tokens_shows_weights_and_no_certainty():
     after = panel(found, trace=(token(0.34), token(0.58)))
     assert said(after) == ("", "mean weights") and "% sure" not in after
     assert "law <b>54 %</b>" in after and chosen_row(after) == (54, "54 %")
-    assert "law has the greatest weight: 54 %, the mean over the answer&#x27;s 2 tokens and all layers." in after
+    assert "law has the greatest weight: 54 %, the mean over the answer&#39;s 2 tokens and all layers." in after
     head, _ = after.split("Your message, token by token")
     assert "97%" not in head, "what the router says of the message stands with the message"
     sheet = labels([Reply(found, LOBES, done=True, trace=(token(0.34), token(0.58)))])

@@ -10,7 +10,8 @@ import pytest
 from fake_studio import FakeStudio
 from gradio.server_messages import ProcessCompletedMessage
 
-from multilobe_ui.ui.kit.theme import css, theme
+from multilobe_ui.ui.kit.static import stylesheets
+from multilobe_ui.ui.kit.theme import theme
 from multilobe_ui.ui.page import Pulse, build_page, launch_options, status_strip
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -90,8 +91,8 @@ def test_launch_options():
     assert options["state_session_capacity"] <= 500  # each takes most of a MiB
     assert "server_name" not in options
     assert "img-src 'self'" in options["head"]
-    assert css() in options["css"]
-    assert "http" not in css()
+    assert stylesheets() in options["css"]
+    assert "http" not in stylesheets()
     assert "googleapis" not in str(theme().to_dict())
 
 

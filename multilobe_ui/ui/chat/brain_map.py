@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
-from ..kit.text import colour, escape, percent, short, width
+from ..kit.html import Markup, around, html, joined
+from ..kit.text import colour, count, percent, short, width
 
 Point = tuple[float, float]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -42,6 +44,7 @@ FOLDS = (
     "M206 42C214 58 206 70 222 84M250 56C244 74 258 86 250 104M244 150C252 138 268 138 278 124"
     "M128 106C120 92 132 80 124 66M196 92C186 100 190 112 178 118"
 )
+PATHS = {"OUTLINE": OUTLINE, "CEREBELLUM": CEREBELLUM, "FOLIA": FOLIA, "STEM": STEM, "FOLDS": FOLDS}
 
 
 def brain_map(
@@ -51,7 +54,7 @@ def brain_map(
     base: bool = False,
     state: str = "still",
     labels: bool = True,
-) -> str:
+) -> Markup:
     """The brain as SVG.
 
     Args:
@@ -64,115 +67,142 @@ def brain_map(
     """
     lit = {name: min(1.0, abs(w)) for name, w in (weights or {}).items() if w and math.isfinite(w)}
     shown = _shown(lobes, lit)
-    regions = _regions(len(shown))
-    uid = (
-        "bm"
-        + blake2b(repr((shown, sorted(lit.items()), base, state)).encode("utf-8", "replace"), digest_size=4).hexdigest()
-    )
-    named = zip(shown, regions, strict=True) if labels and len(shown) <= LABELLED else ()
-    parts = [
-        f'<svg class="ml-brain is-{escape(state)}{" is-base" if base else ""}" viewBox="0 0 320 252" role="img" '
-        f'aria-label="{escape(_spoken(lobes, lit, base))}" xmlns="http://www.w3.org/2000/svg">',
-        f'<clipPath id="{uid}"><path d="{OUTLINE}"/></clipPath>',
-        f'<g class="ml-brain-base"><title>{"Base model: answers" if base else "Base model"}</title>'
-        f'<path d="{STEM}"/><path d="{CEREBELLUM}"/><path class="ml-brain-line" d="{FOLIA}"/></g>',
-        f'<path class="ml-brain-ground" d="{OUTLINE}"/>',
-        f'<g clip-path="url(#{uid})">',
-        *(_region(i, *item, region) for i, (item, region) in enumerate(zip(shown, regions, strict=True))),
-        "</g>",
-        *(
-            _glow(name, tone, lit[name], path, uid)
-            for (name, tone, _), (path, _) in zip(shown, regions, strict=True)
-            if name in lit
-        ),
-        f'<path class="ml-brain-line" d="{FOLDS}"/><path class="ml-brain-edge" d="{OUTLINE}"/>',
-        *(_label(item, region[1], lit) for item, region in named),
-        "</svg>",
-    ]
-    return "".join(parts)
+    regions = [Region(*drawn, *place) for drawn, place in zip(shown, _regions(len(shown)), strict=True)]
+    kind, title = f"is-{state}", "Base model"
+    if base:
+        kind, title = f"is-{state} is-base", "Base model: answers"
+    clip = _id("bm", shown, lit, base, state)
+    names = Markup()
+    if labels and len(regions) <= LABELLED:
+        names = joined(_label(region) for region in regions)
+    return html(
+        '<svg class="ml-brain {kind}" viewBox="0 0 320 252" role="img" aria-label="{spoken}" '
+        'xmlns="http://www.w3.org/2000/svg"><clipPath id="{clip}"><path d="{OUTLINE}"/></clipPath>'
+        '<g class="ml-brain-base"><title>{title}</title>'
+        '<path d="{STEM}"/><path d="{CEREBELLUM}"/><path class="ml-brain-line" d="{FOLIA}"/></g>'
+        '<path class="ml-brain-ground" d="{OUTLINE}"/><g clip-path="url(#{clip})">{cells}</g>{glow}'
+        '<path class="ml-brain-line" d="{FOLDS}"/><path class="ml-brain-edge" d="{OUTLINE}"/>{names}</svg>',
+        **PATHS, kind=kind, title=title, spoken=_spoken(lobes, lit, base), clip=clip, names=names,
+        cells=joined(_cell_of(i, region) for i, region in enumerate(regions)),
+        glow=joined(_glow(region, clip) for region in regions if region.name in lit),
+    )  # fmt: skip
 
 
-def brain_mark(colours: Sequence[str] = ()) -> str:
-    """The brain without words, for the header: up to six regions in the lobes' colours."""
-    uid = "bk" + blake2b(repr(tuple(colours)).encode(), digest_size=4).hexdigest()
+def brain_mark(colours: Sequence[str] = (), style: str = "") -> Markup:
+    """The brain without words, for the header: up to six regions in the lobes' colours.
+
+    style: rules for it, where it has to stand without the page's stylesheet.
+    """
     tones = [colour(c) for c in colours[:6]]
-    cells = "".join(
-        f'<path fill="{tone}" d="{path}"/>' for tone, (path, _) in zip(tones, _regions(len(tones)), strict=True)
-    )
-    return (
-        f'<svg class="ml-mark" viewBox="10 0 300 252" aria-hidden="true" xmlns="http://www.w3.org/2000/svg">'
-        f'<clipPath id="{uid}"><path d="{OUTLINE}"/></clipPath><g class="ml-brain-base"><path d="{STEM}"/>'
-        f'<path d="{CEREBELLUM}"/></g><path class="ml-brain-ground" d="{OUTLINE}"/>'
-        f'<g clip-path="url(#{uid})">{cells}</g><path class="ml-brain-edge" d="{OUTLINE}"/></svg>'
-    )
+    paths = [path for path, _ in _regions(len(tones))]
+    cells = joined(html('<path fill="{}" d="{}"/>', tone, path) for tone, path in zip(tones, paths, strict=True))
+    return html(
+        '<svg class="ml-mark" viewBox="10 0 300 252" aria-hidden="true" xmlns="http://www.w3.org/2000/svg">{style}'
+        '<clipPath id="{clip}"><path d="{OUTLINE}"/></clipPath><g class="ml-brain-base"><path d="{STEM}"/>'
+        '<path d="{CEREBELLUM}"/></g><path class="ml-brain-ground" d="{OUTLINE}"/><g clip-path="url(#{clip})">{cells}</g>'
+        '<path class="ml-brain-edge" d="{OUTLINE}"/></svg>',
+        **PATHS, style=around("<style>{}</style>", style), clip=_id("bk", tuple(colours)), cells=cells,
+    )  # fmt: skip
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Region:
+    """A region of the drawing: whose it is, with what weight it is lit, the path around it and its middle."""
+
+    name: str
+    tone: str
+    weight: float
+    path: str
+    centre: Point
+
+
+def _id(kind: str, *drawn: object) -> str:
+    """An id for the clip path: two drawings on one page share it only where they are the same."""
+    return kind + blake2b(repr(drawn).encode("utf-8", "replace"), digest_size=4).hexdigest()
+
+
 def _shown(lobes: Sequence[tuple[str, str]], lit: Mapping[str, float]) -> list[tuple[str, str, float]]:
     """(name, colour, weight) of each region; the order is the lobes' own."""
-    if len(lobes) <= MOST_REGIONS:
-        return [(name, colour(tone), lit.get(name, 0.0)) for name, tone in lobes]
-    order = sorted(range(len(lobes)), key=lambda i: (-lit.get(lobes[i][0], 0.0), i))
-    kept, rest = sorted(order[:MOST_REGIONS]), order[MOST_REGIONS:]
-    heaviest = max(lit.get(lobes[i][0], 0.0) for i in rest)
-    shown = [(name, colour(tone), lit.get(name, 0.0)) for name, tone in (lobes[i] for i in kept)]
-    return [*shown, (f"{len(rest)} others", OTHERS, heaviest)]
+    every = [(name, colour(tone), lit.get(name, 0.0)) for name, tone in lobes]
+    if len(every) <= MOST_REGIONS:
+        return every
+    order = sorted(range(len(every)), key=lambda i: (-every[i][2], i))
+    others = [every[i] for i in order[MOST_REGIONS:]]
+    heaviest = max(weight for _, _, weight in others)
+    return [*(every[i] for i in sorted(order[:MOST_REGIONS])), (f"{len(others)} others", OTHERS, heaviest)]
 
 
-def _region(index: int, name: str, tone: str, weight: float, region: tuple[str, Point]) -> str:
-    says = f"{name}: {_lights(weight)}" if weight else name
-    return (
-        f'<path class="ml-brain-cell{" is-lit" if weight else ""}" style="--i:{index}" fill="{tone}" '
-        f'fill-opacity="{0.24 + 0.7 * weight:.2f}" d="{region[0]}"><title>{escape(says)}</title></path>'
-    )
+def _cell_of(index: int, region: Region) -> Markup:
+    title, kind = region.name, "ml-brain-cell"
+    if region.weight:
+        title, kind = f"{region.name}: {_lights(region.weight)}", "ml-brain-cell is-lit"
+    return html(
+        '<path class="{}" style="--i:{}" fill="{}" fill-opacity="{:.2f}" d="{}"><title>{}</title></path>',
+        kind, index, region.tone, 0.24 + 0.7 * region.weight, region.path, title,
+    )  # fmt: skip
 
 
-def _glow(name: str, tone: str, weight: float, path: str, uid: str) -> str:
+def _glow(region: Region, clip: str) -> Markup:
     """A second drawing of a lit region, outside the clip of the others, so that its light spills over the edge."""
-    light = f"filter:drop-shadow(0 0 {3 + 7 * weight:.0f}px {tone})"
-    return (
-        f'<g class="ml-brain-glow" style="{light}"><g clip-path="url(#{uid})"><path fill="{tone}" '
-        f'fill-opacity="{weight:.2f}" d="{path}"><title>{escape(name)}: {_lights(weight)}</title></path></g></g>'
-    )
+    return html(
+        '<g class="ml-brain-glow" style="filter:drop-shadow(0 0 {:.0f}px {tone})"><g clip-path="url(#{})">'
+        '<path fill="{tone}" fill-opacity="{:.2f}" d="{}"><title>{}: {}</title></path></g></g>',
+        3 + 7 * region.weight, clip, region.weight, region.path, region.name, _lights(region.weight), tone=region.tone,
+    )  # fmt: skip
 
 
 def _lights(weight: float) -> str:
     """What a lit region says when pointed at: its light is a weight, and no certainty."""
-    return "answers" if weight >= 1 else f"weight {percent(weight)}"
+    if weight >= 1:
+        return "answers"
+    return f"weight {percent(weight)}"
 
 
-def _label(item: tuple[str, str, float], centre: Point, lit: Mapping[str, float]) -> str:
-    name, tone, weight = item
-    words = short(name, 15)
+def _label(region: Region) -> Markup:
+    words, (x, y) = short(region.name, 15), region.centre
     size = max(8.0, min(11.5, 110 / max(1, width(words))))
     half = width(words) * size * 0.29
-    x = min(max(centre[0], 12 + half), 308 - half)
-    bright = f' style="fill:{_on(tone)};stroke:{tone}"' if weight > 0.5 else ""
-    return (
-        f'<text class="ml-brain-label{" is-lit" if name in lit else ""}" x="{x:.0f}" y="{centre[1] + size / 3:.0f}" '
-        f'font-size="{size:.1f}"{bright}>{escape(words)}</text>'
-    )
+    kind, bright = "ml-brain-label", Markup()
+    if region.weight:
+        kind = "ml-brain-label is-lit"
+    if region.weight > 0.5:
+        bright = html(' style="fill:{};stroke:{}"', _on(region.tone), region.tone)
+    return html(
+        '<text class="{}" x="{:.0f}" y="{:.0f}" font-size="{:.1f}"{}>{}</text>',
+        kind, min(max(x, 12 + half), 308 - half), y + size / 3, size, bright, words,
+    )  # fmt: skip
 
 
 def _spoken(lobes: Sequence[tuple[str, str]], lit: Mapping[str, float], base: bool) -> str:
     if not lobes:
         return "A brain without lobes. The base model answers."
-    about = f"A brain with {len(lobes)} {'lobe' if len(lobes) == 1 else 'lobes'}. "
-    if base or not lit:
-        return about + ("The base model is lit." if base else "None is lit.")
+    about = f"A brain with {count(len(lobes), 'lobe')}."
+    if base:
+        return f"{about} The base model is lit."
+    if not lit:
+        return f"{about} None is lit."
     heaviest = sorted(lit, key=lambda name: -lit[name])[:3]
     if len(heaviest) == 1 and lit[heaviest[0]] >= 1:
-        return f"{about}Lit: {heaviest[0]}."
-    return about + "Lit by weight: " + ", ".join(f"{name} {percent(lit[name])}" for name in heaviest) + "."
+        return f"{about} Lit: {heaviest[0]}."
+    return f"{about} Lit by weight: {', '.join(f'{name} {percent(lit[name])}' for name in heaviest)}."
 
 
 def _on(tone: str) -> str:
     """Black or white, whichever is easier to read on the colour (relative luminance after WCAG)."""
-    parts = [int(tone[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
-    return "#fff" if 0.2126 * r + 0.7152 * g + 0.0722 * b < 0.3 else "#101318"
+    red, green, blue = (_linear(int(tone[i : i + 2], 16) / 255) for i in (1, 3, 5))
+    if 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.3:
+        return "#fff"
+    return "#101318"
+
+
+def _linear(value: float) -> float:
+    """An sRGB value from 0 to 1 as light."""
+    if value <= 0.04045:
+        return value / 12.92
+    return math.pow((value + 0.055) / 1.055, 2.4)
 
 
 # ---- where regions lie -----------------------------------------------------------------------------------------------
@@ -271,10 +301,6 @@ def _polyline() -> list[Point]:
             t = step / 12
             u = 1 - t
             w = (u * u * u, 3 * u * u * t, 3 * u * t * t, t * t * t)
-            line.append(
-                (
-                    sum(wi * p[0] for wi, p in zip(w, (a, b, c, d), strict=True)),
-                    sum(wi * p[1] for wi, p in zip(w, (a, b, c, d), strict=True)),
-                )
-            )
+            x, y = (sum(wi * p[axis] for wi, p in zip(w, (a, b, c, d), strict=True)) for axis in (0, 1))
+            line.append((x, y))
     return line

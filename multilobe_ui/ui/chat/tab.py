@@ -21,8 +21,9 @@ from ...errors import BackboneError, ConfigError, MultiLobeError
 from ...settings import SamplingConfig
 from ..kit.guard import friendly
 from ..kit.routing_row import MIX, PRESET, Routing, RoutingRow, routing_of
+from ..kit.static import script
 from ..kit.text import escape
-from .token_view import SCRIPT, token_card
+from .token_view import token_card
 from .why_panel import Reply, idle_panel, labels, waiting_panel, why_panel
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class ChatTab:
                 self._composer()
             with gr.Column(scale=8, min_width=320):
                 self.panel = gr.HTML(idle_panel(self._lobes(), is_loading(self.studio)), elem_id="why")
-                self.tokens = gr.HTML("", visible=False, elem_id="tokens", js_on_load=SCRIPT)
+                self.tokens = gr.HTML("", visible=False, elem_id="tokens", js_on_load=script("token_view"))
         self.labels = gr.HTML(labels([]))
         self.replies = gr.State([])
         self._wire()

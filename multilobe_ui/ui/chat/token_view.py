@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..kit.text import colour, count, escape, shares, short
+from ..kit.html import Markup, html, joined
+from ..kit.text import colour, count, shares, short
 
 if TYPE_CHECKING:
     from ...app.views import TokenTrace
@@ -25,74 +26,45 @@ MOST_LOBES = 15
 LEVELS = 16
 MOST_CHOICES = 6
 OTHERS = "#8a93a0"
+NO_KEYS = Markup()
+KEYS = Markup(' tabindex="0" role="group" aria-label="The answer, token by token. Arrow keys move."')
 
 Array = np.ndarray[Any, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-# Hovering, or the arrow keys on the strip, says a token's weights below it and marks its column in the map.
-SCRIPT = """
-const show = (token) => {
-  const card = element.querySelector('.ml-token-card');
-  if (!card || !token) return;
-  element.querySelectorAll('.ml-strip .is-here').forEach((other) => other.classList.remove('is-here'));
-  token.classList.add('is-here');
-  card.style.setProperty('--x', (Number(token.dataset.i) + 0.5) / Number(card.dataset.n));
-  card.classList.add('has-here');
-  card.querySelector('.ml-readout').textContent =
-    '“' + (token.textContent.trim() || '␣') + '”  ' + token.dataset.w;
-};
-element.addEventListener('mouseover', (event) => show(event.target.closest('[data-w]')));
-element.addEventListener('click', (event) => show(event.target.closest('[data-w]')));
-element.addEventListener('keydown', (event) => {
-  const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-  if (!step || !event.target.closest('.ml-strip')) return;
-  event.preventDefault();
-  const all = [...element.querySelectorAll('.ml-strip [data-w]')];
-  const now = all.findIndex((token) => token.classList.contains('is-here'));
-  show(all[Math.min(all.length - 1, Math.max(0, now + step))]);
-});
-"""
-
-
-def token_card(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: bool = True) -> str:
-    """Strip, readout and map; "" for an answer whose tokens were not weighed one by one."""
+def token_card(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: bool = True) -> Markup:
+    """Strip, readout and map; empty for an answer whose tokens were not weighed one by one."""
     if not trace:
-        return ""
-    shown = trace[-MOST_SHOWN:]
-    cut = len(trace) - len(shown)
-    note = f'<p class="ml-note">The latest {len(shown)} of {len(trace):,} tokens.</p>' if cut else ""
-    live = "" if done else " is-live"
-    legend = _legend(shown, colours)
-    hint = "Point at a word to see who wrote it; or focus the text and use the arrow keys."
-    return (
-        f'<div class="ml-why ml-token-card{live}" data-n="{len(shown)}"><h4>Token by token <span>'
-        f"{count(len(trace), 'token')}, coloured by the heaviest lobe</span></h4>{legend}{strip(shown, colours)}"
-        f'<output class="ml-readout" aria-live="polite">{hint}</output>{note}{heat_map(shown, colours, done=done)}</div>'
-    )
+        return Markup()
+    latest, note, kind = trace[-MOST_SHOWN:], Markup(), "is-live"
+    if len(latest) < len(trace):
+        note = html('<p class="ml-note">The latest {} of {:,} tokens.</p>', len(latest), len(trace))
+    if done:
+        kind = ""
+    return html(
+        '<div class="ml-why ml-token-card {}" data-n="{}"><h4>Token by token <span>{}, coloured by the heaviest lobe</span></h4>'
+        '{}{}<output class="ml-readout" aria-live="polite">Point at a word to see who wrote it; or focus the text and use the '
+        "arrow keys.</output>{}{}</div>",
+        kind, len(latest), count(len(trace), "token"), _legend(latest, colours), strip(latest, colours, KEYS), note,
+        heat_map(latest, colours, done=done),
+    )  # fmt: skip
 
 
-def strip(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, keys: bool = True) -> str:
-    """The text, each token on its heaviest lobe's colour, as strong as its weight beside the greatest of all.
-
-    keys: the arrow keys move in it.
-    """
-    top = max((max(token.weights.values(), default=0.0) for token in trace), default=0.0) or 1.0
-    focus = ' tabindex="0" role="group" aria-label="The answer, token by token. Arrow keys move."' if keys else ""
-    return (
-        f'<div class="ml-strip"{focus}>'
-        + "".join(_token(i, token, colours, top) for i, token in enumerate(trace))
-        + "</div>"
-    )
+def strip(trace: Sequence[TokenTrace], colours: Mapping[str, str], attributes: Markup = NO_KEYS) -> Markup:
+    """The text, each token on its heaviest lobe's colour, as strong as its weight beside the greatest of all."""
+    greatest = max((max(token.weights.values(), default=0.0) for token in trace), default=0.0) or 1.0
+    tokens = joined(_token(i, token, colours, greatest) for i, token in enumerate(trace) if token.text)
+    return html('<div class="ml-strip"{}>{}</div>', attributes, tokens)
 
 
-def _token(place: int, token: TokenTrace, colours: Mapping[str, str], top: float) -> str:
-    if not token.text:
-        return ""
-    said = escape(shares(token.weights) or "base model")
-    best = max(token.weights, key=lambda name: token.weights[name], default=None)
-    weight = min(1.0, max(0.0, token.weights[best] / top)) if best else 0.0
-    look = f"--c:{colour(colours.get(best or ''), OTHERS)};--a:{75 * weight**1.5:.0f}%"
-    return f'<span data-i="{place}" style="{look}" data-w="{said}" title="{said}">{escape(token.text)}</span>'
+def _token(place: int, token: TokenTrace, colours: Mapping[str, str], greatest: float) -> Markup:
+    best, weight = max(token.weights.items(), key=lambda item: item[1], default=("", 0.0))
+    strength = min(1.0, max(0.0, weight / greatest))
+    return html(
+        '<span data-i="{}" style="--c:{};--a:{:.0f}%" data-w="{weights}" title="{weights}">{}</span>',
+        place, colour(colours.get(best), OTHERS), 75 * strength**1.5, token.text,
+        weights=shares(token.weights) or "base model",
+    )  # fmt: skip
 
 
 def mean_weights(trace: Sequence[TokenTrace]) -> dict[str, float]:
@@ -104,19 +76,22 @@ def mean_weights(trace: Sequence[TokenTrace]) -> dict[str, float]:
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
-def _legend(trace: Sequence[TokenTrace], colours: Mapping[str, str]) -> str:
-    means = mean_weights(trace)
-    items = "".join(
-        f'<li style="--c:{colour(colours.get(name), OTHERS)}"><i></i>{escape(short(name, 22))}</li>'
-        for name in list(means)[:8]
+def _legend(trace: Sequence[TokenTrace], colours: Mapping[str, str]) -> Markup:
+    names = list(mean_weights(trace))[:8]
+    return html('<ul class="ml-legend">{}</ul>', legend_items([(name, colours.get(name, "")) for name in names], 22))
+
+
+def legend_items(lobes: Sequence[tuple[str, str]], columns: int) -> Markup:
+    """(name, colour) of lobes as list items, each after a dot of its colour."""
+    return joined(
+        html('<li style="--c:{}"><i></i>{}</li>', colour(tone, OTHERS), short(name, columns)) for name, tone in lobes
     )
-    return f'<ul class="ml-legend">{items}</ul>'
 
 
 # ---- the map ---------------------------------------------------------------------------------------------------------
 
 
-def heat_map(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: bool = True) -> str:
+def heat_map(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: bool = True) -> Markup:
     """Layers (first at the top) × tokens: in each cell the heaviest lobe's colour, as strong as its weight.
 
     When the answer is complete, a row of radio buttons shows one lobe's weights alone.
@@ -124,33 +99,36 @@ def heat_map(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: b
     names = list(trace[0].weights)
     layers = [token.layers for token in trace if _fits(token.layers, trace[0].layers)]
     if not layers or layers[0].shape[1] != len(names):
-        return ""
+        return Markup()
     weights = np.clip(np.nan_to_num(np.stack(layers).astype(np.float32)), 0, 1).transpose(1, 0, 2)  # (layers, tokens, lobes)
     rows, tokens = weights.shape[:2]
-    means = weights.mean((0, 1))
-    kept = sorted(np.argsort(-means, kind="stable")[:MOST_LOBES].tolist())
-    tones = [colour(colours.get(names[i]), OTHERS) for i in kept]
-    pictures = [("Heaviest lobe", _heaviest(weights[:, :, kept], tones))]
+    tones = [colour(colours.get(name), OTHERS) for name in names]
+    by_weight = np.argsort(-weights.mean((0, 1)), kind="stable").tolist()
+    drawn = sorted(by_weight[:MOST_LOBES])
+    pictures = [("Heaviest lobe", _heaviest(weights[:, :, drawn], [tones[i] for i in drawn]))]
+    radios = Markup()
     if done:
-        for i in sorted(kept, key=lambda i: -means[i])[:MOST_CHOICES]:
-            pictures.append((names[i], _alone(weights[:, :, i], colour(colours.get(names[i]), OTHERS))))
-    group = f"hm{zlib.crc32(pictures[0][1].encode()):08x}"
-    chosen = "".join(
-        f'<label><input type="radio" name="{group}" value="{i}"{" checked" if i == 0 else ""}>'
-        f"<span>{escape(short(name, 18))}</span></label>"
-        for i, (name, _) in enumerate(pictures)
-    )
-    radios = f'<div class="ml-heat-choice" role="radiogroup" aria-label="What the map shows">{chosen}</div>' if done else ""
-    images = "".join(
-        f'<img alt="{escape(name)}: weights in {rows} layers over {tokens} tokens" src="{source}">'
+        pictures += [(names[i], _alone(weights[:, :, i], tones[i])) for i in by_weight[:MOST_CHOICES]]
+        radios = _radios([name for name, _ in pictures], f"hm{zlib.crc32(pictures[0][1].encode()):08x}")
+    images = joined(
+        html('<img alt="{}: weights in {} layers over {} tokens" src="{}">', name, rows, tokens, source)
         for name, source in pictures
     )
-    said = f"{count(rows, 'adapted layer')} × {count(tokens, 'token')}"
-    return (
-        f'<figure class="ml-heat"><figcaption>Layer by layer <span>{said}</span></figcaption>{radios}'
-        f'<div class="ml-heat-frame" style="--rows:{rows}"><em>first layer</em><div>{images}<i></i></div><em>last</em></div>'
-        "</figure>"
+    return html(
+        '<figure class="ml-heat"><figcaption>Layer by layer <span>{} × {}</span></figcaption>{}<div class="ml-heat-frame" '
+        'style="--rows:{}"><em>first layer</em><div>{}<i></i></div><em>last</em></div></figure>',
+        count(rows, "adapted layer"), count(tokens, "token"), radios, rows, images,
+    )  # fmt: skip
+
+
+def _radios(names: Sequence[str], group: str) -> Markup:
+    """Which of the pictures is shown; the first one at the beginning."""
+    checked = [" checked", *[""] * len(names)]
+    choices = joined(
+        html('<label><input type="radio" name="{}" value="{}"{}><span>{}</span></label>', group, i, checked[i], short(name, 18))
+        for i, name in enumerate(names)
     )
+    return html('<div class="ml-heat-choice" role="radiogroup" aria-label="What the map shows">{}</div>', choices)
 
 
 def _fits(layers: Any, first: Any) -> bool:

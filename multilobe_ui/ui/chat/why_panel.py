@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...routing.decision import NEGLIGIBLE, RoutingDecision
 from ..kit.figures import BASE_COLOUR, mix_title, score_bars, share_bar
+from ..kit.html import Markup, and_more, around, html, joined
 from ..kit.ledger_card import cost_note
 from ..kit.text import (
     answerer,
@@ -16,7 +17,6 @@ from ..kit.text import (
     count,
     css_string,
     decision_sentence,
-    escape,
     estimated,
     milliseconds,
     parts_of,
@@ -28,7 +28,7 @@ from ..kit.text import (
 )
 from .brain_map import brain_map
 from .evidence import evidence_sections
-from .token_view import mean_weights
+from .token_view import legend_items, mean_weights
 
 if TYPE_CHECKING:
     from ...app.ledger import Cost
@@ -71,13 +71,15 @@ class Reply:
     @property
     def weights(self) -> Mapping[str, float]:
         """What ran: of a complete answer whose tokens were weighed one by one, their mean; else what was decided."""
-        return mean_weights(self.trace) if self.done and self.trace else self.decision.weights
+        if self.done and self.trace:
+            return mean_weights(self.trace)
+        return self.decision.weights
 
     @property
     def parts(self) -> Sequence[str]:
         """The lobes that ran, heaviest first, without those of negligible weight; none for the base model."""
-        found = parts_of(self.weights)
-        return [name for name in found if abs(self.weights[name]) >= NEGLIGIBLE] or found[:1]
+        names = parts_of(self.weights)
+        return [name for name in names if abs(self.weights[name]) >= NEGLIGIBLE] or names[:1]
 
     @property
     def mix(self) -> Mapping[str, float]:
@@ -87,49 +89,53 @@ class Reply:
     @property
     def colour(self) -> str:
         """Of the heaviest lobe; the base model's own where none ran."""
-        return colour(self.colours.get(self.parts[0])) if self.parts else BASE_COLOUR
+        if not self.parts:
+            return BASE_COLOUR
+        return colour(self.colours.get(self.parts[0]))
 
 
-def why_panel(reply: Reply) -> str:
+def why_panel(reply: Reply) -> Markup:
     """The whole panel for one reply, under way or complete."""
-    decision = reply.decision
-    picture = brain_map(reply.lobes, reply.weights, base=not reply.parts, state="still" if reply.done else "live")
-    figure = _figure(reply) if decision.stage != "manual" else ""
+    decision, state, figure = reply.decision, "live", Markup()
+    if reply.done:
+        state = "still"
+    if decision.stage != "manual":
+        figure = around("<section>{}</section>", _figure(reply))
     parts = [
-        picture, _verdict(reply), f"<section>{figure}</section>" if figure else "",
+        brain_map(reply.lobes, reply.weights, base=not reply.parts, state=state), _verdict(reply), figure,
         evidence_sections(decision, reply.colours, reply.prompt), _facts(reply),
     ]  # fmt: skip
-    return _panel("".join(parts), reply.colour)
+    return _panel(joined(parts), reply.colour)
 
 
-def idle_panel(lobes: Sequence[tuple[str, str]], loading: bool = False) -> str:
+def idle_panel(lobes: Sequence[tuple[str, str]], loading: bool = False) -> Markup:
     """Before the first question."""
-    if not lobes and loading:
-        words = "The lobes are shown here once the model is loaded."
-    elif not lobes:
-        words = "There is no lobe yet, so the base model answers everything. Train one in the Train tab."
-    else:
+    legend = Markup()
+    if lobes:
         words = "Send a message: the region that lights up is the lobe that answers, and the scores say why."
-    legend = "".join(
-        f'<li style="--c:{colour(tone)}"><i></i>{escape(short(name, 28))}</li>' for name, tone in lobes[:12]
-    )
-    more = f"<li>and {len(lobes) - 12} more</li>" if len(lobes) > 12 else ""
-    listed = (
-        f'<section><h4>{count(len(lobes), "lobe")}</h4><ul class="ml-legend">{legend}{more}</ul></section>'
-        if lobes
-        else ""
-    )
-    title = '<div class="ml-verdict"><h3>Who will answer?</h3></div>'
-    return _panel(f'{brain_map(lobes)}{title}<p class="ml-reason">{words}</p>{listed}')
+        legend = html(
+            '<section><h4>{}</h4><ul class="ml-legend">{}{}</ul></section>', count(len(lobes), "lobe"),
+            legend_items(lobes[:12], 28), and_more("<li>and {} more</li>", len(lobes) - 12),
+        )  # fmt: skip
+    elif loading:
+        words = "The lobes are shown here once the model is loaded."
+    else:
+        words = "There is no lobe yet, so the base model answers everything. Train one in the Train tab."
+    title = Markup('<div class="ml-verdict"><h3>Who will answer?</h3></div>')
+    return _panel(html('{}{}<p class="ml-reason">{}</p>{}', brain_map(lobes), title, words, legend))
 
 
-def waiting_panel(lobes: Sequence[tuple[str, str]], title: str, words: str) -> str:
+def waiting_panel(lobes: Sequence[tuple[str, str]], title: str, words: str) -> Markup:
     """While the base model loads, or the router thinks."""
-    heading = f'<div class="ml-verdict" aria-live="polite"><h3>{escape(title)}</h3></div>'
-    return _panel(f'{brain_map(lobes, state="routing")}{heading}<p class="ml-reason">{escape(words)}</p>')
+    return _panel(
+        html(
+            '{}<div class="ml-verdict" aria-live="polite"><h3>{}</h3></div><p class="ml-reason">{}</p>',
+            brain_map(lobes, state="routing"), title, words,
+        )
+    )  # fmt: skip
 
 
-def labels(replies: Sequence[Reply], shown: int | None = None) -> str:
+def labels(replies: Sequence[Reply], shown: int | None = None) -> Markup:
     """A stylesheet that names, above each answer in the conversation, the lobe that gave it.
 
     The messages themselves stay pure text, so that copying, editing and retrying never meet a label.
@@ -139,20 +145,22 @@ def labels(replies: Sequence[Reply], shown: int | None = None) -> str:
     if shown is not None and 0 <= shown < len(replies) and len(replies) > 1:
         mark = f"border-left-color:{replies[shown].colour} !important"
         rules.append(f"#chat .bot-row:nth-child({shown + 1} of .bot-row) .bot.message{{{mark}}}")
-    return f'<div class="ml-labels"><style>{"".join(rules)}</style></div>'
+    # Not escaped: a style element knows no entities, and css_string lets no word out of its quotes.
+    return html('<div class="ml-labels"><style>{}</style></div>', Markup("".join(rules)))
 
 
 def _label(number: int, reply: Reply) -> str:
     """A rule: who answered and how sure the router was of that; of a mix its weights, with a small bar of them."""
-    decision, look = reply.decision, f"--c:{reply.colour}"
-    mixed = len(reply.parts) > 1
-    words = f"Weights: {shares(reply.mix)}" if mixed else short(_who(reply), 40)
-    said = certainty(decision)
-    words += f" · {said}" if said and not mixed else ""
-    words += "  stopped" if reply.stopped else ""
+    bar = ""
+    if len(reply.parts) > 1:
+        words = f"Weights: {shares(reply.mix)}"
+        bar = f"padding-left:46px !important;background:{_stripes(reply)} !important"
+    else:
+        words = " · ".join(filter(None, [short(_who(reply), 40), certainty(reply.decision)]))
+    if reply.stopped:
+        words += "  stopped"
     place = f'#chat .bot-row:nth-child({number} of .bot-row) [data-testid="bot"]'
-    bar = f"padding-left:46px !important;background:{_stripes(reply)} !important" if mixed else ""
-    return f"{place}{{{look}}}{place}::before{{content:{css_string(words)};{bar}}}"
+    return f"{place}{{--c:{reply.colour}}}{place}::before{{content:{css_string(words)};{bar}}}"
 
 
 def _stripes(reply: Reply) -> str:
@@ -167,49 +175,63 @@ def _stripes(reply: Reply) -> str:
     return f"{bar},color-mix(in srgb,var(--c) 14%,transparent)"
 
 
-def _panel(inside: str, tone: str = BASE_COLOUR) -> str:
-    return f'<div class="ml-why" style="--c:{tone}">{inside}</div>'
+def _panel(inside: Markup, tone: str = BASE_COLOUR) -> Markup:
+    return html('<div class="ml-why" style="--c:{}">{}</div>', tone, inside)
 
 
-def _verdict(reply: Reply) -> str:
+def _verdict(reply: Reply) -> Markup:
     """Who answers, with the certainty of one choice or the weights of a mix, and why."""
-    decision = reply.decision
-    doing = "Answered by" if reply.done else "Answering now"
-    bar = ""
+    doing, who = "Answering now", _one(reply)
+    if reply.done:
+        doing = "Answered by"
     if len(reply.parts) > 1:
-        who = f'<h3 class="ml-mixed">{mix_title(reply.mix, reply.colours)}</h3>'
-        beside = f'<div class="ml-sure">{_kind_of_weights(decision)}</div>'
-        many = len(reply.parts) > 3
-        bar = share_bar(reply.mix, reply.colours, "Weights of the lobes", legend=many) if not decision.per_token else ""
-    else:
-        who = f"<h3><i></i><span>{escape(_who(reply))}</span></h3>"
-        number, _, words = certainty(decision).rpartition(" % ")
-        beside = f'<div class="ml-sure"><b>{escape(number)} %</b>{escape(words)}</div>' if number else ""
-    return (
-        f'<p class="ml-eyebrow">{doing}</p><div class="ml-verdict">{who}{beside}</div>{bar}'
-        f'<p class="ml-reason">{escape(_why(reply))}</p>'
-    )
+        who = _mix(reply)
+    return html('<p class="ml-eyebrow">{}</p>{}<p class="ml-reason">{}</p>', doing, who, _why(reply))
+
+
+def _one(reply: Reply) -> Markup:
+    percentage, _, words = certainty(reply.decision).rpartition(" % ")
+    beside = Markup()
+    if percentage:
+        beside = html('<div class="ml-sure"><b>{} %</b>{}</div>', percentage, words)
+    return html('<div class="ml-verdict"><h3><i></i><span>{}</span></h3>{}</div>', _who(reply), beside)
+
+
+def _mix(reply: Reply) -> Markup:
+    bar = Markup()
+    if not reply.decision.per_token:
+        bar = share_bar(reply.mix, reply.colours, "Weights of the lobes", legend=len(reply.parts) > 3)
+    return html(
+        '<div class="ml-verdict"><h3 class="ml-mixed">{}</h3><div class="ml-sure">{}</div></div>{}',
+        mix_title(reply.mix, reply.colours), _kind_of_weights(reply.decision), bar,
+    )  # fmt: skip
 
 
 def _who(reply: Reply) -> str:
     """The one that answers: the lobe that is left of a mix of which all else is negligible, or as decided."""
-    return reply.parts[0] if reply.parts else answerer(reply.decision)
+    if reply.parts:
+        return reply.parts[0]
+    return answerer(reply.decision)
 
 
 def _kind_of_weights(decision: RoutingDecision) -> str:
     if decision.per_token:
         return "mean weights"
-    return "your weights" if decision.stage == "manual" else "weights"
+    if decision.stage == "manual":
+        return "your weights"
+    return "weights"
 
 
 def _why(reply: Reply) -> str:
     """The router's sentence. Of tokens weighed one by one it is about the prompt, so the answer's own weights come first."""
     decision = reply.decision
-    if not (decision.per_token and reply.parts):
+    if not decision.per_token or not reply.parts:
         return decision_sentence(decision)
     best = reply.parts[0]
-    said = f"{best} has the greatest weight: {percent(reply.weights[best])}, the mean over {_over(reply)}."
-    return said if decision.evidence.get("tokens") else f"{said} {decision_sentence(decision)}"
+    weight = f"{best} has the greatest weight: {percent(reply.weights[best])}, the mean over {_over(reply)}."
+    if decision.evidence.get("tokens"):
+        return weight
+    return f"{weight} {decision_sentence(decision)}"
 
 
 def _over(reply: Reply) -> str:
@@ -219,35 +241,44 @@ def _over(reply: Reply) -> str:
     return "the prompt's tokens and all layers"
 
 
-def _figure(reply: Reply) -> str:
+def _figure(reply: Reply) -> Markup:
     """What the router made of every lobe. Beside the weights of a mix it also says how sure the router is of its choice."""
     decision = reply.decision
     if decision.per_token:
-        told = replace(decision, weights=reply.weights, chosen=reply.parts[0] if reply.parts else None)
-        return score_bars(told, reply.colours, over="the answer" if reply.done and reply.trace else "the prompt")
-    mixed = len(reply.parts) > 1 and estimated(decision)
-    sure = f"The router is {percent(decision.confidence)} sure that {decision.chosen} is the right one."
-    return score_bars(decision, reply.colours, note=sure if mixed else "")
+        measured = replace(decision, weights=reply.weights, chosen=next(iter(reply.parts), None))
+        if reply.done and reply.trace:
+            return score_bars(measured, reply.colours, over="the answer")
+        return score_bars(measured, reply.colours)
+    if len(reply.parts) > 1 and estimated(decision):
+        note = f"The router is {percent(decision.confidence)} sure that {decision.chosen} is the right one."
+        return score_bars(decision, reply.colours, note=note)
+    return score_bars(decision, reply.colours)
 
 
-def _facts(reply: Reply) -> str:
-    decision = reply.decision
-    routing = milliseconds(decision.elapsed_ms if decision.router != "manual" else None)
-    facts = [("Decided by", _decider(decision)), ("Routing took", routing)]
+def _facts(reply: Reply) -> Markup:
+    decision, routing_ms, cost = reply.decision, None, Markup()
+    if decision.router != "manual":
+        routing_ms = decision.elapsed_ms
+    facts = [("Decided by", _decider(decision)), ("Routing took", milliseconds(routing_ms))]
     if reply.done:
         facts += [("First token", milliseconds(reply.first_token_ms)), ("Speed", rate(reply.tokens_per_second))]
-    listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    if reply.cost:
+        cost = cost_note(reply.cost)
     notes = []
     if reply.stopped:
         notes.append(f"Stopped after {count(reply.tokens, 'token')}.")
     if reply.dropped:
         notes.append(f"The oldest {count(reply.dropped, 'message')} no longer fitted the context.")
-    note = f'<p class="ml-note">{" ".join(notes)}</p>' if notes else ""
-    cost = cost_note(reply.cost) if reply.cost else ""
-    return f'<section><dl class="ml-facts">{listed}</dl>{cost}{note}</section>'
+    return html(
+        '<section><dl class="ml-facts">{}</dl>{}{}</section>',
+        joined(html("<div><dt>{}</dt><dd>{}</dd></div>", name, value) for name, value in facts), cost,
+        around('<p class="ml-note">{}</p>', " ".join(notes)),
+    )  # fmt: skip
 
 
 def _decider(decision: RoutingDecision) -> str:
     """The stage, and the chain it is part of."""
     last = stage(decision.stage)
-    return f"chain, {last}" if decision.router == "chain" and decision.stage in ROUTER_STAGES else last
+    if decision.router == "chain" and decision.stage in ROUTER_STAGES:
+        return f"chain, {last}"
+    return last

@@ -14,56 +14,17 @@ import gradio as gr
 
 from . import text
 from .html import Markup, around, html, joined
-
-# Events of gr.HTML(js_on_load=SCRIPT): .pick with {"id"}, .check with {"id", "on"}. A redraw keeps DOM nodes, and with
-# them ticks that are no longer true, so they are set again from the attribute.
-SCRIPT = """
-element.addEventListener('click', (event) => {
-  if (event.target.closest('input, label, a')) return;
-  const row = event.target.closest('[data-row]');
-  if (row) trigger('pick', {id: row.dataset.row});
-});
-element.addEventListener('change', (event) => {
-  const box = event.target.closest('[data-check]');
-  if (box) trigger('check', {id: box.dataset.check, on: box.checked});
-});
-watch('value', () => element.querySelectorAll('[data-check]').forEach(
-  (box) => { box.checked = box.hasAttribute('checked'); }));
-"""
-
-# No comma inside :is() here: Gradio splits selectors at every comma when it prefixes them.
-CSS = """
-.ml-bare .html-container { padding: 0 !important; }
-.ml-bare table, .ml-bare tr, .ml-bare th, .ml-bare td { border: 0 !important; margin: 0; }
-.ml-bare tbody td { border-top: 1px solid var(--border-color-primary) !important; }
-.ml-bare p { margin: 0; }
-.ml-table-wrap { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: 10px; }
-.ml-table { width: 100%; border-collapse: collapse; font-size: .875rem; line-height: 1.35; }
-.ml-table th { text-align: left; font-weight: 400; font-size: .75rem; color: var(--body-text-color-subdued);
-  padding: .5rem .6rem; white-space: nowrap; background: var(--background-fill-secondary); }
-.ml-table td { padding: .5rem .6rem; vertical-align: middle; }
-@media (min-width: 641px) { .ml-table td:has(> .ml-name) { min-width: 9rem; } }
-.ml-table tr[data-row] { cursor: pointer; }
-.ml-table tr[data-row]:hover td { background: var(--background-fill-secondary); }
-.ml-table tr.picked td, .ml-table tr.picked:hover td { background: var(--color-accent-soft); }
-.ml-table .num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.ml-table .tick { width: 1%; padding-right: 0; }
-.ml-table .tick input { width: 1.05rem; height: 1.05rem; cursor: pointer; accent-color: var(--color-accent);
-  display: block; }
-.ml-table .tick label { display: block; padding: .35rem; margin: -.35rem; }
-.ml-name { display: inline-flex; align-items: center; gap: .5rem; background: none; border: 0; padding: 0; margin: 0;
-  font: inherit; font-weight: 700; color: inherit; text-align: left; cursor: pointer; overflow-wrap: anywhere; }
-.ml-name:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 3px; border-radius: 3px; }
-.ml-dot { flex: none; width: .7rem; height: .7rem; border-radius: 50%; display: inline-block; }
-.ml-faint { color: var(--body-text-color-subdued); }
-@media (max-width: 1000px) { .ml-table .extra { display: none; } }
-@media (max-width: 640px) { .ml-table .wide { display: none; } .ml-table td, .ml-table th { padding: .5rem .4rem; } }
-"""
+from .static import script
 
 
 def bare(value: str = "", **more: Any) -> gr.HTML:
     """An HTML block without Gradio's own padding, and without a click event unless asked for."""
     return gr.HTML(value, elem_classes="ml-bare", **{"js_on_load": None, **more})
+
+
+def pickable(**more: Any) -> gr.HTML:
+    """A bare block with the events `pick` and `check`, for what has data-row and data-check attributes."""
+    return bare(js_on_load=script("table"), **more)
 
 
 def shown(value: str) -> Any:

@@ -19,8 +19,8 @@ from ...app.lab import EXPERIMENTS
 from ...errors import JobError
 from ..kit import guard, text
 from ..kit.guard import friendly
-from ..kit.table import SCRIPT, bare, shown
-from ..kit.theme import css
+from ..kit.static import script, stylesheets
+from ..kit.table import bare, shown
 
 if TYPE_CHECKING:
     from ...app.studio import JobView, Studio
@@ -77,7 +77,7 @@ class ExperimentPanel:
             self.page = gr.DownloadButton("Download report", elem_id=f"{place}-page", **small)
             self.data = gr.DownloadButton("Download data", elem_id=f"{place}-data", **small)
         self.progress = bare(visible=False, elem_id=f"{place}-progress")
-        self.result = bare(visible=False, js_on_load=SCRIPT, elem_id=f"{place}-result")
+        self.result = bare(visible=False, js_on_load=script("table"), elem_id=f"{place}-result")
 
     @property
     def outputs(self) -> list[Any]:
@@ -205,7 +205,7 @@ def report_page(title: str, created: str, body: str) -> str:
     said = html.escape(title)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{said}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STAND_ALONE}{css()}</style></head>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STAND_ALONE}{stylesheets()}</style></head>'
         f"<body><main><h1>{said}</h1><p>{html.escape(created[:16].replace('T', ' '))} UTC</p>{body}</main></body></html>"
     )
 

@@ -12,7 +12,8 @@ from ...errors import ConfigError, JobError
 from ...merging.kinds import COMBINATIONS
 from ..kit import guard, text
 from ..kit.guard import friendly
-from ..kit.table import SCRIPT, bare
+from ..kit.static import script
+from ..kit.table import bare
 from .experiment import Asked, ExperimentPanel, Outputs
 from .merge_card import combination_cards, merge_result, weight_card
 from .search_card import search_live, search_result
@@ -123,7 +124,7 @@ class MergeSection:
             with gr.Accordion("Find weights by search", open=False, elem_id="merge-search"):
                 self._build_search()
             bare('<h3 class="merge-step">How to combine them</h3>')
-            self.cards = bare(combination_cards({}, FIRST), js_on_load=SCRIPT, elem_id="merge-cards")
+            self.cards = bare(combination_cards({}, FIRST), js_on_load=script("table"), elem_id="merge-cards")
             with gr.Row(elem_id="merge-fields"):
                 self.density = gr.Slider(
                     0.05, 1, 0.5, step=0.05, label="Density", info="share of the numbers that are kept", visible=False, buttons=[],

@@ -14,7 +14,8 @@ from ...errors import ConfigError, MultiLobeError
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.routing_row import DEFAULT, routers_of
-from ..kit.table import SCRIPT, bare, shown
+from ..kit.static import script
+from ..kit.table import bare, shown
 from .corrections_card import corrections_list, refit_card
 from .experiment import Asked, ExperimentPanel
 from .labelled_upload import upload, uploads
@@ -72,8 +73,8 @@ class ReportSection:
                 )
                 self.missing = bare(missing(views), elem_id="report-missing")
         self.panel.build()
-        self.details = bare(visible=False, js_on_load=SCRIPT, elem_id="report-details")
-        self.prompts = bare(visible=False, js_on_load=SCRIPT, elem_id="report-prompts")
+        self.details = bare(visible=False, js_on_load=script("table"), elem_id="report-details")
+        self.prompts = bare(visible=False, js_on_load=script("table"), elem_id="report-prompts")
         with gr.Column(visible=False, elem_id="report-ask", elem_classes="ml-box") as self.ask:
             self.quote = bare(elem_id="report-quote")
             with gr.Row(elem_classes="rc-correct", visible=not self.studio.shared):
@@ -86,7 +87,7 @@ class ReportSection:
         # on a shared server nobody may change what routers do for all
         with gr.Column(visible=not self.studio.shared, elem_id="report-corrections", elem_classes="rc-corrections"):
             bare(HEADING)
-            self.told = bare(self._told(), js_on_load=SCRIPT, elem_id="report-told")
+            self.told = bare(self._told(), js_on_load=script("table"), elem_id="report-told")
             self.refit.build()
             with gr.Row(elem_classes="train-actions"):
                 self.keep = gr.Button("Keep this refit", variant="primary", visible=False, elem_id="report-keep")

@@ -11,16 +11,6 @@ from ..kit.table import dot
 if TYPE_CHECKING:
     from ...app.studio import LobeView, MemoryView
 
-CSS = """
-.memory-bar { height: .5rem; border-radius: 99px; overflow: hidden; margin: .55rem 0 .6rem;
-  background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
-.memory-bar i { display: block; height: 100%; background: var(--color-accent); }
-.memory-bar.over i { background: var(--ml-wait); }
-.memory-lobes { display: flex; flex-wrap: wrap; gap: .3rem .9rem; margin: .5rem 0 0; padding: 0 !important; list-style: none;
-  font-size: .875rem; }
-.memory-lobes li { display: inline-flex; align-items: center; gap: .4rem; overflow-wrap: anywhere; margin: 0 !important; }
-.memory-lobes li::marker { content: ""; }
-"""
 MOST_NAMED = 24
 MIB = 1 << 20
 

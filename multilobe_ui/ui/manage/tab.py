@@ -16,7 +16,8 @@ from ...errors import ConfigError, LobeError
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.html import Markup
-from ..kit.table import SCRIPT, Column, Row, bare, dot, shown, table
+from ..kit.static import script, scroll_to
+from ..kit.table import Column, Row, bare, dot, shown, table
 from ..kit.text import change
 from . import memory_card
 
@@ -38,46 +39,6 @@ CLASHES = (
     ("Replace mine", "replace"),
     ("Refuse: change nothing", "refuse"),
 )
-CSS = """
-.manage-row { gap: 2rem !important; align-items: flex-start; }
-.manage-row > .column, .manage-row > div { gap: .8rem; }
-.manage-heading { margin-top: 1.2rem; }
-.manage-heading h2 { margin: 0; font-size: 1.05rem; font-weight: 700; }
-.manage-heading p { margin: .1rem 0 0; font-size: .875rem; }
-.manage-row .column > :first-child .manage-heading { margin-top: 0; }
-#manage-table .ml-table-wrap { max-height: 720px; overflow: auto; background: var(--block-background-fill); }
-#manage-table thead th { position: sticky; top: 0; z-index: 1; }
-#manage-table .ml-table small { display: block; color: var(--body-text-color-subdued); }
-.manage-badge { font-size: .75rem; border: 1px solid var(--ml-wait); color: var(--ml-wait); border-radius: 99px;
-  padding: 0 .45rem; white-space: nowrap; margin-left: .4rem; }
-.manage-title { display: flex; align-items: center; gap: .55rem; font-size: 1.15rem; font-weight: 700;
-  overflow-wrap: anywhere; }
-.manage-facts { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem; margin: .7rem 0 0;
-  font-size: .875rem; line-height: 1.4; }
-.manage-facts dt { color: var(--body-text-color-subdued); }
-.manage-facts dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-.manage-note { margin: .7rem 0 0 !important; font-size: .875rem; color: var(--body-text-color-subdued); }
-.manage-alert { margin: .7rem 0 0 !important; padding: .5rem .75rem; border-radius: 7px; border-left: 3px solid;
-  font-size: .875rem; overflow-wrap: anywhere; border-color: var(--ml-wait);
-  background: color-mix(in srgb, var(--ml-wait) 10%, transparent); }
-.manage-alert.bad { border-color: var(--ml-bad); background: color-mix(in srgb, var(--ml-bad) 9%, transparent); }
-.manage-empty { text-align: center; padding: 2.4rem 1rem; }
-.manage-empty p { margin: .3rem 0 0; }
-.manage-actions { gap: .5rem !important; }
-.manage-actions > * { flex: 0 0 auto !important; width: auto !important; min-width: 0 !important; white-space: nowrap;
-  padding-inline: .9rem !important; }
-.manage-when { white-space: nowrap; }
-@media (max-width: 640px) { .manage-line > .form { flex-basis: 100% !important; } }
-.manage-line { align-items: flex-end; gap: .5rem !important; }
-.manage-line > button { flex: 0 0 auto !important; width: auto !important; min-width: 0 !important; white-space: nowrap; }
-""" + memory_card.CSS
-
-
-# On a phone what was clicked in the table shows far below it.
-SHOW_LOBE = """(...values) => {
-  document.querySelector('#manage-detail')?.scrollIntoView({behavior: 'smooth', block: 'nearest'});
-  return values;
-}"""
 
 
 class ManageTab:
@@ -110,7 +71,7 @@ class ManageTab:
         self.find = gr.Textbox(
             label="Find a lobe", placeholder="Part of its name", max_length=80, visible=False, elem_id="manage-find"
         )
-        self.table = bare(js_on_load=SCRIPT, elem_id="manage-table")
+        self.table = bare(js_on_load=script("table"), elem_id="manage-table")
         with gr.Row(elem_classes="manage-actions"):
             self.save = gr.Button("Save all as a bundle", size="sm", interactive=False, elem_id="manage-save")
             self.download = gr.DownloadButton("Download", size="sm", visible=False, elem_id="manage-download")
@@ -194,7 +155,7 @@ class ManageTab:
         quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
 
         picked = self.table.pick(self.pick, None, self.picked, **quick)
-        picked.then(self.do_keep, None, asking, **quick).then(**look, js=SHOW_LOBE)
+        picked.then(self.do_keep, None, asking, **quick).then(**look, js=scroll_to("#manage-detail"))
         self.table.check(self.tick_lobe, self.ticked, self.ticked, **quiet).then(**look)
         renaming: dict[str, Any] = {"fn": self.do_rename, "inputs": [self.picked, self.new_name, self.token], "outputs": None}
         self.rename.click(**renaming, **quiet).success(**look)

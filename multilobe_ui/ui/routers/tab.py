@@ -17,7 +17,8 @@ from ..kit.complexity_card import stratification_card
 from ..kit.guard import friendly
 from ..kit.plots import fit_curves, prompt_map_figure
 from ..kit.routing_row import routers_of
-from ..kit.table import SCRIPT, bare, shown
+from ..kit.static import script, scroll_to
+from ..kit.table import bare, shown
 from .router_card import (
     ACTIVE,
     WORKING,
@@ -78,78 +79,6 @@ INFO = {
     "label_weight": "Share of the lobe labels in the second phase.",
     "seed": "Same seed, same data: same fit.",
 }
-SHOW_ROUTER = """(...values) => {
-  document.querySelector('#router-detail')?.scrollIntoView({behavior: 'smooth', block: 'nearest'});
-  return values;
-}"""
-CSS = """
-.router-list { display: flex; flex-direction: column; gap: .4rem; }
-.router-item { display: block; width: 100%; text-align: left; padding: .55rem .8rem; border-radius: 10px; cursor: pointer;
-  border: 1px solid var(--border-color-primary); background: var(--block-background-fill); color: var(--body-text-color);
-  font: inherit; line-height: 1.35; }
-.router-item:hover { border-color: var(--color-accent); }
-.router-item:focus-visible { outline: 2px solid var(--color-accent); outline-offset: 2px; }
-.router-item[aria-pressed="true"] { border-color: var(--color-accent); background: var(--color-accent-soft); }
-.router-item > span { display: flex; align-items: center; justify-content: space-between; gap: .6rem; margin-bottom: .15rem; }
-.router-item em { display: block; font-style: normal; font-size: .8125rem; color: var(--body-text-color-subdued); }
-.router-item small { font-size: .75rem; color: var(--body-text-color-subdued); }
-.router-pill { font-size: .75rem; padding: .05rem .55rem; border-radius: 99px; white-space: nowrap; font-weight: 400;
-  border: 1px solid currentColor; color: var(--body-text-color-subdued); }
-.router-pill.is-ready { color: var(--ml-good); } .router-pill.is-needs { color: var(--color-accent); }
-.router-badge { font-size: .75rem; font-weight: 400; padding: .05rem .5rem; margin-left: .45rem; border-radius: 99px;
-  color: var(--ml-wait); background: color-mix(in srgb, var(--ml-wait) 13%, transparent); }
-.router-pill.is-stale { color: var(--ml-wait); } .router-pill.is-fitting { color: var(--color-accent); }
-.router-about { font-size: .9rem; line-height: 1.5; color: var(--body-text-color-subdued); }
-.router-form .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
-.router-thresholds { gap: .8rem !important; }
-#router-plot { min-height: 320px; } #router-plot .modebar { display: none; }
-#router-map .modebar { display: none; }
-.ml-plain { border-collapse: collapse; font-size: .8125rem; margin-top: .8rem !important; min-width: 50%; }
-.ml-plain caption { text-align: left; font-weight: 700; padding-bottom: .25rem; color: var(--body-text-color); }
-.ml-plain th { text-align: left; font-weight: 400; color: var(--body-text-color-subdued); padding: .22rem .9rem .22rem 0; }
-.ml-plain thead th, .ml-plain td { text-align: right; white-space: nowrap; }
-.ml-plain thead th { border-bottom: 1px solid var(--border-color-primary) !important; }
-.ml-bare .ml-plain tbody td { border: 0 !important; }
-.router-group { font-size: .8125rem; font-weight: 700; margin: .9rem 0 .2rem !important; }
-.ml-plain td { font-family: var(--font-mono); padding: .22rem 0 .22rem .9rem; font-variant-numeric: tabular-nums; }
-.ml-plain thead th { padding: .22rem 0 .22rem .9rem; } .ml-scroll { overflow-x: auto; }
-.tier-bar { display: flex; gap: 2px; height: 14px; border-radius: 7px; overflow: hidden; margin: .2rem 0 .9rem; }
-.is-simple { --t: 26%; } .is-medium { --t: 52%; } .is-complex { --t: 88%; }
-.tier-bar > div { background: color-mix(in srgb, var(--ml-ink) var(--t), transparent); }
-.tier-columns { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1rem; }
-.tier-columns h4 { display: flex; align-items: center; gap: .45rem; margin: 0; font-size: .82rem; font-weight: 700; }
-.tier-columns h4 i { width: .7rem; height: .7rem; border-radius: 2px;
-  background: color-mix(in srgb, var(--ml-ink) var(--t), transparent); }
-.tier-columns b { font-family: var(--font-mono); font-size: 1.15rem; } .tier-columns small { margin-left: .5rem; }
-.tier-columns ul { list-style: none; margin: .3rem 0 0; padding: 0; }
-.tier-columns li { font-size: .8125rem; line-height: 1.4; padding: .25rem 0; margin: 0; overflow-wrap: anywhere;
-  border-top: 1px solid var(--border-color-primary); color: var(--body-text-color-subdued); }
-.chain-stage { align-items: flex-end; gap: .5rem !important; flex-wrap: nowrap !important; }
-.chain-stage > button { flex: 0 0 auto !important; width: auto !important; min-width: 0 !important; padding: 0 .7rem !important;
-  height: 2.4rem; margin-bottom: 1px; }
-.compare-line { align-items: flex-end; gap: .5rem !important; }
-.compare-line > button { flex: 0 0 auto !important; width: auto !important; min-width: 0 !important; white-space: nowrap; }
-.compare-sum { font-size: .95rem; margin: 0 0 .7rem !important; }
-.compare-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: .8rem; }
-.compare-grid article { border: 1px solid var(--border-color-primary); border-radius: 12px; padding: .75rem .9rem .8rem;
-  background: var(--block-background-fill); border-top: 3px solid var(--c); min-width: 0; }
-.compare-grid header { display: flex; justify-content: space-between; font-size: .8rem; color: var(--body-text-color-subdued); }
-.compare-grid h4 { display: flex; align-items: center; gap: .5rem; margin: .1rem 0 .2rem; font-size: 1.05rem; font-weight: 700; }
-.compare-grid h4 i { flex: none; width: .7rem; height: .7rem; border-radius: 50%; background: var(--c); }
-.compare-grid h5 { margin: .55rem 0 .2rem; font-size: .78rem; font-weight: 700; color: var(--body-text-color); }
-.compare-grid article > .compare-sure { margin: .1rem 0 0; font-size: .84rem; color: var(--body-text-color); }
-.compare-grid .ml-shares { margin: .1rem 0 .35rem; }
-.compare-grid article > p { font-size: .78rem; line-height: 1.4; margin: .55rem 0 0; color: var(--body-text-color-subdued); }
-.compare-grid .ml-bars { --name: 6.6rem; --value: 3.5rem; }
-.compare-grid .ml-bars li { min-height: 1.3rem; font-size: .8rem; }
-#routers-try { margin-top: 1.4rem; }
-@media (max-width: 640px) {
-  .tier-columns { grid-template-columns: 1fr; } .compare-line > .form { flex-basis: 100% !important; }
-  .compare-grid { grid-template-columns: 1fr; } .chain-stage { flex-wrap: wrap !important; }
-  .chain-stage > .form { flex-basis: 100% !important; }
-  .compare-grid .ml-bars li:nth-child(n+4):not(.is-chosen):not(.is-none) { display: none; }
-}
-"""
 
 
 class RoutersTab:
@@ -167,7 +96,7 @@ class RoutersTab:
         with gr.Row(elem_classes="train-row"):
             with gr.Column(scale=4, min_width=300):
                 bare(_heading("Routers", "Each turns a message into weights over lobes, in its own way."))
-                self.list = bare(js_on_load=SCRIPT, elem_id="router-list")
+                self.list = bare(js_on_load=script("table"), elem_id="router-list")
                 self.fit_all = gr.Button("Fit all that need it", visible=False, elem_id="router-fit-all")
             with gr.Column(scale=8, min_width=320):
                 self._detail_side()
@@ -314,7 +243,7 @@ class RoutersTab:
         look: dict[str, Any] = {
             "fn": self.look, "inputs": [self.picked, self.seen, self.token], "outputs": view, **quick
         }  # fmt: skip
-        self.list.pick(self.pick, None, self.picked, **quick).then(**look, js=SHOW_ROUTER)
+        self.list.pick(self.pick, None, self.picked, **quick).then(**look, js=scroll_to("#router-detail"))
         asked = [self.picked, self.seen, self.file, self.token, *self.components]
         self.fit.click(self.begin, asked, [self.picked, self.seen], show_progress="hidden", **private).success(**look)
         self.fit_all.click(self.begin_all, self.token, self.seen, show_progress="hidden", **private).success(**look)

@@ -20,8 +20,8 @@ from ...settings import EMPTY_IS, TrainingConfig, about, kind_of, suggested_epoc
 from ..kit import guard, text
 from ..kit.curves import PALETTE, RUN, compare_curves, loss_curves
 from ..kit.guard import friendly
-from ..kit.table import CSS as TABLE_CSS
-from ..kit.table import SCRIPT, bare, shown, table
+from ..kit.static import script, scroll_to
+from ..kit.table import bare, pickable, shown, table
 from .dataset_card import length_histogram, plan_line, refusal_card, report_card, unknown_columns
 from .overlap import OverlapCard
 from .run_card import (
@@ -49,87 +49,6 @@ MOST_RUNS = 50
 MOST_COMPARED = 8
 READY_SECONDS = 300
 STOP = "Stop and keep the lobe"
-SHOW_RUN = """(...values) => {
-  document.querySelector('#train-card')?.scrollIntoView({behavior: 'smooth', block: 'nearest'});
-  return values;
-}"""
-GO_TO_CHAT = """() => {
-  const tab = [...document.querySelectorAll('button[role="tab"]')].find((t) => t.textContent.trim() === 'Chat');
-  if (tab) tab.click();
-}"""
-CSS = TABLE_CSS + """
-.train-row { gap: 2rem !important; align-items: flex-start; }
-.train-heading h2 { margin: 0; font-size: 1.05rem; font-weight: 700; }
-.train-heading p { margin: .1rem 0 0; font-size: .875rem; }
-.train-plan { margin: 0 !important; font-size: .875rem; }
-.train-or { margin: 0; font-size: .875rem; }
-.train-samples { display: grid !important; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .4rem !important; }
-.train-row > .column, .train-row > div { gap: .8rem; }
-.ml-box { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .9rem 1rem;
-  background: var(--block-background-fill); }
-.train-file { display: flex; justify-content: space-between; align-items: baseline; gap: .75rem;
-  overflow-wrap: anywhere; font-size: .875rem; margin-bottom: .6rem; }
-.train-file span { white-space: nowrap; }
-.train-facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(92px, 1fr)); gap: .75rem; }
-.train-fact { display: flex; flex-direction: column; min-width: 0; line-height: 1.3; }
-.train-fact span { font-size: .75rem; color: var(--body-text-color-subdued); }
-.train-fact b { font-family: var(--font-mono); font-size: 1rem; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.train-fact small { font-size: .75rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
-.train-fact.warn b { color: var(--ml-bad); }
-.train-warn, .train-ask, .train-good { margin: .8rem 0 0 !important; padding: .5rem .75rem; border-radius: 7px;
-  border-left: 3px solid; font-size: .875rem; overflow-wrap: anywhere; }
-.train-file + p { margin-top: 0 !important; }
-.train-warn { border-color: var(--ml-bad); background: color-mix(in srgb, var(--ml-bad) 9%, transparent); }
-.train-ask { border-color: var(--ml-wait); background: color-mix(in srgb, var(--ml-wait) 10%, transparent); }
-.train-good { border-color: var(--ml-good); background: color-mix(in srgb, var(--ml-good) 10%, transparent); }
-.train-bad { margin-top: .8rem; font-size: .875rem; }
-.train-bad summary { cursor: pointer; font-weight: 700; }
-.train-bad ul { list-style: none; margin: .35rem 0 0; padding: 0; max-height: 9.8rem; overflow-y: auto; }
-.train-bad li { padding: .2rem 0; border-top: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
-.train-bad li b { display: inline-block; min-width: 4.5rem; font-variant-numeric: tabular-nums; }
-.train-preview { width: 100%; table-layout: fixed; border-collapse: collapse; margin-top: .9rem !important; font-size: .8125rem;
-  line-height: 1.4; }
-.train-preview th { text-align: left; font-weight: 400; font-size: .75rem; color: var(--body-text-color-subdued);
-  padding: 0 .8rem .25rem 0; }
-.train-preview td { vertical-align: top; padding: .4rem .8rem .4rem 0; overflow-wrap: anywhere;
-  white-space: pre-line; }
-.train-lengths { display: flex; gap: 1rem; align-items: center; margin: 0; font-size: .8125rem; }
-.train-lengths svg { flex: 0 1 240px; min-width: 120px; height: 56px; }
-.train-lengths p { margin: 0 !important; flex: 1 1 0; }
-.train-lengths .bar { fill: var(--ml-base); } .train-lengths .over { fill: var(--ml-wait); }
-.train-settings .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); }
-.train-settings .form > :nth-last-child(-n+2) { grid-column: 1 / -1; }
-@media (min-width: 1000px) { .train-row > .column:last-child { position: sticky; top: 1rem; } }
-.train-status { margin: 0; font-size: .875rem; color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
-.train-empty { text-align: center; padding: 2.6rem 1rem 2.8rem; }
-.train-empty p { margin: .3rem 0 0; }
-.train-empty svg { width: min(260px, 80%); margin: 0 auto .6rem; fill: none; stroke-width: 2; display: block; }
-.train-empty .axis { stroke: var(--border-color-primary); } .train-empty .fall { stroke: var(--color-accent); stroke-width: 3; }
-.train-empty .base { stroke: var(--body-text-color-subdued); stroke-dasharray: 2 5; opacity: .6; }
-.train-head { display: flex; align-items: center; gap: .6rem; flex-wrap: wrap; margin-bottom: .65rem; }
-.train-title { font-size: 1.15rem; overflow-wrap: anywhere; }
-.train-pill { font-size: .75rem; padding: .1rem .55rem; border-radius: 99px; white-space: nowrap;
-  border: 1px solid currentColor; color: var(--body-text-color-subdued); }
-.train-pill.running, .train-pill.stopping { color: var(--color-accent); }
-.train-pill.finished { color: var(--ml-good); } .train-pill.failed { color: var(--ml-bad); }
-.train-pill.interrupted { color: var(--ml-wait); }
-.train-bar { height: 6px; border-radius: 3px; overflow: hidden; background: var(--border-color-primary);
-  margin-bottom: .9rem; }
-.train-bar div { height: 100%; background: var(--color-accent); border-radius: 3px; transition: width .6s linear; }
-.train-bar.finished div { background: var(--ml-good); } .train-bar.failed div { background: var(--ml-bad); }
-.train-bar.stopped div, .train-bar.interrupted div { background: var(--ml-base); }
-.train-actions { gap: .5rem !important; }
-.train-actions > button { flex: 0 0 auto !important; width: auto !important; min-width: 0 !important;
-  white-space: nowrap; padding-inline: .9rem !important; }
-#train-runs .ml-table small { display: block; color: var(--body-text-color-subdued); }
-#train-runs-heading { margin-top: 1rem; }
-#train-plot, #train-compare { min-height: 320px; }
-#train-plot .modebar, #train-compare .modebar { display: none; }
-@media (prefers-reduced-motion: reduce) { .train-bar div { transition: none; } }
-@media (max-width: 640px) { .train-lengths { flex-wrap: wrap; } .train-lengths svg { flex-basis: 100%; } }
-"""
-
-
 KEEP_WORDS = {"last": "Last", "best": "Best"}
 SETTINGS = tuple(of for of in fields(TrainingConfig) if about(of).label)
 """What the form has."""
@@ -211,7 +130,7 @@ class TrainTab:
 
     def _runs_side(self) -> None:
         self.runs_heading = bare(visible=False, elem_id="train-runs-heading")
-        self.runs = bare(js_on_load=SCRIPT, visible=False, elem_id="train-runs")
+        self.runs = pickable(visible=False, elem_id="train-runs")
         self.compared = gr.Plot(
             show_label=False, label="Compared loss curves", container=False, visible=False, elem_id="train-compare",
             buttons=[],
@@ -251,7 +170,7 @@ class TrainTab:
         }  # fmt: skip
         form = [self.settings[of.name] for of in SETTINGS]
         asked = [self.source, self.name, self.skip_bad, self.token, *form]
-        self.start.click(self.begin, asked, [self.shown, self.seen], **private).success(**look, js=SHOW_RUN)
+        self.start.click(self.begin, asked, [self.shown, self.seen], **private).success(**look, js=scroll_to("#train-card"))
         acts: dict[gr.Button, Callable[..., Any]] = {
             self.stop: self.do_stop, self.resume: self.do_resume, self.cancel: self.do_cancel,
             self.earlier: self.do_earlier, self.later: self.do_later, self.forget: self.do_forget,
@@ -259,8 +178,8 @@ class TrainTab:
         for button, act in acts.items():
             done = button.click(act, [self.seen, self.token], None, show_progress="hidden", **private)
             done.success(**look)
-        self.chat.click(None, js=GO_TO_CHAT, api_visibility="private")
-        self.runs.pick(self.pick, None, self.shown, **quick).then(**look, js=SHOW_RUN)
+        self.chat.click(None, js=script("go_to_chat"), api_visibility="private")
+        self.runs.pick(self.pick, None, self.shown, **quick).then(**look, js=scroll_to("#train-card"))
         self.runs.check(self.tick_run, self.ticked, self.ticked, show_progress="hidden", **private).then(**look)
         gr.Timer(1.0).tick(**look)
         root = gr.context.Context.root_block

@@ -1,0 +1,30 @@
+"""The files of `ui/static`: stylesheets of the whole page, and scripts of single elements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "static"
+FIRST = ("theme.css",)
+LAST = ("table.css", "train.css", "routers.css", "manage.css")
+"""Of two rules of equal weight the later one counts: so these overrule those of the Lab."""
+
+
+def stylesheets() -> str:
+    """All stylesheets as one."""
+    others = {path.name for path in FOLDER.glob("*.css")}.difference(FIRST, LAST)
+    return "\n".join(map(_text, (*FIRST, *sorted(others), *LAST)))
+
+
+def script(name: str) -> str:
+    """A script: what runs once in a gr.HTML (`js_on_load`), or a function that an event calls (`js`)."""
+    return _text(f"{name}.js")
+
+
+def scroll_to(selector: str) -> str:
+    """A function for an event: scroll until the element can be seen, and hand the event's values on."""
+    return script("scroll_to").replace("SELECTOR", selector)
+
+
+def _text(name: str) -> str:
+    return (FOLDER / name).read_text("utf-8")

@@ -1,0 +1,4 @@
+(...values) => {
+  document.querySelector('SELECTOR')?.scrollIntoView({behavior: 'smooth', block: 'nearest'});
+  return values;
+}
