@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,9 +14,10 @@ from .chat.brain_map import brain_mark
 from .chat.tab import ChatTab, is_loading
 from .kit.cancelling import mend_cancelling
 from .kit.guard import friendly
+from .kit.html import Markup, html, joined
 from .kit.routing_row import routers_of
 from .kit.static import stylesheets
-from .kit.text import big, count, escape, percent, short, time_left
+from .kit.text import big, count, percent, short, time_left
 from .kit.theme import theme
 from .lab.tab import LabTab
 from .manage.tab import ManageTab
@@ -130,7 +131,7 @@ class Pulse:
         now = self._lobes()
         return strip, key, now if now != lobes else gr.skip()
 
-    def _look(self) -> tuple[Key, str]:
+    def _look(self) -> tuple[Key, Markup]:
         status = self.studio.status()
         jobs = self.studio.jobs()
         job = next((job for job in jobs if job.state in _BUSY), None)
@@ -145,62 +146,76 @@ class Pulse:
         told = (shown, shown_routers, is_loading(self.studio))
         return blake2b(repr(told).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
-    def _brand(self) -> str:
-        return (
-            f'<div class="ml-brand">{brain_mark(_MARK)}<div><h1>MultiLobe</h1><p>One frozen language model, many small '
-            "experts. Ask in Chat and see which lobe answers, or teach it a new one in Train.</p></div></div>"
+    def _brand(self) -> Markup:
+        return html(
+            '<div class="ml-brand">{}<div><h1>MultiLobe</h1><p>One frozen language model, many small experts. Ask in Chat and '
+            "see which lobe answers, or teach it a new one in Train.</p></div></div>",
+            brain_mark(_MARK),
         )
 
 
 _MARK = ("#e5484d", "#c9880b", "#2f8fe0", "#8e5bd9", "#1f9d6b", "#d6498f")
 
 
-def status_strip(status: StudioStatus, job: JobView | None, waiting: int = 0) -> str:
+def status_strip(status: StudioStatus, job: JobView | None, waiting: int = 0) -> Markup:
     """One line: is it ready, on what base, how many lobes, what is being trained. Pure."""
-    parts: Sequence[str]
-    if status.state == "ready" or status.base is not None:
-        base = status.base or {}
-        size = f", {big(base['parameters'])} parameters" if base.get("parameters") else ""
-        device = f", {base['device']}" if base.get("device") else ""
-        word, lamp = ("Ready", "") if status.state == "ready" else (status.message, "is-loading")
-        name = "built-in base" if base.get("name") == "builtin" else short(str(base.get("name", "")), 32)
-        parts = [
-            f'<span><i class="ml-lamp {lamp}"></i><b>{escape(word)}</b></span>',
-            f"<span>{escape(name)}{escape(size)}{escape(device)}</span>",
-            f"<span>{count(status.lobes, 'lobe')}</span>",
-        ]
-    else:
-        parts = [f'<span><i class="ml-lamp is-{escape(status.state)}"></i><b>{escape(status.message)}</b></span>']
-    return f'<div class="ml-status" role="status">{"".join(parts)}{_training(job, waiting)}</div>'
+    words, lamp = status.message, f"is-{status.state}"
+    parts = []
+    if status.base is not None or status.state == "ready":
+        lamp = "is-loading"
+        parts = [html("<span>{}</span>", _base(status.base or {})), html("<span>{}</span>", count(status.lobes, "lobe"))]
+    if status.state == "ready":
+        words, lamp = "Ready", ""
+    parts.insert(0, html('<span><i class="ml-lamp {}"></i><b>{}</b></span>', lamp, words))
+    if job is not None:
+        parts.append(_training(job, waiting))
+    return html('<div class="ml-status" role="status">{}</div>', joined(parts))
 
 
-def _training(job: JobView | None, waiting: int) -> str:
-    if job is None:
-        return ""
-    share = job.step / job.steps if job.steps else 0.0
-    verb = _VERBS.get(job.kind, "Working on")
-    doing = "Stopping" if job.state == "stopping" else job.phase if job.kind == "lobe" and job.phase else verb
-    left = ", ".join(filter(None, [percent(share), time_left(job.seconds_left) if job.state == "running" else ""]))
-    queue = f", {waiting} waiting" if waiting else ""
-    return (
-        f'<span><i class="ml-lamp is-training"></i>{escape(doing)} <b>{escape(short(job.name, 24))}</b>'
-        f'<span class="ml-progress"><i style="width:{100 * share:.0f}%"></i></span>{escape(left)}{queue}</span>'
-    )
+def _base(base: Mapping[str, Any]) -> str:
+    """'gpt2, 124 M parameters, cpu'."""
+    parts = [short(str(base.get("name", "")), 32)]
+    if base.get("name") == "builtin":
+        parts = ["built-in base"]
+    if base.get("parameters"):
+        parts.append(f"{big(base['parameters'])} parameters")
+    if base.get("device"):
+        parts.append(str(base["device"]))
+    return ", ".join(parts)
 
 
-def _head(shared: bool) -> str:
+def _training(job: JobView, waiting: int) -> Markup:
+    """What is done, to what, how far it is, and how many jobs wait for it."""
+    share = job.step / max(job.steps, 1)
+    doing, facts = _VERBS.get(job.kind, "Working on"), [percent(share)]
+    if job.state == "stopping":
+        doing = "Stopping"
+    elif job.kind == "lobe" and job.phase:
+        doing = job.phase
+    if job.state == "running" and job.seconds_left is not None:
+        facts.append(time_left(job.seconds_left))
+    if waiting:
+        facts.append(f"{waiting} waiting")
+    return html(
+        '<span><i class="ml-lamp is-training"></i>{} <b>{}</b><span class="ml-progress"><i style="width:{:.0f}%"></i></span>'
+        "{}</span>",
+        doing, short(job.name, 24), 100 * share, ", ".join(facts),
+    )  # fmt: skip
+
+
+def _head(shared: bool) -> Markup:
     """The tab's icon, and a rule that pictures come from here: else an answer with a picture in it could make the browser
     tell a stranger what was asked. (On Spaces the frame around the page is from Hugging Face.)"""
-    sources = "'self' data: blob:" + (
-        " https://huggingface.co https://*.huggingface.co https://*.hf.co" if shared else ""
-    )
-    rule = f"img-src {sources}; media-src 'self' data: blob:; object-src 'none'"
-    return (
-        f'<meta http-equiv="Content-Security-Policy" content="{rule}">'
-        f'<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{quote(_icon())}">'
-    )
+    pictures = "'self' data: blob:"
+    if shared:
+        pictures += " https://huggingface.co https://*.huggingface.co https://*.hf.co"
+    return html(
+        '<meta http-equiv="Content-Security-Policy" content="img-src {}; media-src {}; object-src {}">'
+        '<link rel="icon" type="image/svg+xml" href="data:image/svg+xml,{}">',
+        Markup(pictures), Markup("'self' data: blob:"), Markup("'none'"), quote(_icon()),
+    )  # fmt: skip
 
 
-def _icon() -> str:
+def _icon() -> Markup:
     """The mark as a stand-alone picture: there are no page variables in a tab's icon."""
     return brain_mark(_MARK, ".ml-brain-ground,.ml-brain-base path{fill:#9aa3a8}.ml-brain-edge{fill:none}")

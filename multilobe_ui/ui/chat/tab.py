@@ -20,9 +20,9 @@ import gradio as gr
 from ...errors import BackboneError, ConfigError, MultiLobeError
 from ...settings import SamplingConfig
 from ..kit.guard import friendly
+from ..kit.html import Markup, escape, html
 from ..kit.routing_row import MIX, PRESET, Routing, RoutingRow, routing_of
 from ..kit.static import script
-from ..kit.text import escape
 from .token_view import token_card
 from .why_panel import Reply, idle_panel, labels, waiting_panel, why_panel
 
@@ -350,18 +350,20 @@ def is_loading(studio: Studio) -> bool:
     return status.state == "loading" and status.base is None
 
 
-def hero(lobes: Sequence[tuple[str, str]], loading: bool = False) -> str:
+def hero(lobes: Sequence[tuple[str, str]], loading: bool = False) -> Markup:
     """What an empty conversation says."""
-    many = f"{len(lobes)} small experts" if len(lobes) > 1 else "Small experts"
+    experts = "Small experts"
+    if len(lobes) > 1:
+        experts = f"{len(lobes)} small experts"
     words = (
-        f"{many} share one frozen language model. Send a message, or pick one below, and watch which of them answers, "
+        f"{experts} share one frozen language model. Send a message, or pick one below, and watch which of them answers, "
         "and why."
     )
     if not lobes and loading:
         words = "The model is being loaded. You can ask already: the answer comes as soon as it is ready."
     elif not lobes:
         words = "There is no lobe yet, so the plain base model answers. Train your first lobe in the Train tab."
-    return f'<div class="ml-hero"><h2>Ask, and see which lobe answers</h2><p>{words}</p></div>'
+    return html('<div class="ml-hero"><h2>Ask, and see which lobe answers</h2><p>{}</p></div>', words)
 
 
 def choices(lobes: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

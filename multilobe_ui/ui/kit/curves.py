@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from .html import escape
+from .html import Markup, escape
 from .text import is_number
 
 MOST_POINTS = 500
@@ -21,7 +21,7 @@ INK = "#7d888e"
 GRID = "rgba(125, 136, 142, 0.22)"
 PALETTE = ("#5b76f5", "#e0802f", "#1f9d6b", "#b06ae0", "#e5566d", "#17a2b8", "#b3941b", "#8a6d5a")
 HEIGHT = 320
-NO_CURVE = "No rows are held out,<br>so there is no validation curve."
+NO_CURVE = Markup("No rows are held out,<br>so there is no validation curve.")
 FONT = "IBM Plex Sans, system-ui, sans-serif"
 
 AXIS: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "fixedrange": True}

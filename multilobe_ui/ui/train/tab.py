@@ -17,11 +17,12 @@ import gradio as gr
 
 from ...errors import DataError, JobError, MultiLobeError
 from ...settings import EMPTY_IS, TrainingConfig, about, kind_of, suggested_epochs
-from ..kit import guard, text
+from ..kit import guard
 from ..kit.curves import PALETTE, RUN, compare_curves, loss_curves
 from ..kit.guard import friendly
+from ..kit.html import Markup, escape
 from ..kit.static import script, scroll_to
-from ..kit.table import bare, pickable, shown, table
+from ..kit.table import bare, heading, pickable, shown, table
 from .dataset_card import length_histogram, plan_line, refusal_card, report_card, unknown_columns
 from .overlap import OverlapCard
 from .run_card import (
@@ -78,12 +79,12 @@ class TrainTab:
     # ---- layout --------------------------------------------------------------------------------------------------
 
     def _data_side(self) -> None:
-        bare(_heading("Your examples", "A file of prompts and answers: JSONL, JSON, CSV or Parquet."))
+        bare(heading("Your examples", "A file of prompts and answers: JSONL, JSON, CSV or Parquet."))
         self.file = gr.File(
             label="Training file", file_types=[".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt"], type="filepath",
             height=180, elem_id="train-file",
         )  # fmt: skip
-        bare('<p class="ml-faint train-or">or try one of ours</p>')
+        bare(Markup('<p class="ml-faint train-or">or try one of ours</p>'))
         self.samples: dict[str, gr.Button] = {}
         with gr.Row(elem_classes="train-samples"):
             for domain in self.studio.sample_files():
@@ -112,7 +113,7 @@ class TrainTab:
                 self.settings[of.name] = _form_field(of, getattr(plain, of.name))
 
     def _live_side(self) -> None:
-        bare(_heading("Live training", "It goes on if you close this page; come back any time."))
+        bare(heading("Live training", "It goes on if you close this page; come back any time."))
         self.card = bare(EMPTY_CARD, elem_id="train-card")
         self.plot = gr.Plot(
             show_label=False, label="Loss curves", container=False, visible=False, elem_id="train-plot", buttons=[]
@@ -311,7 +312,7 @@ class TrainTab:
             mapping=source.get("mapping"), skip_bad=guard.a_flag(skip_bad, "Use the good rows only"), owner=owner,
         )  # fmt: skip
         waits = f" It waits for its turn: place {job.place} in the queue." if job.place else ""
-        gr.Info(f"Training of {text.escape(job.name)} has been started.{waits}", title="Training", duration=6)
+        gr.Info(f"Training of {escape(job.name)} has been started.{waits}", title="Training", duration=6)
         return job.id, {}
 
     @friendly
@@ -417,9 +418,9 @@ class TrainTab:
         colours = self._colours()
         rows = [run_row(other, colours.get(other.name, "")) for other in jobs[:MOST_RUNS]]
         more = f" The newest {MOST_RUNS} of {len(jobs)}." if len(jobs) > MOST_RUNS else ""
-        heading = _heading("All runs", f"Click one to see it above; tick several to compare their curves.{more}")
+        title = heading("All runs", f"Click one to see it above; tick several to compare their curves.{more}")
         listed = table(COLUMNS, rows, picked=job.id if job else "", checked=ticked, tick="Compare")
-        return shown(heading), shown(listed)
+        return shown(title), shown(listed)
 
     def _compare(self, jobs: Sequence[JobView]) -> Any:
         if not jobs:
@@ -493,10 +494,6 @@ def free_name(label: str, taken: Sequence[str]) -> str:
 
 def _label(name: str, taken: Any) -> str:
     return next(l for l in (name if i == 1 else f"{name} (run {i})" for i in range(1, 100)) if l not in taken)
-
-
-def _heading(title: str, about: str) -> str:
-    return f'<div class="train-heading"><h2>{text.escape(title)}</h2><p class="ml-faint">{text.escape(about)}</p></div>'
 
 
 def _rate_hint(rate: float | None) -> str:
