@@ -42,7 +42,7 @@ def test_tags_are_in_literal_templates_only(path):
 
 
 def test_tags_made_by_hand_are_found():
-    made = ['f"<b>{name}</b>"', '"<b>%s" % name', '"<b>{}".format(name)', '"<b>" + name', 'html(f"<b>{name}")', 'html("<b>" + name)']
+    made = ['f"<b>{x}</b>"', '"<b>%s" % x', '"<b>{}".format(x)', '"<b>" + x', 'html(f"<b>{x}")', 'html("<b>" + x)']
     assert all(list(hand_made(ast.parse(source))) for source in made)
     assert not list(hand_made(ast.parse('html("<b>{}</b>", name)\nMarkup("<br>")\n"""Of <b>."""')))
 
