@@ -359,7 +359,7 @@ def test_other_peoples_words_are_escaped():
     comparison, made = drawn(text, text, agreement=(Agreement(), Agreement(0, ((0, 8), (9, 18)))))
     for card in made:
         assert "<script" not in card and "<img" not in card and "red;}" not in card and "--c:#8a93a0" in card
-    assert "<mark>&lt;script&gt;</mark>a<mark>lert(&quot;1&quot;)</mark>" in made[1]
+    assert "<mark>&lt;script&gt;</mark>a<mark>lert(&#34;1&#34;)</mark>" in made[1]
     assert "seed 7" in compare_card.summary(comparison, (0, 1))
     assert "<b>" not in compare_card.empty_card(0, "<b>")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,10 +17,10 @@ from read_html import read
 from multilobe_ui.app.lab import EXPERIMENTS
 from multilobe_ui.errors import ConfigError
 from multilobe_ui.settings import settings_of
-from multilobe_ui.ui.lab.drift_figure import figure, sentence, spread, ticks
-from multilobe_ui.ui.lab.experiment import report_page
+from multilobe_ui.ui.lab.drawing import report_page
+from multilobe_ui.ui.lab.drift_figure import drift_figure, sentence, spread
 from multilobe_ui.ui.lab.forgetting import ForgettingSection
-from multilobe_ui.ui.lab.forgetting_card import forgetting_card, live
+from multilobe_ui.ui.lab.forgetting_card import below_the_figure, forgetting_card, live
 from multilobe_ui.ui.lab.tab import LabTab
 
 LOBES = ["legal", "maths", "python"]
@@ -28,8 +29,12 @@ EVIL = '"><img src=x onerror=alert(1)>'
 NOBODY = SimpleNamespace(username=None)
 
 
+def drawn(result, colours=COLOURS):
+    return forgetting_card(result, colours) + below_the_figure(result, colours)
+
+
 def card(result):
-    return read(forgetting_card(result, COLOURS))
+    return read(drawn(result))
 
 
 def marks(node):
@@ -116,7 +121,7 @@ def test_every_lobe_has_its_marks_and_colour():
     assert "up to 0.034 apart" in rows[2][1].text and "cannot be run" in rows[3][1].text
     assert [[m[0] for cell in row[2:] for m in marks(cell)] for row in rows[1:]] == [["✓", "✓"], ["✓", "✓"], ["✗", "✓"]]
     for row, name in zip(rows[1:], LOBES, strict=True):
-        assert COLOURS[name] in row[0].one("span", "fg-name").attributes["style"]
+        assert COLOURS[name] in row[0].one("i").attributes["style"]
 
 
 # ---- the contrast ----------------------------------------------------------------------------------------------------
@@ -134,24 +139,20 @@ def test_the_sentence_says_what_was_lost_and_kept():
 
 
 def test_the_lines_go_through_the_losses():
-    contrast = forgetting_result(LOBES)["contrast"]
-    plot = read(figure(contrast, COLOURS))
-    lines = plot.all("polyline", "one")
-    assert [COLOURS[name] in line.attributes["style"] for name, line in zip(LOBES, lines, strict=False)] == [True, True]
-    top = 1.06 * max(max(p["first"], p["second"]) for p in contrast["curve"])
-    for which, line in zip(("first", "second"), lines, strict=True):
-        drawn = np.array([[float(v) for v in pair.split(",")] for pair in line.attributes["points"].split()])
-        assert drawn[:, 0] == pytest.approx([1000 * p["step"] / 256 for p in contrast["curve"]], abs=0.06)
-        assert 300 - drawn[:, 1] == pytest.approx([300 * p[which] / top for p in contrast["curve"]], abs=0.06)
-    flat = [float(line.attributes["y1"]) for line in plot.all("line", "lobe")]
-    assert 300 - np.array(flat) == pytest.approx([300 * 0.16 / top, 300 * 0.03 / top], abs=0.06)
-    assert float(plot.one("line", "switch").attributes["x1"]) == pytest.approx(500)
-    reached = plot.one("line", "reached").attributes
-    assert 300 - float(reached["y1"]) == pytest.approx(300 * 1.2 / top, abs=0.06)
-    assert float(reached["x1"]) == pytest.approx(500) and float(reached["x2"]) == pytest.approx(1000)
-    said = plot.one("figure").attributes["aria-label"]
-    assert said.startswith("Loss of one adapter on legal: 3.40 before, 1.20 after learning it, 3.60 after learning maths.")
-    assert figure({**contrast, "curve": contrast["curve"][:1]}, COLOURS) == ""
+    result = forgetting_result(LOBES)
+    contrast, figure = result["contrast"], drift_figure(result, COLOURS)
+    lines = {trace.name: trace for trace in figure.data if trace.name}
+    for which, name in zip(("first", "second"), LOBES, strict=False):
+        one, lobe = lines[f"one adapter on {name}"], lines[f"your lobe on {name}"]
+        assert list(one.x) == [p["step"] for p in contrast["curve"]] and list(one.y) == [p[which] for p in contrast["curve"]]
+        assert set(lobe.y) == {contrast["losses"][which]["lobe"]} and one.line.color == lobe.line.color == COLOURS[name]
+    lost = lines["forgotten"]
+    assert min(lost.x) == 128 and max(lost.x) == 256 and min(lost.y) == 1.2 and max(lost.y) == contrast["curve"][-1]["first"]
+    assert [shape.x0 for shape in figure.layout.shapes] == [128]
+    words = [note.text for note in figure.layout.annotations]
+    assert words[:2] == ["it learns <b>legal</b>", "then it learns <b>maths</b>"]
+    assert sorted(map(float, words[2:])) == [0.03, 0.11, 0.16, 3.6]
+    assert drift_figure({"contrast": {**contrast, "curve": contrast["curve"][:1]}}, COLOURS) is None
 
 
 def test_the_table_has_every_loss_and_marks_what_was_lost():
@@ -175,10 +176,6 @@ def test_labels_keep_apart():
     assert spread([0.1, 0.5], 0.075) == [0.1, 0.5] and spread([], 0.1) == []
 
 
-def test_ticks_are_round():
-    assert ticks(5.4) == [0, 1, 2, 3, 4, 5] and ticks(0.9) == [0, 0.2, 0.4, 0.6, 0.8] and ticks(12) == [0, 2, 4, 6, 8, 10, 12]
-
-
 # ---- harm ------------------------------------------------------------------------------------------------------------
 
 
@@ -186,14 +183,14 @@ def test_names_and_reasons_are_escaped():
     result = forgetting_result([EVIL, "maths"])
     result |= {"passed": False, "reasons": [EVIL]}
     result["base"]["hash_before"] = EVIL
-    for page in (forgetting_card(result, {EVIL: 'red"><script>'}), forgetting_card({**result, "passed": True}, {})):
+    for page in (drawn(result, {EVIL: 'red"><script>'}), drawn({**result, "passed": True}, {})):
         assert "<img" not in page and "<script" not in page
         assert {node.tag for node in read(page).walk()} <= {
-            "div", "header", "span", "h3", "h4", "p", "b", "ul", "li", "section", "figure", "figcaption", "em", "i", "svg", "line",
-            "polyline", "polygon", "table", "thead", "tbody", "tr", "th", "td", "small", "code",
+            "div", "header", "span", "h3", "h4", "p", "b", "ul", "li", "section", "i", "table", "thead", "tbody", "tr", "th", "td",
+            "small", "code",
         }  # fmt: skip
     bare = {**forgetting_result([]), "contrast_why": EVIL}
-    assert "<img" not in forgetting_card(bare, {})
+    assert "<img" not in drawn(bare, {}) and EVIL not in drift_figure(result, {}).to_json()
 
 
 def test_numbers_that_are_missing_do_not_break_the_page():
@@ -205,8 +202,10 @@ def test_numbers_that_are_missing_do_not_break_the_page():
 
 
 def test_the_report_stands_alone():
-    page = report_page("Forgetting", "2026-07-01T09:30:00+00:00", forgetting_card(forgetting_result(LOBES), COLOURS))
-    assert ".fg-verdict" in page and "src=" not in page and "href=" not in page
+    result = forgetting_result(LOBES)
+    parts = [forgetting_card(result, COLOURS), drift_figure(result, COLOURS), below_the_figure(result, COLOURS)]
+    page = report_page("Forgetting", "2026-07-01T09:30:00+00:00", parts)
+    assert ".fg-verdict" in page and "Plotly.newPlot" in page and not re.search(r"<(script|link|img)[^>]* (src|href)=", page)
 
 
 # ---- the section -----------------------------------------------------------------------------------------------------
@@ -287,20 +286,20 @@ def test_a_shared_server_says_beforehand_that_it_does_not(studio):
 def test_the_result_is_not_changed_by_drawing_it():
     result = forgetting_result(LOBES)
     before = copy.deepcopy(result)
-    forgetting_card(result, COLOURS)
+    drawn(result)
+    drift_figure(result, COLOURS)
     assert result == before
 
 
 def test_losses_on_trained_rows_are_called_so():
     result = forgetting_result(LOBES)
-    assert "held-out loss 3.18 to 1.42" in read(forgetting_card(result, COLOURS)).text
-    assert "on rows held out (24 and 20)" in read(forgetting_card(result, COLOURS)).text
+    assert "held-out loss 3.18 to 1.42" in card(result).text
+    assert "on rows held out (24 and 20)" in card(result).text
     result["trained"]["held_out"], result["contrast"]["trained"] = 0, [LOBES[0], LOBES[1]]
-    said = read(forgetting_card(result, COLOURS)).text
-    assert "loss on rows it learned 3.18 to 1.42" in said and "held-out" not in said
-    assert said.count("on rows that were trained, as nothing is held out") == 2
+    text = card(result).text
+    assert "loss on rows it learned 3.18 to 1.42" in text and "held-out" not in text
+    assert "on rows that were trained, as nothing is held out" in text
     result["contrast"]["trained"] = [EVIL]
-    drawn = forgetting_card(result, COLOURS)
-    assert "as it holds none out" in drawn and not read(drawn).all("img")
+    assert "as it holds none out" in card(result).text and not card(result).all("img")
     record = {"phase": "Training python again", "values": {"measured_loss": 2.0}}
     assert read(live([record], COLOURS)).text == "on some of its rows 2.000 nats per answer token"

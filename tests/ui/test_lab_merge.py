@@ -14,7 +14,7 @@ from fake_studio import FakeStudio
 from multilobe_ui.errors import LobeError
 from multilobe_ui.merging.kinds import COMBINATIONS
 from multilobe_ui.ui.lab import merge_card, search_card
-from multilobe_ui.ui.lab.experiment import report_page
+from multilobe_ui.ui.lab.drawing import report_page
 from multilobe_ui.ui.lab.merge import MOST_SLIDERS, MergeSection, weights_of
 from multilobe_ui.ui.lab.tab import LabTab
 
@@ -77,7 +77,7 @@ def test_every_combination_is_a_card_and_what_cannot_be_done_says_why() -> None:
     assert page.count('aria-checked="true"') == 1 and 'aria-checked="true" data-row="svd"' in page
     assert page.count("is-off") == 1 and "<small>It needs one rank, and &lt;img" in page and EVIL not in page
     for combination in COMBINATIONS.values():
-        assert combination.says.replace("'", "&#x27;") in page
+        assert combination.says.replace("'", "&#39;") in page
 
 
 def test_a_merge_shows_what_it_costs() -> None:
@@ -110,7 +110,7 @@ def test_a_merge_shows_what_it_costs() -> None:
 )  # fmt: skip
 def test_the_scale_of_the_error(error: float, band: str, low: float, high: float) -> None:
     page = merge_card.merge_result(merge_result(MIX, error=error), COLOURS)
-    assert f'<span class=is-here>{band}</span>' in page
+    assert f'<span class="is-here">{band}</span>' in page
     place = re.search(r"--at:([\d.]+)%", page)
     assert place and low <= float(place[1]) <= high
 
@@ -136,24 +136,25 @@ def test_results_from_disk_may_be_odd() -> None:
 def test_an_exact_merge_has_no_strip() -> None:
     page = merge_card.merge_result(merge_result(MIX, "cat", error=1e-9), COLOURS)
     assert "merge-layers" not in page and "exact</span>" in page
-    assert "merge-scroll" in report_page("Merge", "2026-07-01T09:30:00", page)
+    assert "merge-scroll" in report_page("Merge", "2026-07-01T09:30:00", [page])
 
 
 def test_a_search_is_drawn_while_it_runs_and_after() -> None:
     result = search_result(["medical", "legal"], budget=12)
     page = search_card.search_result(result, COLOURS)
-    assert f"Loss 2.900 → {result['loss']:.3f}" in page and "12 trials" in page and page.count("<circle") == 12
+    assert f"Loss 2.900 → {result['loss']:.3f}" in page and "12 trials" in page
     for name, weight in result["weights"].items():
         assert f'title="{name}"' in page and f"<b>{weight:+.2f}</b>" in page
-    heights = [float(y) for y in re.findall(r"V([\d.]+)", page)]
-    assert heights == sorted(heights) and len(heights) == 11  # best so far only falls, and down is more on a screen
+    trials, best_so_far = search_card.search_curve(result, COLOURS).data
+    assert len(trials.x) == len(best_so_far.y) == 12 and list(best_so_far.y) == sorted(best_so_far.y, reverse=True)
+    assert list(trials.customdata) == [trial["loss"] for trial in result["trials"]]
     best, records = float("inf"), [{"step": 0, "steps": 12, "values": {}}]
     for trial in result["trials"]:
         best = min(best, trial["loss"])
         records.append({"step": trial["number"], "steps": 12, "values": {"loss": trial["loss"], "best": best}})
     live = search_card.search_live(records, COLOURS)
-    assert live.count("<circle") == 12 and f"Best so far {best:.3f}" in live
-    assert search_card.search_live(records[:1], COLOURS) == "" and "<svg" not in search_card.search_live(records[:2], COLOURS)
+    assert f"Best so far {best:.3f}" in live and len(search_card.live_curve(records).data[0].x) == 12
+    assert search_card.search_live(records[:1], COLOURS) == "" and search_card.live_curve(records[:2]) is None
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------

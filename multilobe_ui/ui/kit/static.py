@@ -8,12 +8,14 @@ FOLDER = Path(__file__).parents[1] / "static"
 FIRST = ("theme.css",)
 LAST = ("table.css", "train.css", "routers.css", "manage.css")
 """Of two rules of equal weight the later one counts: so these overrule those of the Lab."""
+FOR_ITSELF = "taken_away.css"
+"""Only for a page that stands by itself."""
 
 
-def stylesheets() -> str:
-    """All stylesheets as one."""
-    others = {path.name for path in FOLDER.glob("*.css")}.difference(FIRST, LAST)
-    return "\n".join(map(_text, (*FIRST, *sorted(others), *LAST)))
+def stylesheets(*more: str) -> str:
+    """All stylesheets of the page as one, after these `more`."""
+    others = {path.name for path in FOLDER.glob("*.css")}.difference(FIRST, LAST, [FOR_ITSELF])
+    return "\n".join(map(_text, (*more, *FIRST, *sorted(others), *LAST)))
 
 
 def script(name: str) -> str:

@@ -2,91 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...evaluation.compare import AUTOMATIC
-from ...routing.decision import RoutingDecision
 from ..kit import text
 from ..kit.figures import BASE_COLOUR, share_bar
-from ..kit.text import escape
+from ..kit.html import Markup, around, escape, html, joined
+from .parts import Colours
 
 if TYPE_CHECKING:
     from ...app.feedback import Counts
     from ...evaluation.compare import Agreement, Answer, Comparison
 
-Colours = Mapping[str, str]
 LETTERS = "ABCD"
 
 
-def cards(comparison: Comparison, colours: Colours, places: Sequence[int], *, ended: bool = False) -> list[str]:
+def cards(comparison: Comparison, colours: Colours, places: Sequence[int], *, ended: bool = False) -> list[Markup]:
     """A card for every column.
 
     Args:
         places: of each column on the page, 0 for A. ended: nothing more will come, though it is not complete.
     """
     agreement: Sequence[Agreement | None] = comparison.agreement or (None,) * len(comparison.columns)
-    first = LETTERS[places[0]]
+    first, *others = agreement
+    notes = ["", *(_agrees(same, LETTERS[places[0]]) for same in others)]
+    done = comparison.done or ended
     return [
-        _card(answer, colours, LETTERS[place], _agrees(same, first) if i else "", same, comparison.done or ended)
-        for i, (answer, place, same) in enumerate(zip(comparison.columns, places, agreement, strict=True))
+        _card(answer, colours, LETTERS[place], note, same, done or answer.done)
+        for answer, place, same, note in zip(comparison.columns, places, [first, *others], notes, strict=True)
     ]
 
 
-def empty_card(place: int, words: str) -> str:
+def empty_card(place: int, words: str) -> Markup:
     """A column without an answer; `words` say why, or what to do."""
-    head = f"<header><span>{LETTERS[place]}</span></header>"
-    return f'<article class="lab-compare-card is-empty">{head}<p>{escape(words)}</p></article>'
+    return html(
+        '<article class="lab-compare-card is-empty"><header><span>{}</span></header><p>{}</p></article>', LETTERS[place], words
+    )
 
 
-def marked(said: str, marks: Sequence[tuple[int, int]]) -> str:
+def marked(answer: str, marks: Sequence[tuple[int, int]]) -> Markup:
     """Text as HTML, with these spans in <mark>."""
     parts, place = [], 0
     for start, end in marks:
-        parts.append(f"{escape(said[place:start])}<mark>{escape(said[start:end])}</mark>")
+        parts.append(html("{}<mark>{}</mark>", answer[place:start], answer[start:end]))
         place = end
-    return "".join(parts) + escape(said[place:])
+    return joined(parts) + escape(answer[place:])
 
 
-def summary(comparison: Comparison, places: Sequence[int], *, ended: bool = False) -> str:
+def summary(comparison: Comparison, places: Sequence[int], *, ended: bool = False) -> Markup:
     """One line on all columns, below them."""
-    count = len(comparison.columns)
+    small = Markup()
+    if comparison.done:
+        small = html(' <span class="ml-faint">{}.</span>', ", ".join(_cost(comparison)))
+    return html(
+        '<p class="lab-compare-sum" role="status">{}{}</p>', _difference(comparison, LETTERS[places[0]], ended), small
+    )
+
+
+def _difference(comparison: Comparison, first: str, ended: bool) -> str:
+    """What all columns come to, in words."""
+    others = len(comparison.columns) - 1
     if not comparison.done and not ended:
-        said = f"{text.count(count, 'column')} in one go…"
-    elif not comparison.agreement or comparison.stopped:
-        said = "Stopped. Let the answers come to their end to see what differs, and to vote."
-    elif count == 1:
-        said = "One column. Choose who answers in another one, and there is something to compare."
-    else:
-        differ = sum(same.leaves is not None for same in comparison.agreement)
-        first = LETTERS[places[0]]
-        others = f"{differ} of {count - 1}" if count > 2 else "The other"
-        verb = "differ" if differ != 1 and count > 2 else "differs"
-        marks = f"words that {first} does not have are marked. Which answer is best?"
-        said = f"{others} {verb} from {first}; {marks}" if differ else "No difference."
+        return f"{text.count(others + 1, 'column')} in one go…"
+    if not comparison.agreement or comparison.stopped:
+        return "Stopped. Let the answers come to their end to see what differs, and to vote."
+    if not others:
+        return "One column. Choose who answers in another one, and there is something to compare."
+    differ = sum(same.leaves is not None for same in comparison.agreement)
+    if not differ:
+        return "No difference."
+    who = f"{differ} of {others} differ"
+    if others == 1:
+        who = "The other differs"
+    elif differ == 1:
+        who += "s"
+    return f"{who} from {first}; words that {first} does not have are marked. Which answer is best?"
+
+
+def _cost(comparison: Comparison) -> list[str]:
     facts = [text.count(comparison.prompt_tokens, "prompt token"), text.duration(comparison.seconds)]
-    facts += [f"seed {comparison.seed}"] if comparison.seed is not None else ["always the likeliest token"]
+    if comparison.seed is None:
+        facts.append("always the likeliest token")
+    else:
+        facts.append(f"seed {comparison.seed}")
     if comparison.dropped_messages:
         facts.append(f"{text.count(comparison.dropped_messages, 'message')} did not fit")
-    small = f' <span class="ml-faint">{escape(", ".join(facts))}.</span>' if comparison.done else ""
-    return f'<p class="lab-compare-sum" role="status">{escape(said)}{small}</p>'
+    return facts
 
 
-def feedback_line(counts: Counts, shared: bool) -> str:
+def feedback_line(counts: Counts, shared: bool) -> Markup:
     """How much feedback there is, and what is to be known about it."""
     notes = []
     if shared:
         notes.append("It is kept on the server and not handed out, for it holds the words of others.")
     elif not counts.votes + counts.thumbs:
         notes.append("Vote above, or give a thumb to an answer in Chat; then it can be exported.")
-    if counts.damaged:
-        notes.append(f"{text.count(counts.damaged, 'line')} of the file cannot be read and {_stay(counts.damaged)} aside.")
-    told = f"<b>{text.count(counts.votes, 'vote')}, {text.count(counts.thumbs, 'thumb')}</b>"
-    return f'<p class="lab-compare-feedback">Feedback: {told}. <span class="ml-faint">{escape(" ".join(notes))}</span></p>'
-
-
-def _stay(lines: int) -> str:
-    return "stays" if lines == 1 else "stay"
+    if counts.damaged == 1:
+        notes.append("1 line of the file cannot be read and stays aside.")
+    elif counts.damaged:
+        notes.append(f"{counts.damaged:,} lines of the file cannot be read and stay aside.")
+    return html(
+        '<p class="lab-compare-feedback">Feedback: <b>{}, {}</b>. <span class="ml-faint">{}</span></p>',
+        text.count(counts.votes, "vote"), text.count(counts.thumbs, "thumb"), " ".join(notes),
+    )  # fmt: skip
 
 
 def _agrees(agreement: Agreement | None, first: str) -> str:
@@ -99,43 +118,54 @@ def _agrees(agreement: Agreement | None, first: str) -> str:
     return f"Same as {first} for {text.count(agreement.leaves, 'character')}, then it differs."
 
 
-def _card(answer: Answer, colours: Colours, letter: str, note: str, agreement: Agreement | None, done: bool) -> str:
-    decision, done = answer.decision, done or answer.done
-    said = marked(answer.text, agreement.marks if agreement else ()) or ("<em>No answer</em>" if done else "")
-    cursor = "" if done else '<i class="lab-compare-cursor"></i>'
-    told = f'<p class="lab-compare-note">{escape(note)}</p>' if note else ""
-    return (
-        f'<article class="lab-compare-card" style="--c:{_colour(decision, colours)}"><header><span>{letter}</span><i></i>'
-        f"<b>{escape(text.answerer(decision))}</b></header>{_sure(answer)}{_mixture(decision, colours)}"
-        f'<p class="lab-compare-why">{escape(text.decision_sentence(decision))}</p>'
-        f'<div class="lab-compare-text">{said}{cursor}</div>{told}{_facts(answer)}</article>'
-    )
+def _card(
+    answer: Answer, colours: Colours, letter: str, note: str, agreement: Agreement | None, done: bool
+) -> Markup:
+    decision, mixture = answer.decision, Markup()
+    tone = BASE_COLOUR
+    if decision.chosen:
+        tone = text.colour(colours.get(decision.chosen))
+    if _is_mixed(answer):
+        mixture = share_bar(decision.weights, colours, "Weights of the lobes")
+    return html(
+        '<article class="lab-compare-card" style="--c:{}"><header><span>{}</span><i></i><b>{}</b></header>{}{}'
+        '<p class="lab-compare-why">{}</p><div class="lab-compare-text">{}</div>{}{}</article>',
+        tone, letter, text.answerer(decision), around('<p class="lab-compare-sure">{}</p>', _certainty(answer)), mixture,
+        text.decision_sentence(decision), _text(answer, agreement, done), around('<p class="lab-compare-note">{}</p>', note),
+        _facts(answer),
+    )  # fmt: skip
 
 
-def _colour(decision: RoutingDecision, colours: Colours) -> str:
-    return text.colour(colours.get(decision.chosen)) if decision.chosen else BASE_COLOUR
+def _text(answer: Answer, agreement: Agreement | None, done: bool) -> Markup:
+    """The answer, and a cursor where more of it will come."""
+    words = escape(answer.text)
+    if agreement is not None:
+        words = marked(answer.text, agreement.marks)
+    if not done:
+        return words + Markup('<i class="lab-compare-cursor"></i>')
+    return words or Markup("<em>No answer</em>")
 
 
-def _sure(answer: Answer) -> str:
+def _is_mixed(answer: Answer) -> bool:
+    return len(text.parts_of(answer.decision.weights)) > 1
+
+
+def _certainty(answer: Answer) -> str:
     """How sure the router was; a mix has its weights instead, and a person who chose has no certainty."""
-    decision = answer.decision
-    said = text.certainty(decision) if answer.column.choice == AUTOMATIC else ""
-    if len(text.parts_of(decision.weights)) > 1:
-        said = "Mean weights over the prompt" if decision.per_token else "Weights"
-    return f'<p class="lab-compare-sure">{escape(said)}</p>' if said else ""
+    if _is_mixed(answer) and answer.decision.per_token:
+        return "Mean weights over the prompt"
+    if _is_mixed(answer):
+        return "Weights"
+    if answer.column.choice != AUTOMATIC:
+        return ""
+    return text.certainty(answer.decision)
 
 
-def _mixture(decision: RoutingDecision, colours: Colours) -> str:
-    mixed = len(text.parts_of(decision.weights)) > 1
-    return share_bar(decision.weights, colours, "Weights of the lobes") if mixed else ""
-
-
-def _facts(answer: Answer) -> str:
-    routed = answer.column.choice == AUTOMATIC
-    facts = [
-        ("Decided", text.milliseconds(answer.decision.elapsed_ms) if routed else "by you"),
-        ("Length", text.count(answer.tokens, "token")),
-        ("Speed", text.rate(answer.tokens_per_second)),
-    ]
-    listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    return f'<dl class="lab-compare-facts">{listed}</dl>'
+def _facts(answer: Answer) -> Markup:
+    decided = "by you"
+    if answer.column.choice == AUTOMATIC:
+        decided = text.milliseconds(answer.decision.elapsed_ms)
+    length, speed = text.count(answer.tokens, "token"), text.rate(answer.tokens_per_second)
+    facts = {"Decided": decided, "Length": length, "Speed": speed}
+    listed = joined(html("<div><dt>{}</dt><dd>{}</dd></div>", *fact) for fact in facts.items())
+    return html('<dl class="lab-compare-facts">{}</dl>', listed)

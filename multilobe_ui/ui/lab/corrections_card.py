@@ -1,136 +1,161 @@
-"""What people corrected, and what a trial refit makes of it, as HTML. Pure; all is escaped."""
+"""What people corrected, and what a trial refit makes of it, as HTML. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..kit.text import colour, count, duration, escape, listed, remarks, short, when
+from ...evaluation.frames import refit_frame
+from ..kit.frames import column_head, frame_table, row_head, td
+from ..kit.html import Markup, around, html, joined
+from ..kit.text import count, duration, is_number, listed, remarks, short, when
+from .parts import BASE, Colours, Result, asking, if_stopped, named, signed, took
 
-Colours = Mapping[str, str]
-BASE = "base model"
 MOST_SHOWN = 100
-
-EMPTY = (
+HEADS = {"before": "Right without corrections", "after": "Right with them", "change": "Change", "seconds": "Fit"}
+EMPTY = Markup(
     '<p class="rc-empty">No corrections yet. Click a number of a matrix above, then a prompt, and say who should answer it. '
     "The routers can then be fitted again with what you said, and you see what changes before it counts.</p>"
 )
 
 
-def corrections_list(corrections: Sequence[Mapping[str, Any]], colours: Colours) -> str:
+def corrections_list(corrections: Sequence[Mapping[str, Any]], colours: Colours) -> Markup:
     """Every correction, newest first, with a button (data-row="forget|id") that takes it back."""
     if not corrections:
         return EMPTY
-    newest = list(corrections)[::-1]
-    items = "".join(_correction(one, colours) for one in newest[:MOST_SHOWN])
-    rest = len(newest) - MOST_SHOWN
-    more = f"<p>and {count(rest, 'earlier one', 'earlier ones')}</p>" if rest > 0 else ""
-    return f'<div class="rc rc-told"><ol>{items}</ol>{more}</div>'
+    items = joined(_correction(one, colours) for one in list(corrections)[::-1][:MOST_SHOWN])
+    more = Markup()
+    if len(corrections) > MOST_SHOWN:
+        more = html("<p>and {}</p>", count(len(corrections) - MOST_SHOWN, "earlier one", "earlier ones"))
+    return html('<div class="rc rc-told"><ol>{}</ol>{}</div>', items, more)
 
 
-def _correction(one: Mapping[str, Any], colours: Colours) -> str:
-    words = str(one["prompt"])
-    state = "in force" if one.get("kept") else "waits for a refit"
-    made = f'{when(one.get("created"))}, {state}' if one.get("created") else state
-    id, said = escape(f"forget|{one['id']}"), escape(f"Remove the correction of: {short(words, 60)}")
-    return (
-        f'<li><p title="{escape(words[:500])}">{escape(short(words, 180))}</p>'
-        f'<p class="rc-move">{name(one.get("was"), colours)} <i aria-label="to">→</i> {name(one.get("lobe"), colours)}'
-        f'<small>{escape(made)}</small><button type="button" data-row="{id}" aria-label="{said}">Remove</button></p></li>'
-    )
+def _correction(one: Mapping[str, Any], colours: Colours) -> Markup:
+    words, state = str(one["prompt"]), "waits for a refit"
+    if one.get("kept"):
+        state = "in force"
+    made = ", ".join([*(when(time) for time in [one.get("created")] if time), state])
+    return html(
+        '<li><p title="{}">{}</p><p class="rc-move">{}<small>{}</small><button type="button" data-row="forget|{}" '
+        'aria-label="Remove the correction of: {}">Remove</button></p></li>',
+        words[:500], short(words, 180), _from_to(one.get("was"), one.get("lobe"), colours), made, one["id"], short(words, 60),
+    )  # fmt: skip
 
 
-def refit_card(result: Mapping[str, Any], colours: Colours) -> str:
+def refit_card(result: Result, colours: Colours) -> Markup:
     """What a refit with the corrections would change: each router's score, the corrected prompts, and all others that move."""
     routers = result.get("routers") or {}
     if not routers:
-        return '<p class="train-ask">No router was fitted again.</p>'
-    kept = '<p class="train-good">Kept: the routers answer like this now.</p>' if result.get("kept") else ""
-    early = '<p class="train-ask">Stopped early: this is what there was.</p>' if result.get("stopped") else ""
-    took = f" In {duration(result['seconds'])}." if isinstance(result.get("seconds"), (int, float)) else ""
-    learned = [c for c in result.get("corrections") or () if same(c["after"], c["lobe"])]
-    told = len(result.get("corrections") or ())
-    said = f"<b>{len(learned)} of {count(told, 'correction')}</b> answered as you said after the refit.{took}"
-    rows = "".join(_router(name, own) for name, own in routers.items())
-    titles = ("Router", "Right without corrections", "Right with them", "Change", "Fit")
-    heads = "".join(f'<th scope="col">{head}</th>' for head in titles)
-    table = (
-        f'<div class="rc-scroll"><table class="rc-table rc-refit"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-    notes = "".join(f"<p>{escape(since)}</p>" for own in routers.values() if (since := since_the_fit(own)))
-    notes = f'<div class="rc-since">{notes}</div>' if notes else ""
-    corrected = _moves("Your corrections", [{**c, "wanted": c["lobe"]} for c in result.get("corrections") or ()], colours, True)
-    return (
-        f'<div class="rc rc-trial">{kept}<p class="rc-headline">{said}</p>{remarks(result)}{early}{table}'
-        f"{notes}{corrected}"
-        f"{_moves(_changed_title(result), result.get('changed') or (), colours, False)}</div>"
-    )
+        return asking("No router was fitted again.")
+    kept = Markup()
+    if result.get("kept"):
+        kept = Markup('<p class="train-good">Kept: the routers answer like this now.</p>')
+    corrections = [{**one, "wanted": one["lobe"]} for one in result.get("corrections") or ()]
+    learned = sum(same(one["after"], one["wanted"]) for one in corrections)
+    notes = joined(around("<p>{}</p>", since_the_fit(own)) for own in routers.values())
+    return html(
+        '<div class="rc rc-trial">{}<p class="rc-headline"><b>{} of {}</b> answered as you said after the refit.{}</p>'
+        "{}{}{}{}{}{}</div>",
+        kept, learned, count(len(corrections), "correction"), took(result, "In"), remarks(result),
+        if_stopped(result, "Stopped early: this is what there was."), _table(result),
+        around('<div class="rc-since">{}</div>', notes), _moves("Your corrections", corrections, colours, " open"),
+        _moves(_changed_title(result), result.get("changed") or (), colours),
+    )  # fmt: skip
 
 
-def _router(name: str, own: Mapping[str, Any]) -> str:
-    title = escape(str(own.get("title") or name))
-    if own.get("error"):
-        return f'<tr class="is-off"><th scope="row">{title}</th><td colspan="4">{escape(own["error"])}</td></tr>'
-    change, of = own["after"] - own["before"], f"of {own['of']:,}"
-    kind = "up" if change > 0 else "down" if change < 0 else "same"
-    said = f"{change:+,}".replace("-", "−") if change else "none"
-    took = duration(own["seconds"]) if isinstance(own.get("seconds"), (int, float)) else "–"
-    return (
-        f'<tr><th scope="row">{title}</th><td>{own["before"]:,} {of}</td><td><b>{own["after"]:,}</b> {of}</td>'
-        f'<td class="is-{kind}">{said}</td><td>{took}</td></tr>'
-    )
+def _table(result: Result) -> Markup:
+    frame = refit_frame(result)
+    frame = frame.assign(change=frame["after"] - frame["before"])
+
+    def row(name: str, cells: Markup) -> Markup:
+        own = result["routers"][name]
+        head = row_head(own.get("title") or name)
+        if own.get("error"):
+            return html('<tr class="is-off">{}<td colspan="4">{}</td></tr>', head, own["error"])
+        return html("<tr>{}{}</tr>", head, cells)
+
+    def cell(name: str, column: str, value: Any) -> Markup:
+        if not is_number(value):
+            return td("–")
+        if column == "change":
+            return _change(round(value))
+        if column == "seconds":
+            return td(duration(value))
+        form = {"before": "{:,.0f} of {:,}", "after": "<b>{:,.0f}</b> of {:,}"}[column]
+        return td(html(form, value, result["routers"][name]["of"]))
+
+    return frame_table(
+        frame[list(HEADS)], "rc-table rc-refit", cell=cell, row=row, head=lambda column: column_head(HEADS[column]),
+        corner=column_head("Router"), scroll="rc-scroll",
+    )  # fmt: skip
 
 
-def since_the_fit(own: Mapping[str, Any]) -> str:
-    """What differs between the router that serves and the one before the corrections, in plain text: lobes that came or went since
-    it was fitted, and what a fit to the present lobes alone changes. "" if nothing does."""
+def _change(value: int) -> Markup:
+    if not value:
+        return td("none", kind="is-same")
+    if value > 0:
+        return td(signed(value), kind="is-up")
+    return td(signed(value), kind="is-down")
+
+
+def since_the_fit(own: Result) -> str:
+    """What differs between the router that serves and the one before the corrections: lobes that came or went since it was
+    fitted, and what a fit to the present lobes alone changes. "" if nothing does."""
     if own.get("error") or "now" not in own:
         return ""
-    title, said = own.get("title") or "the router", []
-    for names, was in ((own.get("added") or (), "added"), (own.get("gone") or (), "deleted or trained again")):
-        if names:
-            many = "Lobe" if len(names) == 1 else "Lobes"
-            verb = "was" if len(names) == 1 else "were"
-            said.append(f"{many} {listed(short(name, 30) for name in names)} {verb} {was} since {title} was fitted.")
-    if said:
-        said.append("The refit knows the lobes that there are now.")
-    if said or own["now"] != own["before"]:
-        said.append(
+    title = own.get("title") or "the router"
+    changes = [
+        f"{_lobes_were([short(name, 30) for name in names])} {what} since {title} was fitted."
+        for names, what in ((own.get("added"), "added"), (own.get("gone"), "deleted or trained again"))
+        if names
+    ]
+    if changes:
+        changes.append("The refit knows the lobes that there are now.")
+    if changes or own["now"] != own["before"]:
+        changes.append(
             f"As it serves now, {title} has {own['now']:,} of {own['of']:,} right; fitted anew to the present lobes, without your "
             f"corrections, {own['before']:,}; with them {own['after']:,}."
         )
-    return " ".join(said)
+    return " ".join(changes)
 
 
-def _changed_title(result: Mapping[str, Any]) -> str:
+def _lobes_were(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"Lobe {names[0]} was"
+    return f"Lobes {listed(names)} were"
+
+
+def _changed_title(result: Result) -> str:
     changed = result.get("changed") or ()
-    better = sum(same(c["after"], c["wanted"]) for c in changed)
-    worse = sum(same(c["before"], c["wanted"]) for c in changed)
     if not changed:
         return "No other prompt of the report changes its lobe by the corrections"
-    rest = len(changed) - better - worse
-    said = [f"{better} right now", f"{worse} wrong now", *([f"{rest} still wrong"] if rest else [])]
-    return f"{count(len(changed), 'prompt')} of the report would change by the corrections: {', '.join(said)}"
+    better = sum(same(move["after"], move["wanted"]) for move in changed)
+    worse = sum(same(move["before"], move["wanted"]) for move in changed)
+    ends = [f"{better} right now", f"{worse} wrong now"]
+    if len(changed) > better + worse:
+        ends.append(f"{len(changed) - better - worse} still wrong")
+    return f"{count(len(changed), 'prompt')} of the report would change by the corrections: {', '.join(ends)}"
 
 
-def _moves(title: str, moves: Sequence[Mapping[str, Any]], colours: Colours, open: bool) -> str:
-    """Prompts with who answered before, and who would after."""
+def _moves(title: str, moves: Sequence[Mapping[str, Any]], colours: Colours, state: str = "") -> Markup:
+    """Prompts with who answered before, and who would after. `state` is " open" for a list that is unfolded."""
     if not moves:
-        return f'<p class="rc-none">{escape(title)}.</p>'
-    items = "".join(
-        f'<li class="is-{"right" if same(m["after"], m["wanted"]) else "wrong"}"><p>{escape(short(str(m["prompt"]), 180))}</p>'
-        f'<p class="rc-move">{name(m["before"], colours)} <i aria-label="to">→</i> {name(m["after"], colours)}'
-        f"{_verdict(m)}</p></li>"
-        for m in moves
-    )
-    return f"<details{' open' if open else ''}><summary>{escape(title)}</summary><ol>{items}</ol></details>"
+        return html('<p class="rc-none">{}.</p>', title)
+    items = joined(
+        html(
+            '<li class="is-{}"><p>{}</p><p class="rc-move">{}<small>{}</small></p></li>', *_verdict(move)[:1],
+            short(str(move["prompt"]), 180), _from_to(move["before"], move["after"], colours), *_verdict(move)[1:],
+        )
+        for move in moves
+    )  # fmt: skip
+    return html("<details{}><summary>{}</summary><ol>{}</ol></details>", state, title, items)
 
 
-def _verdict(move: Mapping[str, Any]) -> str:
+def _verdict(move: Mapping[str, Any]) -> tuple[str, str]:
+    """("right" or "wrong", the same in words)."""
     if same(move["after"], move["wanted"]):
-        return "<small>✓ as wanted</small>"
-    return f"<small>✗ wanted: {escape(short(move['wanted'] or BASE, 24))}</small>"
+        return "right", "✓ as wanted"
+    return "wrong", f"✗ wanted: {short(move['wanted'] or BASE, 24)}"
 
 
 def same(one: str | None, other: str | None) -> bool:
@@ -138,8 +163,6 @@ def same(one: str | None, other: str | None) -> bool:
     return (one or "") == (other or "")
 
 
-def name(lobe: str | None, colours: Colours) -> str:
-    """A lobe, or the base model, with its dot."""
-    said = lobe or BASE
-    tone = colour(colours.get(said), "var(--ml-base)")
-    return f'<span class="rc-name"><i style="--c:{tone}"></i><span>{escape(said)}</span></span>'
+def _from_to(before: str | None, after: str | None, colours: Colours) -> Markup:
+    arrow = Markup('{} <i aria-label="to">→</i> {}')
+    return arrow.format(named(before or BASE, colours), named(after or BASE, colours))

@@ -6,7 +6,6 @@ load, tick and every click end in the same read-only `view`.
 
 from __future__ import annotations
 
-import html
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +16,20 @@ import gradio as gr
 
 from ...app.lab import EXPERIMENTS
 from ...errors import JobError
+from ...evaluation.frames import FRAMES
 from ..kit import guard, text
+from ..kit.frames import frame_csv
 from ..kit.guard import friendly
-from ..kit.static import script, stylesheets
+from ..kit.html import Markup, html
+from ..kit.static import script
 from ..kit.table import bare, shown
+from .drawing import Drawing
+from .parts import Colours, Result
 
 if TYPE_CHECKING:
     from ...app.studio import JobView, Studio
 
 Outputs = tuple[Any, ...]
-Colours = Mapping[str, str]
-Draw = Callable[[Mapping[str, Any], Colours], str]
-"""(result, colour of every lobe) → HTML. Pure."""
 Asked = tuple[Mapping[str, Any], Sequence[tuple[str, Path]]] | tuple[Mapping[str, Any], Sequence[tuple[str, Path]], str]
 """Settings of an experiment, its files as (what the person calls it, where it is), and perhaps the run whose rows to take."""
 
@@ -41,24 +42,15 @@ class ExperimentPanel:
     """Lays out run, stop, progress, result, downloads. Call `build`, then `wire`, inside gr.Blocks.
 
     Args:
-        name: of `lab.EXPERIMENTS`. draw: makes the result. run: what the button says.
-        live: draws something from the records of a run at work (a list of `Progress.to_json`); None shows only the bar.
+        name: of `lab.EXPERIMENTS`. drawing: makes the result. run: what the button says.
 
     Attributes:
         result: the gr.HTML of the result; whatever has `data-row="…"` in it fires its `pick` event with {"id": "…"}.
         seen: gr.State of what is on display; `seen["job"]` is the run's id, "" without one.
     """
 
-    def __init__(
-        self,
-        studio: Studio,
-        name: str,
-        draw: Draw,
-        *,
-        run: str = "Run",
-        live: Callable[[Sequence[Mapping[str, Any]], Colours], str] | None = None,
-    ) -> None:
-        self.studio, self.name, self.draw, self.live = studio, name, draw, live
+    def __init__(self, studio: Studio, name: str, drawing: Drawing, *, run: str) -> None:
+        self.studio, self.name, self.drawing = studio, name, drawing
         self.run_label = run
 
     def build(self) -> None:
@@ -76,13 +68,18 @@ class ExperimentPanel:
             small: dict[str, Any] = {"size": "sm", "visible": False}
             self.page = gr.DownloadButton("Download report", elem_id=f"{place}-page", **small)
             self.data = gr.DownloadButton("Download data", elem_id=f"{place}-data", **small)
+            self.table = gr.DownloadButton("Download table", elem_id=f"{place}-table", **small)
         self.progress = bare(visible=False, elem_id=f"{place}-progress")
         self.result = bare(visible=False, js_on_load=script("table"), elem_id=f"{place}-result")
+        self.figure = chart(f"{place}-figure")
+        self.below = bare(visible=False, elem_id=f"{place}-below")
 
     @property
     def outputs(self) -> list[Any]:
         """What `view` fills."""
-        return [self.run, self.stop, self.cancel, self.runs, self.page, self.data, self.progress, self.result, self.seen]
+        downloads = [self.table, self.page, self.data]
+        drawn = [self.figure, self.below, *downloads, self.progress, self.result]
+        return [self.run, self.stop, self.cancel, self.runs, *drawn, self.seen]
 
     def wire(self, asked: Callable[..., Asked], inputs: Sequence[Any]) -> None:
         """Connect the buttons. `asked` turns the values of `inputs` into settings and files, or raises ConfigError."""
@@ -124,96 +121,123 @@ class ExperimentPanel:
         """What has changed since `seen`; reads only."""
         seen = seen if isinstance(seen, Mapping) else {}
         jobs = self.studio.lab.runs(self.name, owner)[:MOST_RUNS]
-        job = next((job for job in jobs if job.id == picked), jobs[0] if jobs else None)
-        if job is not None and picked != job.id and jobs[0].state in WORKING:
-            job = jobs[0]
+        # the newest, unless another was picked
+        job = next((job for job in jobs if job.id == picked), next(iter(jobs), None))
         colours = {lobe.name: lobe.colour for lobe in self.studio.lobes()}
-        keys = {
-            "job": job.id if job else "",
+        keys: dict[str, Any] = {
+            "job": "",
             "runs": [(one.id, one.state, one.finished) for one in jobs],
             "bar": repr(job),
-            "result": (job.id, job.state in WORKING) if job else None,
+            "result": None,
             "colours": colours,
         }
+        if job is not None:
+            keys |= {"job": job.id, "result": (job.id, job.state in WORKING)}
         changed = {key for key in keys if keys[key] != seen.get(key, ...)}
         if not changed:
             return (gr.skip(),) * len(self.outputs)
-        progress = shown(self._bar(job, colours)) if "bar" in changed else gr.skip()
-        runs = self._choices(jobs, job) if changed & {"runs", "job"} else gr.skip()
-        result = downloads = gr.skip()
-        pages: Outputs = (downloads, downloads)
+        progress = runs = result = figure = below = gr.skip()
+        downloads: Outputs = (gr.skip(),) * 3
+        if "bar" in changed:
+            progress = shown(self._bar(job, colours))
+        if changed & {"runs", "job"}:
+            runs = self._choices(jobs, job)
         if changed & {"result", "colours"}:
-            found = self.studio.lab.result(job.id) if job else None
-            result = shown(self.draw(found, colours) if found else "")
-            if "result" in changed:
-                pages = self._downloads(job, found, colours)
-        return (*self._buttons(job), runs, *pages, progress, result, keys)
+            result, figure, below = self._drawn(job, colours)
+        if "result" in changed:
+            downloads = self._downloads(job, colours)
+        if job and job.state in ACTIVE and "bar" in changed:
+            figure = shown_figure(self.drawing.live_figure(self.studio.metrics(job.id)))
+        return (*self._buttons(job), runs, figure, below, *downloads, progress, result, keys)
+
+    def _drawn(self, job: JobView | None, colours: Colours) -> Outputs:
+        """result, figure, below."""
+        found = self._result(job)
+        if not found:
+            return shown(""), shown_figure(None), shown("")
+        drawing = self.drawing
+        return (
+            shown(drawing.card(found, colours)), shown_figure(drawing.figure(found, colours)),
+            shown(drawing.below(found, colours)),
+        )  # fmt: skip
+
+    def _result(self, job: JobView | None) -> Result | None:
+        if job is None:
+            return None
+        return self.studio.lab.result(job.id)
 
     def _buttons(self, job: JobView | None) -> Outputs:
         """run, stop, cancel: those that would work, for those who may."""
-        state = job.state if job else ""
-        mine = job is not None and job.mine
-        stopping = state == "stopping"
+        if job is None:
+            return gr.update(visible=True), gr.update(visible=False), gr.update(visible=False)
+        label = {"stopping": "Stopping…"}.get(job.state, "Stop")
         return (
-            gr.update(visible=state not in WORKING),
-            gr.update(visible=mine and state in ACTIVE, interactive=not stopping, value="Stopping…" if stopping else "Stop"),
-            gr.update(visible=mine and state == "queued"),
+            gr.update(visible=job.state not in WORKING),
+            gr.update(visible=job.mine and job.state in ACTIVE, interactive=job.state != "stopping", value=label),
+            gr.update(visible=job.mine and job.state == "queued"),
         )
 
     @staticmethod
     def _choices(jobs: Sequence[JobView], job: JobView | None) -> Any:
         """The dropdown of earlier runs, once there are two."""
-        told = [(f"{text.when(one.created)}{'' if one.state == 'finished' else ', ' + one.state}", one.id) for one in jobs]
-        return gr.update(choices=told, value=job.id if job else None, visible=len(told) > 1)
+        ends = {"finished": ""}
+        choices = [(text.when(one.created) + ends.get(one.state, f", {one.state}"), one.id) for one in jobs]
+        return gr.update(choices=choices, value=job and job.id, visible=len(choices) > 1)
 
-    def _bar(self, job: JobView | None, colours: Colours) -> str:
-        """Progress of a run at work; why the last one failed. "" otherwise."""
-        if job is None:
-            return ""
+    def _bar(self, job: JobView | None, colours: Colours) -> Markup:
+        """Progress of a run at work; why the last one failed. Empty otherwise."""
+        if job is None or job.state not in (*WORKING, "failed", "interrupted"):
+            return Markup()
         if job.state == "queued":
-            return f'<p class="train-status">Waiting, place {job.place} in the queue.</p>'
-        if job.state not in WORKING:
-            failed = job.state in ("failed", "interrupted")
-            said = job.error or "The app was closed during this run. Run it again."
-            return f'<p class="train-warn">{text.escape(said)}</p>' if failed else ""
-        percent = round(100 * job.step / job.steps) if job.steps else 0
-        who = "" if job.mine else ' <span class="ml-faint">started by another visitor</span>'
-        step = f", {job.step:,} of {job.steps:,}" if job.steps else ""
-        live = self.live(self.studio.metrics(job.id), colours) if self.live else ""
-        return (
-            f'<div class="train-bar {text.escape(job.state)}" role="progressbar" aria-label="{text.escape(self.run_label)}" '
-            f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}"><div style="width:{percent}%"></div></div>'
-            f'<p class="train-status">{text.escape(job.phase or "Starting")}{step}.{who}</p>{live}'
-        )
+            return html('<p class="train-status">Waiting, place {} in the queue.</p>', job.place)
+        if job.state not in ACTIVE:
+            return html('<p class="train-warn">{}</p>', job.error or "The app was closed during this run. Run it again.")
+        percent = round(100 * job.step / max(1, job.steps or 0))
+        who, step = Markup(), ""
+        if not job.mine:
+            who = Markup(' <span class="ml-faint">started by another visitor</span>')
+        if job.steps:
+            step = f", {job.step:,} of {job.steps:,}"
+        return html(
+            '<div class="train-bar {}" role="progressbar" aria-label="{}" aria-valuemin="0" aria-valuemax="100" '
+            'aria-valuenow="{}"><div style="width:{}%"></div></div><p class="train-status">{}{}.{}</p>{}',
+            job.state, self.run_label, percent, percent, job.phase or "Starting", step, who,
+            self.drawing.live(self.studio.metrics(job.id), colours),
+        )  # fmt: skip
 
-    def _downloads(self, job: JobView | None, found: Mapping[str, Any] | None, colours: Colours) -> Outputs:
-        """(the report as a page that needs nothing else, the numbers as JSON)."""
+    def _downloads(self, job: JobView | None, colours: Colours) -> Outputs:
+        """The table as CSV, the result as a page that needs nothing else, its numbers as JSON."""
+        found = self._result(job)
         if job is None or not found:
-            return gr.update(visible=False), gr.update(visible=False)
-        with tempfile.TemporaryDirectory(prefix="multilobe-report-") as scratch:
-            page = Path(scratch) / f"multilobe-{self.name}-{job.created[:10]}.html"
-            title = f"MultiLobe Lab: {EXPERIMENTS[self.name].title}"
-            page.write_text(report_page(title, job.created, self.draw(found, colours)), "utf-8")
-            data = page.with_suffix(".json")
-            data.write_text(json.dumps(found, ensure_ascii=False, indent=1), "utf-8")
-            paths = [guard.downloadable(path) for path in (page, data)]
-        return tuple(gr.update(value=path, visible=True) for path in paths)
+            return (gr.update(visible=False),) * 3
+        title = f"MultiLobe Lab: {EXPERIMENTS[self.name].title}"
+        files = {
+            "html": self.drawing.page(title, job.created, found, colours),
+            "json": json.dumps(found, ensure_ascii=False, indent=1),
+        }
+        if self.name in FRAMES:
+            files["csv"] = frame_csv(FRAMES[self.name](found))
+        name = f"multilobe-{self.name}-{job.created[:10]}"
+        return tuple(_offered(f"{name}.{kind}", files.get(kind)) for kind in ("csv", "html", "json"))
 
 
-def report_page(title: str, created: str, body: str) -> str:
-    """A result as a page that stands by itself: it opens without the app, and without a network. Pure."""
-    said = html.escape(title)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{said}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STAND_ALONE}{stylesheets()}</style></head>'
-        f"<body><main><h1>{said}</h1><p>{html.escape(created[:16].replace('T', ' '))} UTC</p>{body}</main></body></html>"
+def _offered(name: str, content: str | None) -> Any:
+    """A download of this content; hidden where there is none."""
+    if content is None:
+        return gr.update(visible=False)
+    with tempfile.TemporaryDirectory(prefix="multilobe-report-") as scratch:
+        path = Path(scratch) / name
+        path.write_text(content, "utf-8", errors="replace", newline="")
+        return gr.update(value=guard.downloadable(path), visible=True)
+
+
+def chart(place: str) -> gr.Plot:
+    """An empty figure; `place` is its id on the page."""
+    return gr.Plot(
+        show_label=False, label="Figure", container=False, visible=False, buttons=[], elem_id=place, elem_classes="lab-figure"
     )
 
 
-_STAND_ALONE = """
-:root { --body-text-color: #171c20; --body-text-color-subdued: #5c666b; --border-color-primary: #dfe3de;
-  --block-background-fill: #fff; --background-fill-secondary: #f6f7f4; --color-accent: #3450d6; --color-accent-soft: #eef1ff;
-  --font: system-ui, sans-serif; --font-mono: ui-monospace, Menlo, monospace; }
-body { margin: 0; background: #fff; color: var(--body-text-color); font: 16px/1.5 var(--font); }
-main { max-width: 1100px; margin: 0 auto; padding: 24px; } h1 { font-size: 1.4rem; margin: 0; }
-"""
+def shown_figure(figure: Any) -> Any:
+    """An update that shows this figure, or takes its place away."""
+    return gr.update(value=figure, visible=figure is not None)

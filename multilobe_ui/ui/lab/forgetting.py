@@ -11,8 +11,10 @@ from ...errors import ConfigError
 from ..kit import guard
 from ..kit.guard import friendly
 from ..kit.table import bare
+from .drawing import Drawing
+from .drift_figure import drift_figure
 from .experiment import Asked, ExperimentPanel
-from .forgetting_card import forgetting_card, live
+from .forgetting_card import below_the_figure, forgetting_card, live
 
 if TYPE_CHECKING:
     from ...app.studio import Studio
@@ -36,7 +38,8 @@ class ForgettingSection:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.panel = ExperimentPanel(studio, "forgetting", forgetting_card, run="Check now", live=live)
+        drawing = Drawing(forgetting_card, drift_figure, below_the_figure, live=live)
+        self.panel = ExperimentPanel(studio, "forgetting", drawing, run="Check now")
         self.panels: Sequence[ExperimentPanel] = (self.panel,)
 
     def build(self) -> None:

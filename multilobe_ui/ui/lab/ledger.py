@@ -16,6 +16,7 @@ from ..kit.guard import friendly
 from ..kit.ledger_card import ledger_csv, ledger_json, ledger_table, recent_table
 from ..kit.routing_row import routers_of
 from ..kit.table import bare, shown
+from .drawing import Drawing
 from .experiment import ExperimentPanel
 from .speed_card import speed_card
 
@@ -42,7 +43,7 @@ class LedgerSection:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.speed = ExperimentPanel(studio, "speed", speed_card, run="Time this machine")
+        self.speed = ExperimentPanel(studio, "speed", Drawing(speed_card), run="Time this machine")
         self.panels: Sequence[ExperimentPanel] = (self.speed,)
 
     def build(self) -> None:

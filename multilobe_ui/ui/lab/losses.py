@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ..kit import guard
+from .drawing import Drawing
 from .experiment import Asked, ExperimentPanel
 from .labelled_upload import upload, uploads
 from .losses_figures import losses_card
@@ -31,7 +32,7 @@ class LossesSection:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.panel = ExperimentPanel(studio, "losses", losses_card, run="Measure the lobes")
+        self.panel = ExperimentPanel(studio, "losses", Drawing(losses_card), run="Measure the lobes")
         self.panels: Sequence[ExperimentPanel] = (self.panel,)
 
     def build(self) -> None:

@@ -14,9 +14,10 @@ from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.static import script
 from ..kit.table import bare
+from .drawing import Drawing
 from .experiment import Asked, ExperimentPanel, Outputs
 from .merge_card import combination_cards, merge_result, weight_card
-from .search_card import search_live, search_result
+from .search_card import live_curve, search_curve, search_live, search_result
 
 if TYPE_CHECKING:
     from ...app.studio import Studio
@@ -32,7 +33,7 @@ class MergePanel(ExperimentPanel):
     """The experiment "merge", and below its result what makes a lobe of it."""
 
     def __init__(self, studio: Studio) -> None:
-        super().__init__(studio, "merge", merge_result, run="Try it")
+        super().__init__(studio, "merge", Drawing(merge_result), run="Try it")
 
     def build(self) -> None:
         super().build()
@@ -82,7 +83,8 @@ class SearchPanel(ExperimentPanel):
     """The experiment "search", and a button that takes its weights over."""
 
     def __init__(self, studio: Studio) -> None:
-        super().__init__(studio, "search", search_result, run="Search weights", live=search_live)
+        drawing = Drawing(search_result, search_curve, live=search_live, live_figure=live_curve)
+        super().__init__(studio, "search", drawing, run="Search weights")
 
     def build(self) -> None:
         super().build()

@@ -17,9 +17,11 @@ from ..kit.routing_row import DEFAULT, routers_of
 from ..kit.static import script
 from ..kit.table import bare, shown
 from .corrections_card import corrections_list, refit_card
-from .experiment import Asked, ExperimentPanel
+from .drawing import Drawing, Part
+from .experiment import Asked, ExperimentPanel, chart, shown_figure
 from .labelled_upload import upload, uploads
-from .report_figures import NONE, best_router, cell_prompts, prompt_card, report_card, router_details
+from .report_curves import curves_of
+from .report_figures import NONE, all_matrices, best_router, cell_prompts, prompt_card, report_card, router_details
 
 if TYPE_CHECKING:
     from ...app.studio import Studio
@@ -35,10 +37,6 @@ HEADING = (
     "A refit tries it out first; nothing changes before you keep it.</p></div>"
 )
 FILES = "Labelled files: a column “lobe”, or named after lobes. Empty: the lobes’ own rows"
-SHOW = """() => {
-  const parts = ['#report-ask', '#report-prompts', '#report-details'].map((q) => document.querySelector(q));
-  parts.find((e) => e?.offsetHeight)?.scrollIntoView({behavior: 'smooth', block: 'nearest'});
-}"""
 
 
 class ReportSection:
@@ -52,8 +50,8 @@ class ReportSection:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.panel = ExperimentPanel(studio, "report", report_card, run="Ask the routers")
-        self.refit = ExperimentPanel(studio, "refit", refit_card, run="Try a refit with the corrections")
+        self.panel = ExperimentPanel(studio, "report", Drawing(report_card, taken_away=taken_away), run="Ask the routers")
+        self.refit = ExperimentPanel(studio, "refit", Drawing(refit_card), run="Try a refit with the corrections")
         self.panels: Sequence[ExperimentPanel] = (self.panel, self.refit)
 
     # ---- layout --------------------------------------------------------------------------------------------------
@@ -73,7 +71,13 @@ class ReportSection:
                 )
                 self.missing = bare(missing(views), elem_id="report-missing")
         self.panel.build()
-        self.details = bare(visible=False, js_on_load=script("table"), elem_id="report-details")
+        self.details = bare(visible=False, js_on_load=script("table") + script("pick_line"), elem_id="report-details")
+        self.curves: list[Any] = []
+        with gr.Row(visible=False, elem_id="report-curves", elem_classes="rc-curves") as row:
+            for place in ("calibration", "abstention"):
+                with gr.Column(min_width=300):
+                    self.curves += [bare(), chart(f"report-{place}"), bare()]
+        self.curves.append(row)
         self.prompts = bare(visible=False, js_on_load=script("table"), elem_id="report-prompts")
         with gr.Column(visible=False, elem_id="report-ask", elem_classes="ml-box") as self.ask:
             self.quote = bare(elem_id="report-quote")
@@ -100,10 +104,10 @@ class ReportSection:
         private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
         self.panel.wire(self.asked, [self.files, self.routers])
         self.refit.wire(self.asked_refit, [self.panel.seen])
-        drill = [self.picked, self.details, self.prompts, self.ask, self.quote, self.who]
+        drill = [self.picked, self.details, self.prompts, self.ask, self.quote, self.who, *self.curves]
         told = [self.told, self.undo]
         for block in (self.panel.result, self.details, self.prompts):
-            block.pick(self.pick, [self.panel.seen, self.picked], drill, **quick).success(None, js=SHOW, **quick)
+            block.pick(self.pick, [self.panel.seen, self.picked], drill, **quick).success(None, js=script("show_report"), **quick)
         # a result that came, went or changed redraws its block, and with it what is below
         self.panel.result.change(self.redraw, [self.panel.seen, self.picked], drill, **quick)
         self.refit.result.change(self.redraw_refit, self.refit.seen, self.keep, **quick)
@@ -176,21 +180,27 @@ class ReportSection:
         return (job, self.studio.lab.result(job)) if isinstance(job, str) and job else ("", None)
 
     def _drawn(self, result: Mapping[str, Any] | None, picked: Picked) -> Outputs:
-        """picked, details, prompts, form, quote, dropdown."""
+        """picked, details, prompts, form, quote, dropdown, and the parts of the two curves."""
         router, cell, place = picked.get("router", ""), picked.get("cell"), picked.get("prompt")
+        hidden = gr.update(visible=False)
         if not result or not router:
-            return (picked, shown(""), shown(""), gr.update(visible=False), "", gr.skip())
+            return (picked, shown(""), shown(""), hidden, "", gr.skip(), *(gr.skip(),) * 6, hidden)
         colours = self._colours()
-        details = shown(router_details(result, colours, router, cell))
-        told = {one["prompt"]: one["lobe"] for one in self._all_told()} if cell else {}
-        prompts = shown(cell_prompts(result, colours, router, cell, place, told) if cell else "")
+        details, prompts = shown(router_details(result, colours, router, cell)), shown("")
+        curves = _parts_of_curves(result, router)
+        if cell is not None:
+            corrected = {one["prompt"]: one["lobe"] for one in self._all_told()}
+            prompts = shown(cell_prompts(result, colours, router, cell, place, corrected))
         if cell is None or place is None:
-            return (picked, details, prompts, gr.update(visible=False), "", gr.skip())
-        prompt = result["prompts"][place]
+            return (picked, details, prompts, hidden, "", gr.skip(), *curves)
         names = [lobe.name for lobe in self.studio.lobes() if lobe.usable]
-        value = LOBE + prompt["lobe"] if prompt["lobe"] in names else BASE
-        who = gr.update(choices=[*((name, LOBE + name) for name in names), (f"{NONE}: the base model", BASE)], value=value)
-        return (picked, details, prompts, gr.update(visible=True), prompt_card(result, colours, router, place), who)
+        choices = [*((name, LOBE + name) for name in names), (f"{NONE}: the base model", BASE)]
+        label, value = result["prompts"][place]["lobe"], BASE
+        if label in names:
+            value = LOBE + label
+        who = gr.update(choices=choices, value=value)
+        quote = prompt_card(result, colours, router, place)
+        return (picked, details, prompts, gr.update(visible=True), quote, who, *curves)
 
     # ---- handlers: correcting ------------------------------------------------------------------------------------
 
@@ -265,6 +275,23 @@ class ReportSection:
 
 
 # ---- pure ------------------------------------------------------------------------------------------------------------
+
+
+def _parts_of_curves(result: Mapping[str, Any], router: str) -> Outputs:
+    """Head, figure and numbers of both curves, and the row in which they are."""
+    parts: list[Any] = []
+    for curve in curves_of(result, router):
+        parts += [curve.head(), shown_figure(curve.figure), curve.table()]
+    return (*parts, gr.update(visible=True))
+
+
+def taken_away(result: Mapping[str, Any], colours: Mapping[str, str]) -> Sequence[Part]:
+    """The curves of the router that comes first, and every router's matrix."""
+    first = best_router(result)
+    if not first:
+        return []
+    curves = [part for curve in curves_of(result, first) for part in (curve.head(), curve.figure, curve.table())]
+    return [*curves, all_matrices(result, colours)]
 
 
 def then_picked(result: Mapping[str, Any], picked: Picked, id: str) -> Picked:

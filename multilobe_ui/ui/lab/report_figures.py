@@ -1,4 +1,4 @@
-"""The report card as HTML: all routers in one table, then one router in detail, down to single prompts. Pure; all is escaped.
+"""The report card as HTML: all routers in one table, then one router in detail, down to single prompts. Pure.
 
 `result` is the JSON of experiment "report": labels ("" means that no lobe fits), prompts, and for each router what it decided. What
 can be clicked carries data-row: "router|name", "cell|router|wanted|decided" (places in the labels), "prompt|place".
@@ -6,82 +6,76 @@ can be clicked carries data-row: "router|name", "cell|router|wanted|decided" (pl
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from ..kit.text import (
-    colour,
-    count,
-    css_string,
-    duration,
-    escape,
-    is_number,
-    listed,
-    milliseconds,
-    percent,
-    remarks,
-    short,
-    sure,
-)
-from .report_curves import abstention_figure, calibration_figure, share
+import pandas as pd
 
-Result = Mapping[str, Any]
-Colours = Mapping[str, str]
+from ...evaluation.frames import confusion_frame, report_frame, scores_frame
+from ..kit.frames import column_head, element, frame_table, row_head, td
+from ..kit.html import Markup, around, html, joined
+from ..kit.text import colour, count, css_string, is_number, listed, milliseconds, percent, remarks, short, sure
+from .parts import BASE, BASE_TONE, Colours, Result, asking, if_stopped, named, share, took
+
+NumberCell = Callable[[str, str, int, Mapping[str, str]], Markup]
+"""(label wanted, label decided, number of prompts, how the cell looks) → the cell."""
 Cell = tuple[int, int]
 """(place of the label wanted, place of the label decided)."""
 
 NONE = "none of them"
-BASE = "base model"
 MOST_PROMPTS = 50
 LONGEST_QUOTE = 1500
-COLUMNS = ("accuracy", "ece", "strangers", "ms")
+HEADS = {
+    "accuracy": ("Right", "Share of prompts that went where their label says"),
+    "ece": ("Calibration error", "ECE: mean gap between confidence and share right, over bins"),
+    "strangers": ("Strangers known", "Share of prompts of no lobe that it left to the base model"),
+    "ms": ("Per prompt", "Median time of a decision"),
+    "precision": ("Precision", "Of the prompts it gave to this lobe, the share that belongs there"),
+    "recall": ("Recall", "Of this lobe's prompts, the share that it gave to it"),
+    "f1": ("F1", "Harmonic mean of the two"),
+}
+COLUMNS = ["accuracy", "ece", "strangers", "ms"]
 LESS_IS_MORE = ("ece", "ms")
-SCORES = ("precision", "recall", "f1")
 
 
-def report_card(result: Result, colours: Colours) -> str:
-    """The summary, a row for each router. A page that stands by itself shows every router's details below it as well."""
-    routers = result.get("routers") or {}
-    if not routers or not result.get("prompts"):
-        return '<p class="train-ask">No prompt was asked. Give a labelled file, or train a lobe.</p>'
-    early = '<p class="train-ask">Stopped early: this is what the routers said so far.</p>' if result.get("stopped") else ""
-    best = best_values(routers)
-    body = "".join(_summary_row(name, own, best) for name, own in routers.items())
-    heads = "".join(
-        f'<th scope="col" title="{escape(about)}">{head}</th>'
-        for head, about in (
-            ("Router", "Click one for its details"),
-            ("Right", "Share of prompts that went where their label says"),
-            ("Calibration error", "ECE: mean gap between confidence and share right, over bins"),
-            ("Strangers known", "Share of prompts of no lobe that it left to the base model"),
-            ("Per prompt", "Median time of a decision"),
-        )
+def report_card(result: Result, colours: Colours) -> Markup:
+    """The summary, a row for each router."""
+    if not result.get("routers") or not result.get("prompts"):
+        return asking("No prompt was asked. Give a labelled file, or train a lobe.")
+    early = if_stopped(result, "Stopped early: this is what the routers said so far.")
+    return html(
+        '<div class="rc"><p class="rc-headline">{}</p>{}{}{}</div>', headline(result), remarks(result), early, _summary(result)
     )
-    table = f'<div class="rc-scroll"><table class="rc-table"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-    head = f'<p class="rc-headline">{headline(result)}</p>{remarks(result)}{early}'
-    return f'<div class="rc">{head}{table}{_printed(result, colours)}</div>'
 
 
-def headline(result: Result) -> str:
-    """Which router is right most often, and of how many prompts. HTML.
+def headline(result: Result) -> Markup:
+    """Which router is right most often, and of how many prompts.
 
     Where a router could not be asked everything, nobody knows whether it would have been first, and that is said.
     """
-    asked = {name: own for name, own in result["routers"].items() if is_number(own.get("accuracy"))}
-    torn = [_title(name, own) for name, own in result["routers"].items() if own.get("unfinished")]
+    asked = [own | {"title": _title(result, name)} for name, own in result["routers"].items() if is_number(own.get("accuracy"))]
+    torn = [_title(result, name) for name, own in result["routers"].items() if own.get("unfinished")]
+    if not asked and torn:
+        return Markup("No router could be asked everything.")
     if not asked:
-        return "No router could be asked everything." if torn else "No router could be asked."
-    best = max(own["accuracy"] for own in asked.values())
-    first = [own for own in asked.values() if own["accuracy"] == best]
-    who = escape(listed(_title(name, own) for name, own in asked.items() if own["accuracy"] == best))
-    verb = "is" if len(first) == 1 else "are"
-    most = " most often" if len(asked) > 1 else ""
-    took = f" Measured in {duration(result['seconds'])}." if is_number(result.get("seconds")) else ""
-    said = f"<b>{who}</b> {verb} right{most}: <b>{share(best)}</b> of {count(first[0]['of'], 'prompt')}.{took}"
+        return Markup("No router could be asked.")
+    best = max(own["accuracy"] for own in asked)
+    first = [own for own in asked if own["accuracy"] == best]
+    verb = "is right"
+    if len(first) > 1:
+        verb = "are right"
+    if len(asked) > 1:
+        verb += " most often"
+    answer = html(
+        "<b>{}</b> {}: <b>{}</b> of {}.{}", listed(own["title"] for own in first), verb, share(best),
+        count(first[0]["of"], "prompt"), took(result, "Measured in"),
+    )  # fmt: skip
     if not torn:
-        return said
-    return f"{escape(listed(torn))} could not be asked everything, so no router is the best here. Of the others, {said}"
+        return answer
+    return html(
+        "{} could not be asked everything, so no router is the best here. Of the others, {}", listed(torn), answer
+    )
 
 
 def best_router(result: Result, default: str = "") -> str:
@@ -94,145 +88,157 @@ def best_router(result: Result, default: str = "") -> str:
 
 def best_values(routers: Mapping[str, Result]) -> dict[str, float]:
     """The best of each column, where more than one router has a number and they differ."""
-    found: dict[str, float] = {}
     if any(own.get("unfinished") for own in routers.values()):
-        return found  # who was not asked everything might have been better
-    for key in COLUMNS:
-        values = [float(own[key]) for own in routers.values() if is_number(own.get(key)) and not own.get("error")]
-        if len(set(values)) > 1:
-            found[key] = min(values) if key in LESS_IS_MORE else max(values)
-    return found
+        return {}  # who was not asked everything might have been better
+    asked = {name: own for name, own in routers.items() if not own.get("error")}
+    frame = report_frame({"routers": asked})[COLUMNS].astype(float)
+    frame = frame.loc[:, frame.nunique() > 1]
+    return {column: _best(column, values) for column, values in frame.items()}
 
 
-def _summary_row(name: str, own: Result, best: Mapping[str, float]) -> str:
-    title = escape(_title(name, own))
-    if own.get("error"):
-        return f'<tr class="is-off"><th scope="row">{title}</th><td colspan="4">{escape(own["error"])}</td></tr>'
-    said = {
-        "accuracy": f"{_meter(own.get('accuracy'))}<b>{share(own.get('accuracy'))}</b> <small>{_of(own)}</small>",
-        "ece": f"<b>{share(own.get('ece'))}</b>",
-        "strangers": f"<b>{share(own.get('strangers'))}</b>",
-        "ms": f"<b>{milliseconds(own.get('ms'))}</b>",
-    }
-    first = {key for key in best if own.get(key) == best[key]}
-    marks = {key: ' class="is-best" title="the best"' if key in first else "" for key in COLUMNS}
-    cells = "".join(f"<td{marks[key]}>{said[key]}</td>" for key in COLUMNS)
-    row, note = escape(f"router|{name}"), f"<small>{escape(own['note'])}</small>" if own.get("note") else ""
-    return f'<tr data-row="{row}"><th scope="row"><button type="button">{title}</button>{note}</th>{cells}</tr>'
+def _best(column: Any, values: pd.Series[float]) -> float:
+    if column in LESS_IS_MORE:
+        return float(values.min())
+    return float(values.max())
+
+
+def _summary(result: Result) -> Markup:
+    best = best_values(result["routers"])
+
+    def row(name: str, cells: Markup) -> Markup:
+        own, title = result["routers"][name], _title(result, name)
+        if own.get("error"):
+            return html('<tr class="is-off">{}<td colspan="4">{}</td></tr>', row_head(title), own["error"])
+        note = around("<small>{}</small>", own.get("note"))
+        head = row_head(html('<button type="button">{}</button>{}', title, note))
+        return element("tr", head + cells, data_row=f"router|{name}")
+
+    def cell(name: str, column: str, value: Any) -> Markup:
+        content = html("<b>{}</b>", share(value))
+        if column == "ms":
+            content = html("<b>{}</b>", milliseconds(value))
+        if column == "accuracy":
+            content = html("{}{} <small>{}</small>", _meter(value), content, _of(result["routers"][name]))
+        if column in best and value == best[column]:
+            return td(content, kind="is-best", title="the best")
+        return td(content)
+
+    corner = column_head("Router", title="Click one for its details")
+    return frame_table(report_frame(result)[COLUMNS], "rc-table", cell=cell, row=row, head=_head, corner=corner, scroll="rc-scroll")
+
+
+def _head(column: str) -> Markup:
+    words, about = HEADS[column]
+    return column_head(words, title=about)
 
 
 def _of(own: Result) -> str:
     return f"{own['right']:,} of {own['of']:,}"
 
 
-def _printed(result: Result, colours: Colours) -> str:
-    """What the page shows on a click, all of it, for the page that is taken away. Style sheets hide it here."""
-    first = best_router(result)
-    if not first:
-        return ""
-    curves = f'<div class="rc-curves">{calibration_figure(result, first, False)}{abstention_figure(result, first, False)}</div>'
-    parts = "".join(
-        f"<details{' open' if name == first else ''}><summary>{escape(_title(name, own))}: who answered what</summary>"
-        f"{_matrix_and_scores(result, colours, name, None, False)}</details>"
-        for name, own in result["routers"].items()
-        if not own.get("error")
-    )
-    return f'<div class="rc-printed">{curves}{parts}</div>'
-
-
 # ---- one router ------------------------------------------------------------------------------------------------------
 
 
-def router_details(result: Result, colours: Colours, router: str, cell: Cell | None = None) -> str:
-    """Confusion matrix, scores of each lobe, and the two curves; "" for a router that was not asked."""
+def router_details(result: Result, colours: Colours, router: str, cell: Cell | None = None) -> Markup:
+    """Confusion matrix and scores of each lobe; nothing for a router that was not asked."""
     own = (result.get("routers") or {}).get(router)
     if not own or own.get("error") or not own.get("of"):
-        return ""
-    head = (
-        f'<div class="rc-head"><h3>{escape(_title(router, own))}</h3><p>{_of(own)} right. '
-        "Click a number to read its prompts; click another line, or a row above, for another router.</p></div>"
-    )
-    curves = f'<div class="rc-curves">{calibration_figure(result, router)}{abstention_figure(result, router)}</div>'
-    row = css_string(f"router|{router}")
-    marked = f"<style>.rc-table tr[data-row={row}] > * {{ background: var(--color-accent-soft); }}</style>"
-    return f'<div class="rc rc-detail">{marked}{head}{_matrix_and_scores(result, colours, router, cell, True)}{curves}</div>'
+        return Markup()
+    return html(
+        '<div class="rc rc-detail"><style>.rc-table tr[data-row={}] > * {{ background: var(--color-accent-soft); }}</style>'
+        '<div class="rc-head"><h3>{}</h3><p>{} right. Click a number to read its prompts; click another line, or a row above, '
+        "for another router.</p></div>{}</div>",
+        Markup(css_string(f"router|{router}")), _title(result, router), _of(own),
+        matrix_and_scores(result, colours, router, partial(_button, result, router, cell)),
+    )  # fmt: skip
 
 
-def _matrix_and_scores(result: Result, colours: Colours, router: str, cell: Cell | None, live: bool) -> str:
-    own = result["routers"][router]
-    matrix = confusion_matrix(result["labels"], own["confusion"], colours, router, cell, live)
-    return f'<div class="rc-pair">{matrix}{label_scores(result["labels"], own, colours)}</div>'
+def all_matrices(result: Result, colours: Colours) -> Markup:
+    """Every router's matrix, folded away but for the first: for a page on which nothing can be clicked."""
+    first = best_router(result)
+    asked = {name: own for name, own in (result.get("routers") or {}).items() if not own.get("error")}
+    state = {first: " open"}
+    parts = joined(
+        html(
+            "<details{}><summary>{}: who answered what</summary>{}</details>",
+            state.get(name, ""), _title(result, name), matrix_and_scores(result, colours, name, _still),
+        )
+        for name in asked
+    )  # fmt: skip
+    return around('<div class="rc"><div class="rc-printed">{}</div></div>', parts)
 
 
-def confusion_matrix(
-    labels: Sequence[str],
-    confusion: Sequence[Sequence[int]],
-    colours: Colours,
-    router: str,
-    cell: Cell | None,
-    live: bool = True,
-) -> str:
+def matrix_and_scores(result: Result, colours: Colours, router: str, number: NumberCell) -> Markup:
+    return html(
+        '<div class="rc-pair">{}{}</div>',
+        confusion_matrix(confusion_frame(result, router), colours, number), label_scores(result, colours, router),
+    )  # fmt: skip
+
+
+def confusion_matrix(confusion: pd.DataFrame, colours: Colours, number: NumberCell) -> Markup:
     """Rows: the label wanted. Columns: who was chosen. What is right has its lobe's colour, what is wrong is red.
 
-    Labels that no prompt has and no decision names are left out.
+    Labels that no prompt has and no decision names are left out. `number` draws the cells that are not 0.
     """
-    rows = [i for i, row in enumerate(confusion) if sum(row)]
-    columns = [j for j in range(len(labels)) if j in rows or any(row[j] for row in confusion)]
-    heads = "".join(f'<th scope="col">{_name(_decided(labels[j]), colours)}</th>' for j in columns)
-    body = "".join(
-        f'<tr><th scope="row">{_name(_wanted(labels[i]), colours)}</th>'
-        + "".join(_cell(labels, confusion[i], i, j, colours, router, cell, live) for j in columns)
-        + f'<td class="of">{sum(confusion[i]):,}</td></tr>'
-        for i in rows
-    )
-    return (
-        '<div class="rc-scroll"><table class="rc-matrix"><caption>Who should answer, and who was chosen</caption>'
-        f'<thead><tr><td>wanted <span>chosen</span></td>{heads}<th class="of" scope="col">of</th></tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    rows = confusion.index[confusion.any(axis=1)]
+    columns = [label for label in confusion if label in rows or confusion[label].any()]
+    totals = confusion.sum(axis=1)
+
+    def row(wanted: str, cells: Markup) -> Markup:
+        return html("<tr>{}{}<td class=\"of\">{:,}</td></tr>", row_head(named(wanted or NONE, colours)), cells, totals[wanted])
+
+    def cell(wanted: str, decided: str, prompts: int) -> Markup:
+        kind, none, tone = "wrong", "is-zero", "var(--ml-bad)"
+        if wanted == decided:
+            kind, none, tone = "right", "is-zero on", colour(colours.get(wanted), BASE_TONE)
+        if not prompts:
+            return td("", kind=none)
+        look = f"--c:{tone};--a:{14 + 46 * prompts / totals[wanted]:.0f}%"
+        return number(wanted, decided, prompts, {"kind": kind, "style": look})
+
+    frame = confusion.loc[rows, columns]
+    heads = joined(column_head(named(label or BASE, colours)) for label in columns) + column_head("of", kind="of")
+    return frame_table(
+        frame, "rc-matrix", cell=cell, row=row, head=lambda _: Markup(), scroll="rc-scroll",
+        corner=Markup("<td>wanted <span>chosen</span></td>") + heads, caption="Who should answer, and who was chosen",
+    )  # fmt: skip
 
 
-def _cell(
-    labels: Sequence[str], row: Sequence[int], i: int, j: int, colours: Colours, router: str, picked: Cell | None, live: bool
-) -> str:
-    number = row[j]
-    kind = "right" if i == j else "wrong"
-    if not number:
-        return f'<td class="{"is-zero on" if i == j else "is-zero"}"></td>'
-    tone = colour(colours.get(labels[i]), "var(--ml-base)") if i == j else "var(--ml-bad)"
-    look = f'class="{kind}" style="--c:{tone};--a:{14 + 46 * number / sum(row):.0f}%"'
-    if not live:
-        return f"<td {look}><span>{number:,}</span></td>"
-    said = escape(f"{count(number, 'prompt')} of {_wanted(labels[i])}, answered by {_decided(labels[j])}")
-    id = escape(f"cell|{router}|{i}|{j}")
-    pressed = str(picked == (i, j)).lower()
-    about = f'data-row="{id}" aria-pressed="{pressed}" aria-label="{said}" title="{said}"'
-    return f'<td {look}><button type="button" {about}>{number:,}</button></td>'
+def _still(wanted: str, decided: str, prompts: int, look: Mapping[str, str]) -> Markup:
+    """A number that is only read."""
+    return td(html("<span>{:,}</span>", prompts), **look)
 
 
-def label_scores(labels: Sequence[str], own: Result, colours: Colours) -> str:
+def _button(
+    result: Result, router: str, picked: Cell | None, wanted: str, decided: str, prompts: int, look: Mapping[str, str]
+) -> Markup:
+    """A number that shows its prompts."""
+    labels = list(result["labels"])
+    place = labels.index(wanted), labels.index(decided)
+    words = f"{count(prompts, 'prompt')} of {wanted or NONE}, answered by {decided or BASE}"
+    button = html(
+        '<button type="button" data-row="cell|{}|{}|{}" aria-pressed="{}" aria-label="{}" title="{}">{:,}</button>',
+        router, *place, str(picked == place).lower(), words, words, prompts,
+    )  # fmt: skip
+    return td(button, **look)
+
+
+def label_scores(result: Result, colours: Colours, router: str) -> Markup:
     """Precision, recall and F1 of every label that prompts or decisions have."""
-    confusion = own["confusion"]
-    known = [i for i in range(len(labels)) if sum(confusion[i]) or any(row[i] for row in confusion)]
-    body = "".join(
-        f'<tr style="--c:{colour(colours.get(labels[i]), "var(--ml-base)")}">'
-        f'<th scope="row">{_name(_wanted(labels[i]), colours)}</th>'
-        + "".join(f"<td>{share(own[key].get(labels[i]))}</td>" for key in SCORES[:-1])
-        + f"<td>{_meter(own['f1'].get(labels[i]))}{share(own['f1'].get(labels[i]))}</td></tr>"
-        for i in known
-    )
-    heads = "".join(
-        f'<th scope="col" title="{escape(about)}">{head}</th>'
-        for head, about in (
-            ("Precision", "Of the prompts it gave to this lobe, the share that belongs there"),
-            ("Recall", "Of this lobe's prompts, the share that it gave to it"),
-            ("F1", "Harmonic mean of the two"),
-        )
-    )
-    return (
-        '<div class="rc-scroll"><table class="rc-scores"><caption>Every lobe by itself</caption>'
-        f"<thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+
+    def row(label: str, cells: Markup) -> Markup:
+        tone = colour(colours.get(label), BASE_TONE)
+        return html('<tr style="--c:{}">{}{}</tr>', tone, row_head(named(label or NONE, colours)), cells)
+
+    def cell(label: str, column: str, value: Any) -> Markup:
+        if column == "f1":
+            return td(_meter(value) + share(value))
+        return td(share(value))
+
+    return frame_table(
+        scores_frame(result, router), "rc-scores", cell=cell, row=row, head=_head, corner=Markup("<th></th>"),
+        caption="Every lobe by itself", scroll="rc-scroll",
+    )  # fmt: skip
 
 
 # ---- prompts of a cell -----------------------------------------------------------------------------------------------
@@ -242,13 +248,12 @@ def prompts_of(result: Result, router: str, cell: Cell) -> list[int]:
     """Places of the prompts in a cell: the surest first where the router was wrong, the least sure first where it was right."""
     own, labels = result["routers"][router], result["labels"]
     wanted, decided = cell
-    found = [
-        i
-        for i, (prompt, choice) in enumerate(zip(result["prompts"], own["decided"], strict=False))
+    places = [
+        place
+        for place, (prompt, choice) in enumerate(zip(result["prompts"], own["decided"], strict=False))
         if choice == decided and (prompt["lobe"] or "") == labels[wanted]
     ]
-    sign = 1 if wanted == decided else -1
-    return sorted(found, key=lambda i: sign * (own["confidence"][i] or 0.0))
+    return sorted(places, key=lambda place: own["confidence"][place] or 0.0, reverse=wanted != decided)
 
 
 def cell_prompts(
@@ -258,87 +263,80 @@ def cell_prompts(
     cell: Cell,
     picked: int | None = None,
     corrected: Mapping[str, str | None] | None = None,
-) -> str:
+) -> Markup:
     """The prompts in a cell, at most `MOST_PROMPTS`. `corrected`: prompt → the lobe (None: base) a person gave it to."""
-    own, labels = result["routers"][router], result["labels"]
-    found = prompts_of(result, router, cell)
-    wanted, decided = labels[cell[0]], labels[cell[1]]
-    order = "least sure first" if cell[0] == cell[1] else "surest first"
-    more = f", {MOST_PROMPTS} of them shown" if len(found) > MOST_PROMPTS else ""
-    went = "answered by" if cell[0] == cell[1] else "but went to"
-    items = "".join(_prompt(result, own, i, i == picked, corrected or {}) for i in found[:MOST_PROMPTS])
-    heading = f"{_name(_wanted(wanted), colours)} <span>{went}</span> {_name(_decided(decided), colours)}"
-    return (
-        f'<div class="rc rc-list"><h4>{heading}</h4>'
-        f"<p>{count(len(found), 'prompt')} by {escape(_title(router, own))}, {order}{more}; numbers say how sure "
-        f"it was of its choice. Click one to say who should answer it.</p><ol>{items}</ol></div>"
-    )
+    places = prompts_of(result, router, cell)
+    wanted, decided = (result["labels"][place] for place in cell)
+    went, order = "but went to", "surest first"
+    if wanted == decided:
+        went, order = "answered by", "least sure first"
+    if len(places) > MOST_PROMPTS:
+        order += f", {MOST_PROMPTS} of them shown"
+    items = joined(_prompt(result, router, place, place == picked, corrected or {}) for place in places[:MOST_PROMPTS])
+    return html(
+        '<div class="rc rc-list"><h4>{} <span>{}</span> {}</h4><p>{} by {}, {}; numbers say how sure it was of its choice. '
+        "Click one to say who should answer it.</p><ol>{}</ol></div>",
+        named(wanted or NONE, colours), went, named(decided or BASE, colours), count(len(places), "prompt"),
+        _title(result, router), order, items,
+    )  # fmt: skip
 
 
-def _prompt(result: Result, own: Result, i: int, picked: bool, corrected: Mapping[str, str | None]) -> str:
-    prompt = result["prompts"][i]
+def _prompt(
+    result: Result, router: str, place: int, picked: bool, corrected: Mapping[str, str | None]
+) -> Markup:
+    prompt = result["prompts"][place]
     words = str(prompt["prompt"])
-    mark = f"<em>corrected: {escape(short(corrected[words] or BASE, 24))}</em>" if words in corrected else ""
-    source = f"<small>{escape(short(str(prompt['source']), 32))}</small>" if prompt.get("source") else ""
-    return (
-        f'<li><button type="button" data-row="prompt|{i}" aria-pressed="{str(picked).lower()}">'
-        f"{_sure(result, own, i)}<span>{escape(short(words, 220))}</span>{mark}{source}</button></li>"
-    )
+    marks = joined(html("<em>corrected: {}</em>", short(corrected[key] or BASE, 24)) for key in [words] if key in corrected)
+    return html(
+        '<li><button type="button" data-row="prompt|{}" aria-pressed="{}">{}<span>{}</span>{}{}</button></li>',
+        place, str(picked).lower(), _sure(result, router, place), short(words, 220), marks,
+        around("<small>{}</small>", short(str(prompt.get("source") or ""), 32)),
+    )  # fmt: skip
 
 
-def prompt_card(result: Result, colours: Colours, router: str, place: int) -> str:
+def prompt_card(result: Result, colours: Colours, router: str, place: int) -> Markup:
     """One prompt in full, its label, and what every router made of it."""
-    prompt, labels = result["prompts"][place], result["labels"]
+    prompt = result["prompts"][place]
     words = str(prompt["prompt"])
-    cut = "…" if len(words) > LONGEST_QUOTE else ""
-    asked = {name: own for name, own in result["routers"].items() if not own.get("error") and place < len(own["decided"])}
-    order = sorted(asked, key=lambda name: name != router)
-    chips = "".join(_chip(_title(name, asked[name]), asked[name], labels, prompt, place, colours) for name in order)
-    return (
-        f'<div class="rc rc-ask"><h4>Who should answer this?</h4><blockquote>{escape(words[:LONGEST_QUOTE])}{cut}</blockquote>'
-        f"<p>Labelled {_name(_wanted(prompt['lobe'] or ''), colours)}</p><ul>{chips}</ul></div>"
-    )
+    asked = [name for name, own in result["routers"].items() if not own.get("error") and place < len(own["decided"])]
+    chips = joined(_chip(result, name, place, colours) for name in sorted(asked, key=lambda name: name != router))
+    return html(
+        '<div class="rc rc-ask"><h4>Who should answer this?</h4><blockquote>{}</blockquote><p>Labelled {}</p><ul>{}</ul></div>',
+        _cut(words), named(prompt["lobe"] or NONE, colours), chips,
+    )  # fmt: skip
 
 
-def _chip(title: str, own: Result, labels: Sequence[str], prompt: Result, place: int, colours: Colours) -> str:
-    decided = labels[own["decided"][place]]
-    right = decided == (prompt["lobe"] or "")
-    word = "right" if right else "wrong"
-    return (
-        f'<li class="is-{word}"><span>{escape(title)}</span>{_name(_decided(decided), colours)}'
-        f'{_sure({"labels": labels}, own, place)}<i role="img" aria-label="{word}">{"✓" if right else "✗"}</i></li>'
-    )
+def _cut(words: str) -> str:
+    if len(words) <= LONGEST_QUOTE:
+        return words
+    return words[:LONGEST_QUOTE] + "…"
 
 
-def _sure(result: Result, own: Result, place: int) -> str:
+def _chip(result: Result, router: str, place: int, colours: Colours) -> Markup:
+    decided = result["labels"][result["routers"][router]["decided"][place]]
+    word, mark = "wrong", "✗"
+    if decided == (result["prompts"][place]["lobe"] or ""):
+        word, mark = "right", "✓"
+    return html(
+        '<li class="is-{0}"><span>{1}</span>{2}{3}<i role="img" aria-label="{0}">{4}</i></li>',
+        word, _title(result, router), named(decided or BASE, colours), _sure(result, router, place), mark,
+    )  # fmt: skip
+
+
+def _sure(result: Result, router: str, place: int) -> Markup:
     """How sure a router was of what it decided on a prompt; in full when pointed at."""
-    abstained = result["labels"][own["decided"][place]] == ""
-    confidence = own["confidence"][place]
-    return f'<b title="{escape(sure(confidence, abstained))}">{percent(confidence)}</b>'
+    own = result["routers"][router]
+    confidence, abstained = own["confidence"][place], result["labels"][own["decided"][place]] == ""
+    return html('<b title="{}">{}</b>', sure(confidence, abstained), percent(confidence))
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------
+def _title(result: Result, router: str) -> str:
+    return str(result["routers"][router].get("title") or router)
 
 
-def _title(name: str, own: Result) -> str:
-    return str(own.get("title") or name)
-
-
-def _wanted(label: str) -> str:
-    return label or NONE
-
-
-def _decided(label: str) -> str:
-    return label or BASE
-
-
-def _name(name: str, colours: Colours) -> str:
-    """A lobe with its dot."""
-    tone, said = colour(colours.get(name), "var(--ml-base)"), escape(name)
-    return f'<span class="rc-name" title="{said}"><i style="--c:{tone}"></i><span>{said}</span></span>'
-
-
-def _meter(value: Any) -> str:
+def _meter(value: Any) -> Markup:
     """A bar as long as a share; empty where there is none."""
-    width = 100 * min(1.0, max(0.0, float(value))) if is_number(value) and math.isfinite(value) else 0.0
-    return f'<i class="rc-meter" aria-hidden="true"><i style="width:{width:.1f}%"></i></i>'
+    width = 0.0
+    if is_number(value):
+        width = 100 * min(1.0, max(0.0, float(value)))
+    return html('<i class="rc-meter" aria-hidden="true"><i style="width:{:.1f}%"></i></i>', width)

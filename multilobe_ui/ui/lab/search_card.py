@@ -1,99 +1,122 @@
-"""A search for weights in pictures: what it found, and how it goes. Pure functions from plain values to HTML."""
+"""A search for weights in pictures: what it found, and how it goes. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from ..kit.text import colour, count, escape, is_number, loss, short
+import plotly.graph_objects as go
 
-Colours = Mapping[str, str]
-Result = Mapping[str, Any]
+from ..kit.curves import AXIS, INK, RUN, empty_figure
+from ..kit.html import Markup, html, joined
+from ..kit.text import colour, count, is_number, loss, short
+from .parts import Colours, Result
 
 WIDEST = 1.5
 """Weight at the ends of a bar."""
-WIDE, TALL, LEFT, RIGHT = 640, 168, 46, 10
+HEIGHT = 260
+
+Points = Sequence[tuple[Any, Any]]
+"""(loss of a trial, best loss so far) of every trial."""
 
 
-def search_result(result: Result, colours: Colours) -> str:
-    """The weights that a search found, and how it went."""
-    trials = [trial for trial in result.get("trials") or () if isinstance(trial, Mapping)]
+def search_result(result: Result, colours: Colours) -> Markup:
+    """The weights that a search found, and what for."""
     weights = {name: weight for name, weight in (result.get("weights") or {}).items() if is_number(weight)}
-    rows = "".join(_weight_row(name, weight, colours) for name, weight in weights.items())
-    whose = "of your examples" if result.get("given") else "of the lobes' own rows"
-    ended = " Stopped early." if result.get("stopped") else ""
-    told = (
-        f"nats per answer token, base → best weights, on {result.get('rows', 0):,} {whose}; {count(len(trials), 'trial')}.{ended} "
-        "These rows chose the weights, so judge them by a merge."
+    whose = "of the lobes' own rows"
+    if result.get("given"):
+        whose = "of your examples"
+    ended = ""
+    if result.get("stopped"):
+        ended = " Stopped early."
+    about = (
+        f"nats per answer token, base → best weights, on {result.get('rows', 0):,} {whose}; {count(len(_trials(result)), 'trial')}."
+        f"{ended} These rows chose the weights, so judge them by a merge."
     )
-    head = _total(f"Loss {loss(result.get('base'))} → {loss(result.get('loss'))}", told)
+    return html(
+        '<div class="merge-card">{}<ol class="merge-weights">{}</ol></div>',
+        _total(f"Loss {loss(result.get('base'))} → {loss(result.get('loss'))}", about),
+        joined(_weight_row(name, weight, colours) for name, weight in weights.items()),
+    )  # fmt: skip
+
+
+def search_curve(result: Result, colours: Colours) -> go.Figure | None:
+    """How the search went; None for fewer than two trials."""
     best, points = None, []
-    for trial in trials:
-        best = trial.get("loss") if trial.get("best") else best
+    for trial in _trials(result):
+        if trial.get("best"):
+            best = trial.get("loss")
         points.append((trial.get("loss"), best))
-    left = f'<div>{head}<ol class="merge-weights">{rows}</ol></div>'
-    return f'<div class="merge-card merge-found">{left}{_curve(points, result.get("base"))}</div>'
+    return curve(points, result.get("base"))
 
 
-def search_live(records: Sequence[Result], colours: Colours) -> str:
-    """The search while it runs: a dot a trial, and the best so far."""
-    values = [record.get("values") or {} for record in records if isinstance(record, Mapping)]
-    points = [(own.get("loss"), own.get("best")) for own in values if is_number(own.get("loss"))]
+def search_live(records: Sequence[Result], colours: Colours) -> Markup:
+    """What the search has found so far."""
+    points = _live_points(records)
     if not points:
-        return ""
-    head = _total(f"Best so far {loss(points[-1][1])}", "nats per answer token")
-    return f'<div class="merge-card">{head}{_curve(points, points[0][0])}</div>'
+        return Markup()
+    return html('<div class="merge-card">{}</div>', _total(f"Best so far {loss(points[-1][1])}", "nats per answer token"))
 
 
-def _total(bold: str, faint: str) -> str:
-    return f'<p class="merge-total"><b>{escape(bold)}</b> <span class="ml-faint">{escape(faint)}</span></p>'
+def live_curve(records: Sequence[Result]) -> go.Figure | None:
+    """The search while it runs; its first trial is the base."""
+    points = _live_points(records)
+    if not points:
+        return None
+    return curve(points, points[0][0])
 
 
-def _weight_row(name: str, weight: float, colours: Colours) -> str:
+def _live_points(records: Sequence[Result]) -> list[tuple[Any, Any]]:
+    values = [record.get("values") or {} for record in records]
+    return [(own.get("loss"), own.get("best")) for own in values if is_number(own.get("loss"))]
+
+
+def _trials(result: Result) -> list[Result]:
+    return [trial for trial in result.get("trials") or () if isinstance(trial, dict)]
+
+
+def _total(bold: str, faint: str) -> Markup:
+    return html('<p class="merge-total"><b>{}</b> <span class="ml-faint">{}</span></p>', bold, faint)
+
+
+def _weight_row(name: str, weight: float, colours: Colours) -> Markup:
     half = 50 * min(1.0, abs(weight) / WIDEST)
-    look = f"--c:{colour(colours.get(name))};--w:{half:.1f}%;--x:{50 - half if weight < 0 else 50:.1f}%"
-    said = f'<span title="{escape(name)}">{escape(short(name, 24))}</span>'
-    return f'<li style="{look}">{said}<div><i></i></div><b>{weight:+.2f}</b></li>'
+    start = 50.0 + min(0.0, half * math.copysign(1, weight))
+    return html(
+        '<li style="--c:{};--w:{:.1f}%;--x:{:.1f}%"><span title="{}">{}</span><div><i></i></div><b>{:+.2f}</b></li>',
+        colour(colours.get(name)), half, start, name, short(name, 24), weight,
+    )  # fmt: skip
 
 
-def _curve(points: Sequence[tuple[Any, Any]], base: Any) -> str:
+def curve(points: Points, base: Any) -> go.Figure | None:
     """Losses of the trials as dots, the best so far as a line, the base dashed. What is far above lies on the upper edge."""
     pairs = [(value, best) for value, best in points if is_number(value) and is_number(best)]
     if len(pairs) < 2:
-        return ""
-    low = min(value for value, _ in pairs)
-    floor = base if is_number(base) else pairs[0][1]
-    high = max(floor, low + 1e-6) + 0.35 * max(floor - low, 0.1)
-
-    def at(i: int, value: float) -> tuple[float, float]:
-        share = (min(max(value, low), high) - low) / (high - low)
-        return LEFT + (WIDE - LEFT - RIGHT) * i / (len(pairs) - 1), 14 + (TALL - 36) * (1 - share)
-
-    dots = "".join(_trial(*at(i, value), i + 1, value, value > high) for i, (value, _) in enumerate(pairs))
-    x, y = at(0, pairs[0][1])
-    steps = f"M{x:.1f} {y:.1f}"
-    for i, (_, best) in enumerate(pairs[1:], start=1):
-        x, y = at(i, best)
-        steps += f"H{x:.1f}V{y:.1f}"
-    said = f"Search: best loss {loss(low)} after {len(pairs)} trials, base {loss(floor)}"
-    line, least = at(0, floor)[1], at(0, low)[1]
-    return (
-        f'<svg class="merge-curve" viewBox="0 0 {WIDE} {TALL}" role="img" aria-label="{said}">'
-        f'<path class="base" d="M{LEFT} {line:.1f}H{WIDE - RIGHT}"/>{dots}<path class="best" d="{steps}"/>'
-        f"{_labels(low, floor, least, line, len(pairs))}</svg>"
+        return None
+    losses, bests = zip(*pairs, strict=True)
+    if not is_number(base):
+        base = bests[0]
+    low, high = min(losses), max(base, min(losses) + 1e-6)
+    high += 0.35 * max(base - low, 0.1)
+    numbers = list(range(1, len(pairs) + 1))
+    figure = empty_figure(
+        HEIGHT, margin={"l": 56, "r": 14, "t": 12, "b": 74}, hovermode="closest",
+        legend={"y": 0, "yref": "container", "yanchor": "bottom"},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=numbers, y=[min(value, high) for value in losses], customdata=losses, mode="markers", name="trials",
+        marker={"color": INK, "size": 7, "opacity": 0.6}, hovertemplate="trial %{x}: %{customdata:.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(
+        x=numbers, y=bests, mode="lines", name="best so far", line={"color": RUN, "width": 2.5, "shape": "hv"},
+        hovertemplate="best after %{x}: %{y:.3f}<extra></extra>",
+    )  # fmt: skip
+    figure.add_hline(y=base, line={"color": INK, "dash": "dash", "width": 1.5})
+    figure.add_annotation(
+        text="base", x=1, xref="paper", xanchor="right", y=base, yanchor="bottom", showarrow=False, font={"size": 11}
     )
-
-
-def _trial(x: float, y: float, number: int, value: float, off: bool) -> str:
-    kind = ' class="is-off"' if off else ""
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"{kind}><title>trial {number}: {loss(value)}</title></circle>'
-
-
-def _labels(low: float, floor: float, least: float, line: float, trials: int) -> str:
-    """`least`, `line`: the heights of the lowest loss and of the base's."""
-    right = WIDE - RIGHT
-    labels = f'<text x="{LEFT - 7}" y="{least + 4:.1f}" class="y">{loss(low)}</text>'
-    if least - line > 16:
-        labels += f'<text x="{LEFT - 7}" y="{line + 4:.1f}" class="y">{loss(floor)}</text>'
-    labels += f'<text x="{right}" y="{line - 5:.1f}" class="x">base</text>'
-    return labels + f'<text x="{LEFT}" y="{TALL - 2}">trial 1</text><text x="{right}" y="{TALL - 2}" class="x">{trials}</text>'
+    room = 0.04 * (high - low)
+    figure.update_xaxes(title={"text": "trial", "standoff": 4}, range=[0.5, len(pairs) + 0.5], **AXIS)
+    figure.update_yaxes(title={"text": "loss (nats)", "standoff": 6}, range=[low - room, high + room], tickformat=".3~g", **AXIS)
+    return figure
