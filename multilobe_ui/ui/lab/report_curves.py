@@ -165,7 +165,7 @@ def _add_lines(
 def _figure(below: str, beside: str, low: float) -> go.Figure:
     """Both axes are shares; `low` is where the upright one begins."""
     figure = empty_figure(
-        HEIGHT, margin={"l": 52, "r": 12, "t": 10, "b": 96}, hovermode="closest",
+        HEIGHT, margin={"l": 52, "r": 12, "t": 10, "b": 78}, hovermode="closest",
         legend={"y": 0, "yref": "container", "yanchor": "bottom"},
     )  # fmt: skip
     room = 0.02 * (1 - low)
