@@ -56,8 +56,11 @@ class DataError(MultiLobeError):
 
     Attributes:
         lines: (line number, reason) of the first bad rows, at most twenty; line numbers start at 1.
+        columns: of a file that can be read once somebody says which columns hold the prompt and the answer.
     """
 
-    def __init__(self, message: str, lines: Sequence[tuple[int, str]] = ()) -> None:
+    def __init__(
+        self, message: str, lines: Sequence[tuple[int, str]] = (), columns: Sequence[str] = ()
+    ) -> None:
         super().__init__(message)
-        self.lines = tuple(lines)
+        self.lines, self.columns = tuple(lines), tuple(columns)

@@ -187,7 +187,7 @@ def _format(
         raise DataError(f"{name} has no column {missing!r}; it has {shown}. Choose prompt and answer from these.")
     if roles is None:
         way_out = "Rename them to 'input' and 'output', or choose the prompt and answer columns (mapping)."
-        raise DataError(f"{name} has the columns {shown}, which is no known layout. {way_out}")
+        raise DataError(f"{name} has the columns {shown}, which is no known layout. {way_out}", columns=columns)
     twice = [column for column in roles.values() if names.count(column_name(column)) > 1]
     if twice and kind in ("csv", "parquet"):
         raise DataError(f"{name} has the column {twice[0]!r} twice. Rename or remove one of them.")

@@ -404,12 +404,12 @@ def test_status_lines_say_it_all():
     assert run_card.status_line(preparing) == "Law: Preparing data."
 
 
-def test_unknown_columns_are_read_from_the_message(tmp_path):
+def test_unknown_columns_come_with_the_error(tmp_path):
     path = write(tmp_path, "a.csv", ["Frage;it's;\"say \"\"hi\"\"\"", "1;2;3"])
     with pytest.raises(DataError) as caught:
         sniff(path)
-    assert dataset_card.unknown_columns(caught.value) == ["Frage", "it's", 'say "hi"']
-    assert dataset_card.unknown_columns(DataError("a.csv is empty.")) == []
+    assert caught.value.columns == ("Frage", "it's", 'say "hi"')
+    assert "it&#39;s, say &#34;hi&#34;" in dataset_card.refusal_card(caught.value, "a.csv")
 
 
 @pytest.mark.parametrize(

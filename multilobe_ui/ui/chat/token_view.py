@@ -7,12 +7,13 @@ takes the page's breath away, this one is some kilobytes and streams with the te
 from __future__ import annotations
 
 import base64
-import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from ..kit.html import Markup, html, joined
 from ..kit.text import colour, count, shares, short
@@ -146,22 +147,16 @@ def _alone(weights: Array, tone: str) -> str:
     return _png(np.rint(weights * (LEVELS - 1)).astype(np.uint8), _palette([tone]))
 
 
-def _palette(tones: Sequence[str]) -> list[tuple[int, int, int, int]]:
-    """LEVELS shades of each colour, from transparent to opaque."""
-    rgb = [tuple(int(tone[i : i + 2], 16) for i in (1, 3, 5)) for tone in tones]
-    return [(r, g, b, round(255 * k / (LEVELS - 1))) for r, g, b in rgb for k in range(LEVELS)]
+def _palette(tones: Sequence[str]) -> Pixels:
+    """(colours × LEVELS, RGBA): LEVELS shades of each colour, from transparent to opaque."""
+    shades = [(*bytes.fromhex(tone[1:]), round(255 * k / (LEVELS - 1))) for tone in tones for k in range(LEVELS)]
+    return np.array(shades, np.uint8)
 
 
-def _png(pixels: Pixels, palette: Sequence[tuple[int, int, int, int]]) -> str:
-    """An indexed PNG with transparency, as a data URI (RFC 2083: signature, IHDR, PLTE, tRNS, IDAT, IEND)."""
-    height, width = pixels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels], axis=1).tobytes()  # filter 0 before every row
-    chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)),
-        (b"PLTE", bytes(v for entry in palette for v in entry[:3])),
-        (b"tRNS", bytes(entry[3] for entry in palette)),
-        (b"IDAT", zlib.compress(rows, 6)),
-        (b"IEND", b""),
-    ]
-    body = b"".join(struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
+def _png(pixels: Pixels, palette: Pixels) -> str:
+    """An indexed PNG with transparency, as a data URI."""
+    picture = Image.fromarray(pixels, "L")
+    picture.putpalette(palette[:, :3].tobytes())
+    file = BytesIO()
+    picture.save(file, "PNG", transparency=palette[:, 3].tobytes())
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import math
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +68,14 @@ def plan_line(held_out: HeldOut, share: float | None, keep: str) -> Markup:
     return html('<p class="train-plan ml-faint">{}</p>', plan)
 
 
-def refusal_card(error: DataError, label: str, columns: Sequence[str]) -> Markup:
+def refusal_card(error: DataError, label: str) -> Markup:
     """Why the file cannot be read, and what to do."""
     why = html('<p class="train-warn">{}</p>', error)
-    if columns:
+    if error.columns:
         why = html(
             '<p class="train-ask">{} has columns we do not know: {}. Choose below which column holds the prompt and which '
             "the answer.</p>",
-            label, ", ".join(columns),
+            label, text.cut(", ".join(error.columns), 500),
         )  # fmt: skip
     bad = Markup()
     if error.lines:
@@ -113,18 +111,6 @@ def _turns(row: Example) -> Markup:
 
 def _cut(words: str) -> str:
     return text.cut(words, LONGEST_CELL)
-
-
-def unknown_columns(error: Exception) -> list[str]:
-    """The columns of a file whose layout is unknown; [] if something else is wrong with it."""
-    columns = getattr(error, "columns", ())
-    if columns:
-        return [str(column) for column in columns]
-    listing = re.search(r"has the columns (.*), which is no known layout", str(error), re.DOTALL)
-    if not listing:
-        return []
-    quoted = re.findall(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", listing[1])
-    return [str(ast.literal_eval(column)) for column in quoted]
 
 
 def length_histogram(lengths: Sequence[int], limit: Any, rows: int) -> Markup:

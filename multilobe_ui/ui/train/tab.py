@@ -23,7 +23,7 @@ from ..kit.guard import friendly
 from ..kit.html import Markup, escape
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, pickable, shown, table
-from .dataset_card import length_histogram, plan_line, refusal_card, report_card, unknown_columns
+from .dataset_card import length_histogram, plan_line, refusal_card, report_card
 from .overlap import OverlapCard
 from .run_card import (
     ACTIVE,
@@ -283,12 +283,12 @@ class TrainTab:
         )  # fmt: skip
 
     def _refused(self, error: DataError, path: Path, label: str, mapping: Any) -> Outputs:
-        columns = unknown_columns(error)
+        columns = list(error.columns)
         asked = bool(columns or mapping)
         found = {"path": str(path), "label": label, "rows": 0} if asked else {}
         choices = gr.update(choices=columns, value=None) if columns else gr.skip()
         hidden = gr.update(visible=False)
-        card = refusal_card(error, label, columns)
+        card = refusal_card(error, label)
         start = gr.update(interactive=False)
         return (shown(card), hidden, gr.update(visible=asked), choices, choices, hidden, gr.skip(), start, found)
 
