@@ -1,4 +1,5 @@
-"""The page: header, live status, the tabs, and how to launch it. Only composition; each part knows its own business."""
+"""The page: header, live status, the tabs, and how to launch it. Only composition; each part knows
+its own business."""
 
 from __future__ import annotations
 
@@ -43,8 +44,12 @@ def build_page(studio: Studio) -> gr.Blocks:
     mend_cancelling()
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         page.queue(max_size=MOST_WAITING)  # first: it makes an app that describes every component there is
-        # Gradio looks a thousand times a second whether somebody waits: a tenth of a core while nobody is there
-        page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = QUEUE_SECONDS, 5 * QUEUE_SECONDS
+        # Gradio looks a thousand times a second whether somebody waits: a tenth of a core while
+        # nobody is there
+        page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = (
+            QUEUE_SECONDS,
+            5 * QUEUE_SECONDS,
+        )
         pulse = Pulse(studio)
         pulse.build()
         chat, lab = ChatTab(studio), LabTab(studio)
@@ -70,8 +75,9 @@ def build_page(studio: Studio) -> gr.Blocks:
 def _spare_loading_states(page: gr.Blocks, carrier: gr.Timer) -> None:
     """Let `carrier`, the page's first component, have the loading state of all events that show none.
 
-    Every event writes into all outputs that any event has had so far, twice, whether they are loading, and Gradio 6.31 looks
-    each of them up by walking the tree of all components: on this page an answer took twice as long to arrive.
+    Every event writes into all outputs that any event has had so far, twice, whether they are
+    loading, and Gradio 6.31 looks each of them up by walking the tree of all components: on this
+    page an answer took twice as long to arrive.
     """
     for function in page.fns.values():
         if function.show_progress == "hidden" and not function.show_progress_on:
@@ -79,12 +85,14 @@ def _spare_loading_states(page: gr.Blocks, carrier: gr.Timer) -> None:
 
 
 SESSIONS = 200
-"""Sessions whose state Gradio keeps, the latest ones (its default is 10,000): each takes most of a MiB, and every call of the API
-without a session of its own makes one. A page that has lost its state starts afresh."""
+"""Sessions whose state Gradio keeps, the latest ones (its default is 10,000): each takes most of a
+MiB, and every call of the API without a session of its own makes one. A page that has lost its
+state starts afresh."""
 
 
 def launch_options(studio: Studio) -> dict[str, Any]:
-    """For `page.launch`: since Gradio 6 the look is given there. Host and port come from GRADIO_SERVER_NAME and _PORT."""
+    """For `page.launch`: since Gradio 6 the look is given there. Host and port come from
+    GRADIO_SERVER_NAME and _PORT."""
     return {
         "theme": theme(),
         "css": stylesheets(),
@@ -102,8 +110,9 @@ def launch_options(studio: Studio) -> dict[str, Any]:
 class Pulse:
     """The header, and the one timer that looks how the studio is. What has not changed is not drawn again.
 
-    `lobes` is a hidden text that changes when the lobes do; tabs may follow it. (Not a State: in 6.31 the change event of
-    one is lost when the tick that changed it did not go through the queue.)
+    `lobes` is a hidden text that changes when the lobes do; tabs may follow it. (Not a State: in
+    6.31 the change event of one is lost when the tick that changed it did not go through the
+    queue.)
     """
 
     def __init__(self, studio: Studio) -> None:
@@ -118,7 +127,8 @@ class Pulse:
         self.key = gr.State(key)
         self.lobes = gr.Textbox(self._lobes(), visible="hidden", label="Lobes", elem_id="lobes-now")
         self.timer.tick(
-            self.probe, [self.key, self.lobes], [self.strip, self.key, self.lobes], queue=False, show_progress="hidden",
+            self.probe, [self.key, self.lobes], [self.strip, self.key, self.lobes], queue=False,
+            show_progress="hidden",
             api_visibility="private",
         )  # fmt: skip
 
@@ -136,7 +146,13 @@ class Pulse:
         jobs = self.studio.jobs()
         job = next((job for job in jobs if job.state in _BUSY), None)
         waiting = sum(job.state == "queued" for job in jobs)
-        key = (status.version, status.state, status.message, waiting, job and (job.id, job.state, job.phase, job.step))
+        key = (
+            status.version,
+            status.state,
+            status.message,
+            waiting,
+            job and (job.id, job.state, job.phase, job.step),
+        )
         return key, status_strip(status, job, waiting)
 
     def _lobes(self) -> str:
@@ -148,7 +164,8 @@ class Pulse:
 
     def _brand(self) -> Markup:
         return html(
-            '<div class="ml-brand">{}<div><h1>MultiLobe</h1><p>One frozen language model, many small experts. Ask in Chat and '
+            '<div class="ml-brand">{}<div><h1>MultiLobe</h1><p>One frozen language model, many small '
+            "experts. Ask in Chat and "
             "see which lobe answers, or teach it a new one in Train.</p></div></div>",
             brain_mark(_MARK),
         )
@@ -163,7 +180,10 @@ def status_strip(status: StudioStatus, job: JobView | None, waiting: int = 0) ->
     parts = []
     if status.base is not None or status.state == "ready":
         lamp = "is-loading"
-        parts = [html("<span>{}</span>", _base(status.base or {})), html("<span>{}</span>", count(status.lobes, "lobe"))]
+        parts = [
+            html("<span>{}</span>", _base(status.base or {})),
+            html("<span>{}</span>", count(status.lobes, "lobe")),
+        ]
     if status.state == "ready":
         words, lamp = "Ready", ""
     parts.insert(0, html('<span><i class="ml-lamp {}"></i><b>{}</b></span>', lamp, words))
@@ -197,15 +217,17 @@ def _training(job: JobView, waiting: int) -> Markup:
     if waiting:
         facts.append(f"{waiting} waiting")
     return html(
-        '<span><i class="ml-lamp is-training"></i>{} <b>{}</b><span class="ml-progress"><i style="width:{:.0f}%"></i></span>'
+        '<span><i class="ml-lamp is-training"></i>{} <b>{}</b><span class="ml-progress"><i '
+        'style="width:{:.0f}%"></i></span>'
         "{}</span>",
         doing, short(job.name, 24), 100 * share, ", ".join(facts),
     )  # fmt: skip
 
 
 def _head(shared: bool) -> Markup:
-    """The tab's icon, and a rule that pictures come from here: else an answer with a picture in it could make the browser
-    tell a stranger what was asked. (On Spaces the frame around the page is from Hugging Face.)"""
+    """The tab's icon, and a rule that pictures come from here: else an answer with a picture in it
+    could make the browser tell a stranger what was asked. (On Spaces the frame around the page is
+    from Hugging Face.)"""
     pictures = "'self' data: blob:"
     if shared:
         pictures += " https://huggingface.co https://*.huggingface.co https://*.hf.co"

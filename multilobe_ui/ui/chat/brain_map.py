@@ -1,8 +1,9 @@
 """The brain map: the lobes as regions of a drawn brain, lit by the weights that a decision gave them.
 
-Pure: lobes and weights in, one inline SVG out. Where a region lies depends only on how many lobes there are and on a
-lobe's place among them, so the picture stays still while its lights change. The outline is ours; the regions are the
-Voronoi cells of evenly spread points, their borders bent by a fixed wave so that they look grown rather than cut.
+Pure: lobes and weights in, one inline SVG out. Where a region lies depends only on how many lobes
+there are and on a lobe's place among them, so the picture stays still while its lights change. The
+outline is ours; the regions are the Voronoi cells of evenly spread points, their borders bent by a
+fixed wave so that they look grown rather than cut.
 
 Colours of paper and ink are the page's CSS variables with fallbacks, so one picture suits light and dark.
 """
@@ -27,20 +28,26 @@ FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 MOST_REGIONS = 12
 """Beyond so many lobes the heaviest are drawn, and one grey region stands for the others."""
 LABELLED = 8
-"""Up to so many regions each carries its name; beyond, a region is smaller than a name, and hovering tells."""
+"""Up to so many regions each carries its name; beyond, a region is smaller than a name, and
+hovering tells."""
 OTHERS = "#8a93a0"
 
-# Side view, facing left: front pole at the left, crown at the top, back of the head at the right, temporal pole below.
+# Side view, facing left: front pole at the left, crown at the top, back of the head at the right,
+# temporal pole below.
 OUTLINE = (
-    "M27 122C25 96 38 68 62 51C80 34 108 19 140 15C172 9 208 14 234 29C262 40 284 64 291 94C299 114 298 138 285 151"
-    "C274 164 254 166 236 165C226 181 200 193 170 195C140 200 106 191 95 173C91 166 86 160 76 160C50 160 31 146 27 122Z"
+    "M27 122C25 96 38 68 62 51C80 34 108 19 140 15C172 9 208 14 234 29C262 40 284 64 291 94C299 114 298 "
+    "138 285 151"
+    "C274 164 254 166 236 165C226 181 200 193 170 195C140 200 106 191 95 173C91 166 86 160 76 160C50 160 "
+    "31 146 27 122Z"
 )
 CEREBELLUM = "M219 178C232 167 262 164 279 162C291 171 285 192 268 202C250 212 228 211 219 202C211 195 211 185 219 178Z"
 FOLIA = "M222 186Q250 176 284 174M220 194Q250 186 281 184M226 202Q250 196 273 195"
 STEM = "M183 194C192 208 197 222 196 240Q207 245 219 240C218 226 219 214 225 206C215 202 211 192 215 182Z"
 FOLDS = (
-    "M91 168C118 156 146 152 170 141C186 134 204 129 216 116M166 14C158 38 174 54 161 78C155 92 163 104 152 118"
-    "M42 92C60 86 70 96 88 88M58 128C76 120 88 130 104 118M98 34C104 50 94 62 108 74M128 184C150 172 176 178 200 164"
+    "M91 168C118 156 146 152 170 141C186 134 204 129 216 116M166 14C158 38 174 54 161 78C155 92 163 104 "
+    "152 118"
+    "M42 92C60 86 70 96 88 88M58 128C76 120 88 130 104 118M98 34C104 50 94 62 108 74M128 184C150 172 176 "
+    "178 200 164"
     "M206 42C214 58 206 70 222 84M250 56C244 74 258 86 250 104M244 150C252 138 268 138 278 124"
     "M128 106C120 92 132 80 124 66M196 92C186 100 190 112 178 118"
 )
@@ -61,8 +68,8 @@ def brain_map(
         lobes: (name, "#rrggbb") in the order in which they were made.
         weights: name → weight, 0 to 1; a region glows by it.
         base: the base model answers: outline, cerebellum and stem are lit instead.
-        state: "still"; "routing" (regions shimmer in turn) or "live" (what is lit breathes); both are animated by the
-            page's stylesheet and keep still for people who want less motion.
+        state: "still"; "routing" (regions shimmer in turn) or "live" (what is lit breathes); both
+            are animated by the page's stylesheet and keep still for people who want less motion.
         labels: write names into regions, if there is room.
     """
     lit = {name: min(1.0, abs(w)) for name, w in (weights or {}).items() if w and math.isfinite(w)}
@@ -95,17 +102,21 @@ def brain_mark(colours: Sequence[str] = (), style: str = "") -> Markup:
     """
     tones = [colour(c) for c in colours[:6]]
     paths = [path for path, _ in _regions(len(tones))]
-    cells = joined(html('<path fill="{}" d="{}"/>', tone, path) for tone, path in zip(tones, paths, strict=True))
+    cells = joined(
+        html('<path fill="{}" d="{}"/>', tone, path) for tone, path in zip(tones, paths, strict=True)
+    )
     return html(
-        '<svg class="ml-mark" viewBox="10 0 300 252" aria-hidden="true" xmlns="http://www.w3.org/2000/svg">{style}'
+        '<svg class="ml-mark" viewBox="10 0 300 252" aria-hidden="true" '
+        'xmlns="http://www.w3.org/2000/svg">{style}'
         '<clipPath id="{clip}"><path d="{OUTLINE}"/></clipPath><g class="ml-brain-base"><path d="{STEM}"/>'
-        '<path d="{CEREBELLUM}"/></g><path class="ml-brain-ground" d="{OUTLINE}"/><g clip-path="url(#{clip})">{cells}</g>'
+        '<path d="{CEREBELLUM}"/></g><path class="ml-brain-ground" d="{OUTLINE}"/><g '
+        'clip-path="url(#{clip})">{cells}</g>'
         '<path class="ml-brain-edge" d="{OUTLINE}"/></svg>',
         **PATHS, style=around("<style>{}</style>", style), clip=_id("bk", tuple(colours)), cells=cells,
     )  # fmt: skip
 
 
-# ---- what is drawn ---------------------------------------------------------------------------------------------------
+# ---- what is drawn -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -146,11 +157,13 @@ def _cell_of(index: int, region: Region) -> Markup:
 
 
 def _glow(region: Region, clip: str) -> Markup:
-    """A second drawing of a lit region, outside the clip of the others, so that its light spills over the edge."""
+    """A second drawing of a lit region, outside the clip of the others, so that its light spills
+    over the edge."""
     return html(
         '<g class="ml-brain-glow" style="filter:drop-shadow(0 0 {:.0f}px {tone})"><g clip-path="url(#{})">'
         '<path fill="{tone}" fill-opacity="{:.2f}" d="{}"><title>{}: {}</title></path></g></g>',
-        3 + 7 * region.weight, clip, region.weight, region.path, region.name, _lights(region.weight), tone=region.tone,
+        3 + 7 * region.weight, clip, region.weight, region.path, region.name, _lights(region.weight),
+        tone=region.tone,
     )  # fmt: skip
 
 
@@ -205,12 +218,13 @@ def _linear(value: float) -> float:
     return math.pow((value + 0.055) / 1.055, 2.4)
 
 
-# ---- where regions lie -----------------------------------------------------------------------------------------------
+# ---- where regions lie ---------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=64)
 def _regions(n: int) -> tuple[tuple[str, Point], ...]:
-    """(path, centre) of n regions that fill the outline; front to back, so a new lobe moves its neighbours little."""
+    """(path, centre) of n regions that fill the outline; front to back, so a new lobe moves its
+    neighbours little."""
     if n == 0:
         return ()
     if n == 1:
@@ -222,7 +236,9 @@ def _regions(n: int) -> tuple[tuple[str, Point], ...]:
 @lru_cache(maxsize=1)
 def _inside() -> FloatArray:
     """(points, 2): a grid of points inside the outline, by the even-odd rule."""
-    grid = np.stack(np.meshgrid(np.arange(24, 300, 5), np.arange(8, 202, 5), indexing="ij"), axis=-1).reshape(-1, 2)
+    grid = np.stack(np.meshgrid(np.arange(24, 300, 5), np.arange(8, 202, 5), indexing="ij"), axis=-1).reshape(
+        -1, 2
+    )
     x, y = grid[:, :1], grid[:, 1:]
     corners = np.array(_polyline()).T
     (ax, ay), (bx, by) = corners, np.roll(corners, -1, axis=1)
@@ -233,9 +249,11 @@ def _inside() -> FloatArray:
 
 
 def _spread(n: int) -> list[Point]:
-    """n points, evenly spread over the brain: Lloyd's algorithm from a sunflower, so equal n gives equal points.
+    """n points, evenly spread over the brain: Lloyd's algorithm from a sunflower, so equal n gives
+    equal points.
 
-    In numpy, because the page is served only when six of them are found: in plain Python that takes ten times as long.
+    In numpy, because the page is served only when six of them are found: in plain Python that takes
+    ten times as long.
     """
     points, i = _inside(), np.arange(n)
     radius, angle = np.sqrt((i + 0.5) / n), 2.39996 * i + 2.6
@@ -274,12 +292,18 @@ def _cut(polygon: list[Point], nx: float, ny: float, limit: float) -> list[Point
 
 
 def _path(polygon: Sequence[Point]) -> str:
-    """Edges divided and bent by a wave that depends on the place alone (so neighbours bend alike), corners rounded."""
+    """Edges divided and bent by a wave that depends on the place alone (so neighbours bend alike),
+    corners rounded."""
     points: list[Point] = []
     for p, q in zip(polygon, [*polygon[1:], polygon[0]], strict=True):
         pieces = min(6, max(1, round(math.dist(p, q) / 26)))
-        points += [_bend((p[0] + (q[0] - p[0]) * k / pieces, p[1] + (q[1] - p[1]) * k / pieces)) for k in range(pieces)]
-    middles = [((p[0] + q[0]) / 2, (p[1] + q[1]) / 2) for p, q in zip(points, points[1:] + points[:1], strict=True)]
+        points += [
+            _bend((p[0] + (q[0] - p[0]) * k / pieces, p[1] + (q[1] - p[1]) * k / pieces))
+            for k in range(pieces)
+        ]
+    middles = [
+        ((p[0] + q[0]) / 2, (p[1] + q[1]) / 2) for p, q in zip(points, points[1:] + points[:1], strict=True)
+    ]
     start = middles[-1]
     curves = (f"Q{p[0]:.0f} {p[1]:.0f} {m[0]:.0f} {m[1]:.0f}" for p, m in zip(points, middles, strict=True))
     return f"M{start[0]:.0f} {start[1]:.0f}{''.join(curves)}Z"
@@ -287,7 +311,9 @@ def _path(polygon: Sequence[Point]) -> str:
 
 def _bend(p: Point) -> Point:
     x, y = p
-    return x + 7 * math.sin(y / 13 + 1.3) + 2 * math.sin(x / 7), y + 6 * math.sin(x / 15 + 0.4) + 2 * math.sin(y / 8)
+    return x + 7 * math.sin(y / 13 + 1.3) + 2 * math.sin(x / 7), y + 6 * math.sin(
+        x / 15 + 0.4
+    ) + 2 * math.sin(y / 8)
 
 
 def _polyline() -> list[Point]:

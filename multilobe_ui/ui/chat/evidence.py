@@ -1,6 +1,7 @@
 """What made a router decide, as sections of the why panel: words, neighbours, complexity, stages. Pure.
 
-Each section asks for the evidence it draws and is empty without it, so a new router shows what it has and nothing breaks.
+Each section asks for the evidence it draws and is empty without it, so a new router shows what it
+has and nothing breaks.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ def evidence_sections(decision: RoutingDecision, colours: Colours, prompt: str =
     return joined(around("<section>{}</section>", part) for part in parts)
 
 
-# ---- words -----------------------------------------------------------------------------------------------------------
+# ---- words ---------------------------------------------------------------------------------------
 
 
 def keyword_section(decision: RoutingDecision, colours: Colours, prompt: str) -> Markup:
-    """The prompt with the words that spoke for a lobe in its colour; a list of them where the prompt is not at hand."""
+    """The prompt with the words that spoke for a lobe in its colour; a list of them where the
+    prompt is not at hand."""
     if "matches" not in decision.evidence:
         return Markup()
     matches = [match for match in decision.evidence["matches"] if isinstance(match, Mapping)]
@@ -56,13 +58,16 @@ def keyword_section(decision: RoutingDecision, colours: Colours, prompt: str) ->
 
 
 def highlighted(text: str, matches: Sequence[Mapping[str, Any]], colours: Colours) -> Markup:
-    """The text with its matches marked. Empty unless every match lies in it: then they are of another text."""
+    """The text with its matches marked. Empty unless every match lies in it: then they are of
+    another text."""
     spans: list[tuple[int, int, Mapping[str, Any]]] = []
     for match in sorted(matches, key=lambda m: (-float(m["weight"]), m["start"])):
         start, end = int(match["start"]), int(match["end"])
         if not 0 <= start < end <= len(text) or _bare(text[start:end]) != _bare(str(match["term"])):
             return Markup()
-        if all(end <= s or start >= e for s, e, _ in spans):  # of words that overlap, the weightiest is marked
+        if all(
+            end <= s or start >= e for s, e, _ in spans
+        ):  # of words that overlap, the weightiest is marked
             spans.append((start, end, match))
     parts: list[str] = []
     place = 0
@@ -99,7 +104,7 @@ def _bare(text: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", text.casefold()) if c.isalnum())
 
 
-# ---- neighbours, stages ----------------------------------------------------------------------------------------------
+# ---- neighbours, stages --------------------------------------------------------------------------
 
 
 def nearest_section(rows: Sequence[Mapping[str, Any]], colours: Colours) -> Markup:
@@ -135,9 +140,11 @@ def tokens_section(decision: RoutingDecision, colours: Colours) -> Markup:
 
 
 def chain_section(stages: Sequence[Mapping[str, Any]], colours: Colours) -> Markup:
-    """The routers of a chain in order, and whether each was sure enough to end it: [{router, chosen, confidence, threshold}]."""
+    """The routers of a chain in order, and whether each was sure enough to end it: [{router,
+    chosen, confidence, threshold}]."""
     return around(
-        '<h4>Asked in turn</h4><ol class="ml-near">{}</ol>', joined(_stage(verdict, colours) for verdict in stages)
+        '<h4>Asked in turn</h4><ol class="ml-near">{}</ol>',
+        joined(_stage(verdict, colours) for verdict in stages),
     )
 
 

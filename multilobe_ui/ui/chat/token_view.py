@@ -1,7 +1,9 @@
-"""An answer token by token: a strip of its text and a map of layers × tokens, coloured by the lobes' weights. Pure.
+"""An answer token by token: a strip of its text and a map of layers × tokens, coloured by the
+lobes' weights. Pure.
 
-The map is a small indexed PNG made here: a plotly heat-map of 60 layers × 300 tokens is a megabyte at every update and
-takes the page's breath away, this one is some kilobytes and streams with the text.
+The map is a small indexed PNG made here: a plotly heat-map of 60 layers × 300 tokens is a megabyte
+at every update and takes the page's breath away, this one is some kilobytes and streams with the
+text.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ KEYS = Markup(' tabindex="0" role="group" aria-label="The answer, token by token
 Array = np.ndarray[Any, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
+
 def token_card(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: bool = True) -> Markup:
     """Strip, readout and map; empty for an answer whose tokens were not weighed one by one."""
     if not trace:
@@ -43,16 +46,20 @@ def token_card(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done:
     if done:
         kind = ""
     return html(
-        '<div class="ml-why ml-token-card {}" data-n="{}"><h4>Token by token <span>{}, coloured by the heaviest lobe</span></h4>'
-        '{}{}<output class="ml-readout" aria-live="polite">Point at a word to see who wrote it; or focus the text and use the '
+        '<div class="ml-why ml-token-card {}" data-n="{}"><h4>Token by token <span>{}, coloured by the '
+        'heaviest lobe</span></h4>'
+        '{}{}<output class="ml-readout" aria-live="polite">Point at a word to see who wrote it; or focus '
+        'the text and use the '
         "arrow keys.</output>{}{}</div>",
-        kind, len(latest), count(len(trace), "token"), _legend(latest, colours), strip(latest, colours, KEYS), note,
+        kind, len(latest), count(len(trace), "token"), _legend(latest, colours),
+        strip(latest, colours, KEYS), note,
         heat_map(latest, colours, done=done),
     )  # fmt: skip
 
 
 def strip(trace: Sequence[TokenTrace], colours: Mapping[str, str], attributes: Markup = NO_KEYS) -> Markup:
-    """The text, each token on its heaviest lobe's colour, as strong as its weight beside the greatest of all."""
+    """The text, each token on its heaviest lobe's colour, as strong as its weight beside the
+    greatest of all."""
     greatest = max((max(token.weights.values(), default=0.0) for token in trace), default=0.0) or 1.0
     tokens = joined(_token(i, token, colours, greatest) for i, token in enumerate(trace) if token.text)
     return html('<div class="ml-strip"{}>{}</div>', attributes, tokens)
@@ -79,17 +86,20 @@ def mean_weights(trace: Sequence[TokenTrace]) -> dict[str, float]:
 
 def _legend(trace: Sequence[TokenTrace], colours: Mapping[str, str]) -> Markup:
     names = list(mean_weights(trace))[:8]
-    return html('<ul class="ml-legend">{}</ul>', legend_items([(name, colours.get(name, "")) for name in names], 22))
+    return html(
+        '<ul class="ml-legend">{}</ul>', legend_items([(name, colours.get(name, "")) for name in names], 22)
+    )
 
 
 def legend_items(lobes: Sequence[tuple[str, str]], columns: int) -> Markup:
     """(name, colour) of lobes as list items, each after a dot of its colour."""
     return joined(
-        html('<li style="--c:{}"><i></i>{}</li>', colour(tone, OTHERS), short(name, columns)) for name, tone in lobes
+        html('<li style="--c:{}"><i></i>{}</li>', colour(tone, OTHERS), short(name, columns))
+        for name, tone in lobes
     )
 
 
-# ---- the map ---------------------------------------------------------------------------------------------------------
+# ---- the map -------------------------------------------------------------------------------------
 
 
 def heat_map(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: bool = True) -> Markup:
@@ -101,7 +111,9 @@ def heat_map(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: b
     layers = [token.layers for token in trace if _fits(token.layers, trace[0].layers)]
     if not layers or layers[0].shape[1] != len(names):
         return Markup()
-    weights = np.clip(np.nan_to_num(np.stack(layers).astype(np.float32)), 0, 1).transpose(1, 0, 2)  # (layers, tokens, lobes)
+    weights = np.clip(np.nan_to_num(np.stack(layers).astype(np.float32)), 0, 1).transpose(
+        1, 0, 2
+    )  # (layers, tokens, lobes)
     rows, tokens = weights.shape[:2]
     tones = [colour(colours.get(name), OTHERS) for name in names]
     by_weight = np.argsort(-weights.mean((0, 1)), kind="stable").tolist()
@@ -116,7 +128,8 @@ def heat_map(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: b
         for name, source in pictures
     )
     return html(
-        '<figure class="ml-heat"><figcaption>Layer by layer <span>{} × {}</span></figcaption>{}<div class="ml-heat-frame" '
+        '<figure class="ml-heat"><figcaption>Layer by layer <span>{} × {}</span></figcaption>{}<div '
+        'class="ml-heat-frame" '
         'style="--rows:{}"><em>first layer</em><div>{}<i></i></div><em>last</em></div></figure>',
         count(rows, "adapted layer"), count(tokens, "token"), radios, rows, images,
     )  # fmt: skip
@@ -126,14 +139,27 @@ def _radios(names: Sequence[str], group: str) -> Markup:
     """Which of the pictures is shown; the first one at the beginning."""
     checked = [" checked", *[""] * len(names)]
     choices = joined(
-        html('<label><input type="radio" name="{}" value="{}"{}><span>{}</span></label>', group, i, checked[i], short(name, 18))
+        html(
+            '<label><input type="radio" name="{}" value="{}"{}><span>{}</span></label>',
+            group,
+            i,
+            checked[i],
+            short(name, 18),
+        )
         for i, name in enumerate(names)
     )
-    return html('<div class="ml-heat-choice" role="radiogroup" aria-label="What the map shows">{}</div>', choices)
+    return html(
+        '<div class="ml-heat-choice" role="radiogroup" aria-label="What the map shows">{}</div>', choices
+    )
 
 
 def _fits(layers: Any, first: Any) -> bool:
-    return isinstance(layers, np.ndarray) and layers.ndim == 2 and layers.shape == first.shape and layers.size > 0
+    return (
+        isinstance(layers, np.ndarray)
+        and layers.ndim == 2
+        and layers.shape == first.shape
+        and layers.size > 0
+    )
 
 
 def _heaviest(weights: Array, tones: Sequence[str]) -> str:
@@ -149,7 +175,9 @@ def _alone(weights: Array, tone: str) -> str:
 
 def _palette(tones: Sequence[str]) -> Pixels:
     """(colours × LEVELS, RGBA): LEVELS shades of each colour, from transparent to opaque."""
-    shades = [(*bytes.fromhex(tone[1:]), round(255 * k / (LEVELS - 1))) for tone in tones for k in range(LEVELS)]
+    shades = [
+        (*bytes.fromhex(tone[1:]), round(255 * k / (LEVELS - 1))) for tone in tones for k in range(LEVELS)
+    ]
     return np.array(shades, np.uint8)
 
 

@@ -1,4 +1,5 @@
-"""The panel beside the conversation: which lobe answered, why, how sure the router was, and how fast it all went. Pure."""
+"""The panel beside the conversation: which lobe answered, why, how sure the router was, and how
+fast it all went. Pure."""
 
 from __future__ import annotations
 
@@ -43,10 +44,11 @@ class Reply:
     """What is remembered of one answer, for as long as the conversation is open.
 
     Attributes:
-        decision: what the router said. lobes: (name, colour) of all lobes at that moment, so that an old reply still shows
-            the brain that gave it.
+        decision: what the router said. lobes: (name, colour) of all lobes at that moment, so that
+            an old reply still shows the brain that gave it.
         done, stopped: it is complete; it was cut short by a person.
-        tokens, tokens_per_second, first_token_ms, dropped: of the answer; `dropped` messages no longer fitted the context.
+        tokens, tokens_per_second, first_token_ms, dropped: of the answer; `dropped` messages no
+            longer fitted the context.
         prompt: the message that was answered. answer: its whole text so far.
         trace: how each token was weighed, where a router weighs tokens. cost: of a complete answer.
     """
@@ -70,7 +72,8 @@ class Reply:
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """What ran: of a complete answer whose tokens were weighed one by one, their mean; else what was decided."""
+        """What ran: of a complete answer whose tokens were weighed one by one, their mean; else
+        what was decided."""
         if self.done and self.trace:
             return mean_weights(self.trace)
         return self.decision.weights
@@ -150,7 +153,8 @@ def labels(replies: Sequence[Reply], shown: int | None = None) -> Markup:
 
 
 def _label(number: int, reply: Reply) -> str:
-    """A rule: who answered and how sure the router was of that; of a mix its weights, with a small bar of them."""
+    """A rule: who answered and how sure the router was of that; of a mix its weights, with a small
+    bar of them."""
     bar = ""
     if len(reply.parts) > 1:
         words = f"Weights: {shares(reply.mix)}"
@@ -164,7 +168,8 @@ def _label(number: int, reply: Reply) -> str:
 
 
 def _stripes(reply: Reply) -> str:
-    """A CSS background: the weights of a mix side by side in their lobes' colours, on the label's own ground."""
+    """A CSS background: the weights of a mix side by side in their lobes' colours, on the label's
+    own ground."""
     total = sum(abs(reply.weights[name]) for name in reply.parts)
     stops, place = [], 0.0
     for name in reply.parts:
@@ -223,7 +228,8 @@ def _kind_of_weights(decision: RoutingDecision) -> str:
 
 
 def _why(reply: Reply) -> str:
-    """The router's sentence. Of tokens weighed one by one it is about the prompt, so the answer's own weights come first."""
+    """The router's sentence. Of tokens weighed one by one it is about the prompt, so the answer's
+    own weights come first."""
     decision = reply.decision
     if not decision.per_token or not reply.parts:
         return decision_sentence(decision)
@@ -242,7 +248,8 @@ def _over(reply: Reply) -> str:
 
 
 def _figure(reply: Reply) -> Markup:
-    """What the router made of every lobe. Beside the weights of a mix it also says how sure the router is of its choice."""
+    """What the router made of every lobe. Beside the weights of a mix it also says how sure the
+    router is of its choice."""
     decision = reply.decision
     if decision.per_token:
         measured = replace(decision, weights=reply.weights, chosen=next(iter(reply.parts), None))
@@ -261,7 +268,10 @@ def _facts(reply: Reply) -> Markup:
         routing_ms = decision.elapsed_ms
     facts = [("Decided by", _decider(decision)), ("Routing took", milliseconds(routing_ms))]
     if reply.done:
-        facts += [("First token", milliseconds(reply.first_token_ms)), ("Speed", rate(reply.tokens_per_second))]
+        facts += [
+            ("First token", milliseconds(reply.first_token_ms)),
+            ("Speed", rate(reply.tokens_per_second)),
+        ]
     if reply.cost:
         cost = cost_note(reply.cost)
     notes = []

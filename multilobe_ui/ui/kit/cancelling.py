@@ -1,9 +1,10 @@
 """An event that is cancelled ends as one that is complete. Gradio's page takes it for a failure.
 
-When Stop cancels an answer, the server sends that it is complete, but with no list of data (`output={}`). The page looks into
-that list all the same, fails, and notes an error for the event. The answer to the request to cancel puts that right, if it
-comes later; on a busy page it comes sooner. Then the error stays, and where an error is shown (always in a Chatbot) "Error"
-covers what came so far, and no click gets through.
+When Stop cancels an answer, the server sends that it is complete, but with no list of data
+(`output={}`). The page looks into that list all the same, fails, and notes an error for the event.
+The answer to the request to cancel puts that right, if it comes later; on a busy page it comes
+sooner. Then the error stays, and where an error is shown (always in a Chatbot) "Error" covers what
+came so far, and no click gets through.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from gradio.server_messages import ProcessCompletedMessage
 
 
 def mend_cancelling() -> None:
-    """Send an empty list of data with the end of what was cancelled: it changes nothing, and nothing fails."""
+    """Send an empty list of data with the end of what was cancelled: it changes nothing, and
+    nothing fails."""
     plain: Any = ProcessCompletedMessage.model_dump
     if hasattr(plain, "mended"):
         return

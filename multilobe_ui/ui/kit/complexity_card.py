@@ -1,7 +1,8 @@
-"""Complexity as pictures: a score on its scale, a radar of language features, and how prompts fall into tiers. Pure.
+"""Complexity as pictures: a score on its scale, a radar of language features, and how prompts fall
+into tiers. Pure.
 
-Inline SVG: it is there at once, follows the colour scheme, and its labels are text. Tiers are shades of ink with dashes of
-their own, because colour says which lobe.
+Inline SVG: it is there at once, follows the colour scheme, and its labels are text. Tiers are
+shades of ink with dashes of their own, because colour says which lobe.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from .text import colour, count, is_number, percent, score, short
 TIERS = ("simple", "medium", "complex")
 LABELS = {
     "words": "length", "sentences": "sentences", "depth": "syntax depth", "distance": "word distance",
-    "clauses": "clauses", "entities": "names, numbers", "vocabulary": "vocabulary", "readability": "school grade",
+    "clauses": "clauses", "entities": "names, numbers", "vocabulary": "vocabulary",
+    "readability": "school grade",
 }  # fmt: skip
 
 Profile = Mapping[str, float]
 
 
 def complexity_section(evidence: Mapping[str, Any], tone: str | None = None) -> Markup:
-    """Score and radar of one prompt beside the means of the tiers; empty if the evidence is none of complexity."""
+    """Score and radar of one prompt beside the means of the tiers; empty if the evidence is none of
+    complexity."""
     value, profile = evidence.get("score"), evidence.get("profile")
     if not isinstance(value, (int, float)) or not isinstance(profile, Mapping):
         return Markup()
@@ -57,14 +60,18 @@ def meter(value: float, low: float, high: float) -> Markup:
 
 
 def radar(profile: Profile, tiers: Mapping[str, Profile] | None = None, tone: str | None = None) -> Markup:
-    """Features scaled to 0..1 as a polygon, over the tiers' mean polygons. `profile` may be empty: then tiers alone."""
+    """Features scaled to 0..1 as a polygon, over the tiers' mean polygons. `profile` may be empty:
+    then tiers alone."""
     shown = {tier: tiers[tier] for tier in TIERS if tiers and tier in tiers}
     axes = list(profile or next(iter(shown.values()), {}))
     if len(axes) < 3:
         return Markup()
-    rings = joined(html('<path class="ring" d="{}"/>', _ring(len(axes), share)) for share in (0.25, 0.5, 0.75, 1.0))
+    rings = joined(
+        html('<path class="ring" d="{}"/>', _ring(len(axes), share)) for share in (0.25, 0.5, 0.75, 1.0)
+    )
     spokes = joined(
-        html('<path class="ring" d="M{}L{}"/>', _at(i, len(axes), 0), _at(i, len(axes), 1)) for i in range(len(axes))
+        html('<path class="ring" d="M{}L{}"/>', _at(i, len(axes), 0), _at(i, len(axes), 1))
+        for i in range(len(axes))
     )
     areas = joined(
         html('<path class="tier is-{0}" d="{1}"><title>{0}</title></path>', tier, _polygon(axes, means))
@@ -75,7 +82,9 @@ def radar(profile: Profile, tiers: Mapping[str, Profile] | None = None, tone: st
         look = Markup()
         if tone:
             look = html(' style="--c:{}"', colour(tone))
-        areas += html('<path class="own"{} d="{}"><title>this prompt</title></path>', look, _polygon(axes, profile))
+        areas += html(
+            '<path class="own"{} d="{}"><title>this prompt</title></path>', look, _polygon(axes, profile)
+        )
         legend = html('<li class="is-own"{}><i></i>this prompt</li>{}', look, legend)
     names = joined(_axis_label(i, len(axes), LABELS.get(name, name)) for i, name in enumerate(axes))
     spoken = "; ".join(f"{LABELS.get(name, name)} {score(float(value))}" for name, value in profile.items())
@@ -87,23 +96,28 @@ def radar(profile: Profile, tiers: Mapping[str, Profile] | None = None, tone: st
 
 
 def stratification_card(preview: Mapping[str, Any]) -> Markup:
-    """How rows fall into tiers at two thresholds: counts as one bar, examples of each tier, a radar of their means."""
+    """How rows fall into tiers at two thresholds: counts as one bar, examples of each tier, a radar
+    of their means."""
     counts = {tier: int(preview.get("counts", {}).get(tier, 0)) for tier in TIERS}
     total = sum(counts.values())
     if not total:
         return Markup('<div class="ml-box"><p class="ml-faint">There is no row to sort yet.</p></div>')
     zones = joined(
-        html('<div class="is-{}" style="flex-grow:{:.4f}"></div>', tier, max(counts[tier] / total, 0.001)) for tier in TIERS
+        html('<div class="is-{}" style="flex-grow:{:.4f}"></div>', tier, max(counts[tier] / total, 0.001))
+        for tier in TIERS
     )
     spoken = ", ".join(f"{tier} {counts[tier]:,}" for tier in TIERS)
-    columns = joined(_tier(tier, counts[tier], total, preview.get("examples", {}).get(tier, ())) for tier in TIERS)
+    columns = joined(
+        _tier(tier, counts[tier], total, preview.get("examples", {}).get(tier, ())) for tier in TIERS
+    )
     alert = around(
         '<p class="train-ask">No row is {}, so there would be no expert for it. Move the thresholds.</p>',
         " or ".join(tier for tier in TIERS if not counts[tier]),
     )
     return html(
         '<div class="ml-box"><div class="train-file"><b>{} sorted by complexity</b></div>'
-        '<div class="tier-bar" role="img" aria-label="{}">{}</div><div class="tier-columns">{}</div>{}{}</div>',
+        '<div class="tier-bar" role="img" aria-label="{}">{}</div><div '
+        'class="tier-columns">{}</div>{}{}</div>',
         count(total, "row"), spoken, zones, columns, alert,
         radar({}, preview.get("profile") or _scaled(preview.get("means") or {})),
     )  # fmt: skip
@@ -124,7 +138,8 @@ def _scaled(means: Mapping[str, Profile]) -> dict[str, dict[str, float]]:
         for name, value in profile.items():
             most[name] = max(most.get(name, 0.0), float(value))
     return {
-        tier: {name: float(value) / (most[name] or 1) for name, value in profile.items()} for tier, profile in means.items()
+        tier: {name: float(value) / (most[name] or 1) for name, value in profile.items()}
+        for tier, profile in means.items()
     }
 
 

@@ -1,4 +1,5 @@
-"""Loss curves as plotly figures: pure functions from step records to a figure that reads well on light and dark pages.
+"""Loss curves as plotly figures: pure functions from step records to a figure that reads well on
+light and dark pages.
 
 A curve never has more than about 500 points, however long the run: plotly redraws all of it on every update.
 """
@@ -31,7 +32,8 @@ Records = Sequence[Mapping[str, Any]]
 
 
 def empty_figure(height: int, **layout: Any) -> go.Figure:
-    """A figure with the page's look and nothing in it: no ground of its own, no zoom, its legend in one line."""
+    """A figure with the page's look and nothing in it: no ground of its own, no zoom, its legend in
+    one line."""
     legend = {"orientation": "h", "x": 0, "bgcolor": "rgba(0,0,0,0)", **layout.pop("legend")}
     return go.Figure(
         layout={
@@ -51,13 +53,15 @@ def empty_figure(height: int, **layout: Any) -> go.Figure:
 def loss_curves(
     records: Records, base_loss: float | None = None, steps: int | None = None, colour: str = RUN
 ) -> go.Figure:
-    """The live plot of one run: train loss (raw and smoothed), validation loss, and the base as the line to beat. Without
-    held-out rows the last two are missing, and the plot says why.
+    """The live plot of one run: train loss (raw and smoothed), validation loss, and the base as the
+    line to beat. Without held-out rows the last two are missing, and the plot says why.
 
     Args:
-        records: StepRecord dictionaries in order; evaluations have `validation_loss` set, and their `loss` may be None.
+        records: StepRecord dictionaries in order; evaluations have `validation_loss` set, and their
+            `loss` may be None.
         base_loss: validation loss of the plain base; taken from the record of step 0 if not given.
-        steps: where the x axis ends, so that the curve grows into its frame instead of rescaling at every step.
+        steps: where the x axis ends, so that the curve grows into its frame instead of rescaling at
+            every step.
         colour: that of the lobe, for the validation loss; train loss is grey, since colour says which lobe.
     """
     train, validation = train_points(records), validation_points(records)
@@ -82,12 +86,14 @@ def loss_curves(
     if base_loss is not None:
         figure.add_hline(y=base_loss, line={"color": INK, "dash": "dot", "width": 1.5})
         figure.add_annotation(
-            text="base model", x=1, xref="paper", y=base_loss, xanchor="right", yanchor="bottom", showarrow=False,
+            text="base model", x=1, xref="paper", y=base_loss, xanchor="right", yanchor="bottom",
+            showarrow=False,
             font={"size": 11, "color": INK},
         )  # fmt: skip
     if train and not validation:
         figure.add_annotation(
-            text=NO_CURVE, x=1, xref="paper", y=1, yref="paper", xanchor="right", yanchor="top", align="right", showarrow=False,
+            text=NO_CURVE, x=1, xref="paper", y=1, yref="paper", xanchor="right", yanchor="top",
+            align="right", showarrow=False,
             font={"size": 11, "color": INK},
         )  # fmt: skip
     if steps:
@@ -129,7 +135,8 @@ def validation_points(records: Records) -> list[Point]:
 
 
 def smoothed(points: Sequence[Point], window: int | None = None) -> list[Point]:
-    """Exponential moving average over about `window` steps (a twentieth of the run), unbiased from the first on."""
+    """Exponential moving average over about `window` steps (a twentieth of the run), unbiased from
+    the first on."""
     keep = 1 - 1 / max(1.0, window or len(points) / 20)
     average = weight = 0.0
     line = []
@@ -140,7 +147,8 @@ def smoothed(points: Sequence[Point], window: int | None = None) -> list[Point]:
 
 
 def decimate(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """At most `most` points: the first, the last, and each bucket's lowest and highest, so that spikes stay visible."""
+    """At most `most` points: the first, the last, and each bucket's lowest and highest, so that
+    spikes stay visible."""
     if len(points) <= most:
         return list(points)
     inner = points[1:-1]
@@ -175,14 +183,19 @@ def places(points: Iterable[Point]) -> dict[str, list[float]]:
 
 def _loss_figure() -> go.Figure:
     figure = empty_figure(
-        HEIGHT, margin={"l": 44, "r": 14, "t": 30, "b": 40}, legend={"y": 1.02, "yanchor": "bottom"}, hovermode="x unified"
+        HEIGHT,
+        margin={"l": 44, "r": 14, "t": 30, "b": 40},
+        legend={"y": 1.02, "yanchor": "bottom"},
+        hovermode="x unified",
     )
     figure.update_xaxes(title={"text": "step", "standoff": 6}, rangemode="tozero", **AXIS)
     figure.update_yaxes(title={"text": "loss (nats per token)", "standoff": 4}, tickformat=".3~g", **AXIS)
     return figure
 
 
-def _up_to_the_highest(figure: go.Figure, curves: Iterable[Sequence[Point]], *losses: float | None) -> go.Figure:
+def _up_to_the_highest(
+    figure: go.Figure, curves: Iterable[Sequence[Point]], *losses: float | None
+) -> go.Figure:
     """End the y axis a little above all but the wildest train steps, which would flatten everything else."""
     tops = [loss for loss in losses if loss is not None]
     for curve in filter(None, curves):

@@ -1,10 +1,10 @@
 """Figures that explain a decision: pure functions from a decision to HTML.
 
-HTML and not plotly, because bars made of text stay readable at any width, can be read aloud, follow the colour scheme and
-are there at once (plotly's first figure loads 4.6 MB of script).
+HTML and not plotly, because bars made of text stay readable at any width, can be read aloud, follow
+the colour scheme and are there at once (plotly's first figure loads 4.6 MB of script).
 
-Every bar runs from 0 to 1 in a track that can be seen, so a bar of 0.67 fills two thirds. Scores have units of their own
-(nats, log-odds, cosines) and are shown as numbers only.
+Every bar runs from 0 to 1 in a track that can be seen, so a bar of 0.67 fills two thirds. Scores
+have units of their own (nats, log-odds, cosines) and are shown as numbers only.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ LINES = {"embedding": ("floor", "floor"), "logprob": ("base_logprob", "base mode
 def score_bars(
     decision: RoutingDecision, colours: Mapping[str, str], *, over: str = "the prompt", note: str = ""
 ) -> Markup:
-    """What the router made of the lobes, as bars from 0 to 1, best first; the raw scores follow as numbers, folded away.
+    """What the router made of the lobes, as bars from 0 to 1, best first; the raw scores follow as
+    numbers, folded away.
 
-    Where a router weighs tokens, or a person mixed, the bars are weights; else they are probabilities, and that of what was
-    decided is the decision's confidence.
+    Where a router weighs tokens, or a person mixed, the bars are weights; else they are
+    probabilities, and that of what was decided is the decision's confidence.
 
     Args:
-        over: what the mean weights of a router that weighs tokens are the mean of. note: a sentence below probabilities.
+        over: what the mean weights of a router that weighs tokens are the mean of. note: a sentence
+            below probabilities.
     """
     if decision.stage == "manual":
         if len(decision.weights) < 2:
@@ -51,7 +53,9 @@ def score_bars(
         return titled("Weight of every lobe", "", bars(decision.weights, colours, decision.chosen))
     if decision.per_token:
         figure = bars(decision.weights, colours, decision.chosen)
-        return titled("Mean weight", f"over the tokens of {over} and all layers", figure) + raw_scores(decision)
+        return titled("Mean weight", f"over the tokens of {over} and all layers", figure) + raw_scores(
+            decision
+        )
     shares = probabilities(decision)
     if not shares:
         return Markup()
@@ -61,10 +65,11 @@ def score_bars(
 
 
 def probabilities(decision: RoutingDecision) -> dict[str, float]:
-    """The probability that each lobe is the right one, and under NONE that no lobe fits, where the router knows it.
+    """The probability that each lobe is the right one, and under NONE that no lobe fits, where the
+    router knows it.
 
-    That of what was decided is the decision's confidence, and all together are at most 1. {} where nothing was estimated:
-    nobody was asked, or a person has said who answers.
+    That of what was decided is the decision's confidence, and all together are at most 1. {} where
+    nothing was estimated: nobody was asked, or a person has said who answers.
     """
     if decision.per_token or decision.stage == "corrected":
         return {}
@@ -84,7 +89,8 @@ def probabilities(decision: RoutingDecision) -> dict[str, float]:
 def share_bar(
     weights: Mapping[str, float], colours: Mapping[str, str], label: str = "Weights", *, legend: bool = True
 ) -> Markup:
-    """Weights side by side as one bar, each as wide as its share: what a mix is made of. Empty without any weight.
+    """Weights side by side as one bar, each as wide as its share: what a mix is made of. Empty
+    without any weight.
 
     legend: names and weights below the bar.
     """
@@ -105,7 +111,11 @@ def share_bar(
         below = html("<ul>{}</ul>", _legend(weights, order, colours))
     spoken = ", ".join(f"{name} {percent(weights[name])}" for name in order[:6])
     return html(
-        '<div class="ml-shares"><div role="img" aria-label="{}: {}">{}</div>{}</div>', label, spoken, parts, below
+        '<div class="ml-shares"><div role="img" aria-label="{}: {}">{}</div>{}</div>',
+        label,
+        spoken,
+        parts,
+        below,
     )
 
 
@@ -136,7 +146,8 @@ def mix_title(weights: Mapping[str, float], colours: Mapping[str, str], most: in
 def bars(
     shares: Mapping[str, float], colours: Mapping[str, str], chosen: str | None = None, most: int = MOST_BARS
 ) -> Markup:
-    """A bar for every share from 0 to 1, as long as it is large, best first; what is not a number is left out.
+    """A bar for every share from 0 to 1, as long as it is large, best first; what is not a number
+    is left out.
 
     chosen: whose bar is marked. It and that of NONE are shown however many others there are.
     """
@@ -145,7 +156,11 @@ def bars(
 
 
 def bars_in_order(
-    shares: Mapping[str, float], order: Sequence[str], colours: Mapping[str, str], chosen: str | None, most: int
+    shares: Mapping[str, float],
+    order: Sequence[str],
+    colours: Mapping[str, str],
+    chosen: str | None,
+    most: int,
 ) -> Markup:
     """`bars` in an order that is given, so that several figures can be compared."""
     names = [name for name in order if name in shares and math.isfinite(shares[name])]
@@ -163,13 +178,15 @@ def bars_in_order(
 
 
 def raw_scores(decision: RoutingDecision) -> Markup:
-    """The scores of the router and of its stages, each in its own unit: numbers, never bars. Empty without any."""
+    """The scores of the router and of its stages, each in its own unit: numbers, never bars. Empty
+    without any."""
     columns = _score_columns(decision)
     if not columns:
         return Markup()
     names = list(dict.fromkeys(name for scores in columns.values() for name in _ranked(scores)))[:MOST_BARS]
     heads = joined(
-        html('<th scope="col" title="{}">{}</th>', _unit(name, decision), STAGES.get(name, "score")) for name in columns
+        html('<th scope="col" title="{}">{}</th>', _unit(name, decision), STAGES.get(name, "score"))
+        for name in columns
     )
     rows = joined(
         html(
@@ -182,7 +199,8 @@ def raw_scores(decision: RoutingDecision) -> Markup:
     foot = note = Markup()
     if any(limits):
         foot = html(
-            '<tfoot><tr><th scope="row">needed</th>{}</tr></tfoot>', joined(html("<td>{}</td>", limit) for limit in limits)
+            '<tfoot><tr><th scope="row">needed</th>{}</tr></tfoot>',
+            joined(html("<td>{}</td>", limit) for limit in limits),
         )
     if len(columns) == 1:
         note = around("<p>{}</p>", _unit(next(iter(columns)), decision))

@@ -1,4 +1,5 @@
-"""What answers cost, as HTML and as files: a row for each router, the latest answers, and the quiet line under one answer. Pure."""
+"""What answers cost, as HTML and as files: a row for each router, the latest answers, and the quiet
+line under one answer. Pure."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ BASE_COLOUR = "#8a93a0"
 BY_HAND = "chosen by hand"
 MANUAL = "manual"
 EMPTY = Markup(
-    '<div class="ml-box ledger-empty"><b>No answer yet</b><p>Ask something in Chat: every answer is entered here with its '
+    '<div class="ml-box ledger-empty"><b>No answer yet</b><p>Ask something in Chat: every answer is '
+    "entered here with its "
     "time and tokens. What was asked and answered is not kept.</p></div>"
 )
 NO_FOOT = Markup()
 FIELDS = (
-    "time", "router", "stage", "lobes", "route_ms", "first_token_ms", "prompt_tokens", "answer_tokens", "seconds",
+    "time", "router", "stage", "lobes", "route_ms", "first_token_ms", "prompt_tokens", "answer_tokens",
+    "seconds",
     "tokens_per_second", "resident", "resident_bytes", "stopped",
 )  # fmt: skip
 
@@ -51,7 +54,8 @@ def cost_note(cost: Cost) -> Markup:
     """The line as HTML, with what its parts mean for whoever points at it."""
     resident = around(" In memory: {}.", text.listed(text.short(name, 40) for name in cost.resident))
     return html(
-        '<p class="ml-cost" title="Tokens of the prompt + of the answer. Speed: answer tokens a second, reading the prompt '
+        '<p class="ml-cost" title="Tokens of the prompt + of the answer. Speed: answer tokens a second, '
+        'reading the prompt '
         'included.{}">{}</p>',
         resident, cost_line(cost),
     )  # fmt: skip
@@ -62,12 +66,14 @@ def ledger_table(totals: Totals, titles: Names, colours: Names) -> Markup:
     if not totals:
         return EMPTY
     columns = (
-        ("Router", ""), ("Replies", "num"), ("Routing, ms", "num"), ("First token, ms", "num wide"), ("Tokens read", "num wide"),
+        ("Router", ""), ("Replies", "num"), ("Routing, ms", "num"), ("First token, ms", "num wide"),
+        ("Tokens read", "num wide"),
         ("Tokens written", "num"), ("Tokens/s", "num"), ("Answered by", "extra"),
     )  # fmt: skip
     rows = joined(_router_row(name, total, titles, colours) for name, total in totals.items())
     note = Markup(
-        '<p class="ledger-note">Milliseconds are medians. Tokens/s: all answer tokens in all seconds of generation, '
+        '<p class="ledger-note">Milliseconds are medians. Tokens/s: all answer tokens in all seconds of '
+        "generation, "
         "reading the prompt included.</p>"
     )
     return _table("Cost of every router", columns, rows, html("<tfoot>{}</tfoot>", _all(totals))) + note
@@ -78,14 +84,16 @@ def recent_table(costs: Sequence[Cost], titles: Names, colours: Names) -> Markup
     if not costs:
         return Markup()
     columns = (
-        ("When", ""), ("Answered by", ""), ("Router", "wide"), ("Routing, ms", "num"), ("First token, ms", "num extra"),
+        ("When", ""), ("Answered by", ""), ("Router", "wide"), ("Routing, ms", "num"),
+        ("First token, ms", "num extra"),
         ("Tokens read + written", "num"), ("Tokens/s", "num"), ("In memory", "num extra"),
     )  # fmt: skip
     return _table("Latest answers", columns, joined(_reply_row(cost, titles, colours) for cost in costs))
 
 
 def ledger_csv(costs: Sequence[Cost]) -> str:
-    """A line for each answer, oldest first. Names that a spreadsheet would take for a formula get an apostrophe before them."""
+    """A line for each answer, oldest first. Names that a spreadsheet would take for a formula get
+    an apostrophe before them."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(FIELDS)
@@ -105,21 +113,29 @@ def _csv_cell(value: object) -> object:
 
 def ledger_json(totals: Totals, costs: Sequence[Cost]) -> str:
     """Totals and answers, oldest first."""
-    return json.dumps({"routers": totals, "answers": [cost.to_json() for cost in reversed(costs)]}, ensure_ascii=False, indent=1)
+    return json.dumps(
+        {"routers": totals, "answers": [cost.to_json() for cost in reversed(costs)]},
+        ensure_ascii=False,
+        indent=1,
+    )
 
 
 def _table(label: str, columns: Sequence[tuple[str, str]], rows: Markup, foot: Markup = NO_FOOT) -> Markup:
     return html(
-        '<div class="ml-table-wrap" tabindex="0" role="region" aria-label="{}"><table class="ml-table ledger-table">'
+        '<div class="ml-table-wrap" tabindex="0" role="region" aria-label="{}"><table class="ml-table '
+        'ledger-table">'
         "<thead><tr>{}</tr></thead><tbody>{}</tbody>{}</table></div>",
-        label, joined(html('<th class="{}" scope="col">{}</th>', kind, title) for title, kind in columns), rows, foot,
+        label, joined(html('<th class="{}" scope="col">{}</th>', kind, title) for title, kind in columns),
+        rows, foot,
     )  # fmt: skip
 
 
 def _router_row(name: str, total: Mapping[str, Any], titles: Names, colours: Names) -> Markup:
     replies = {lobe or BASE_NAME: number for lobe, number in total["by_lobe"].items()}
     tones = {**colours, BASE_NAME: BASE_COLOUR}
-    shares = share_bar({lobe: number / sum(replies.values()) for lobe, number in replies.items()}, tones, "Answered by")
+    shares = share_bar(
+        {lobe: number / sum(replies.values()) for lobe, number in replies.items()}, tones, "Answered by"
+    )
     return html(
         "<tr><td><b>{}</b></td>{}{}{}{}{}{}{}</tr>",
         _title(name, titles),
@@ -185,7 +201,9 @@ def _reply_row(cost: Cost, titles: Names, colours: Names) -> Markup:
 
 def _who(cost: Cost, colours: Names) -> Markup:
     answered_by = [(name, colours.get(name, "")) for name in cost.lobes] or [(BASE_NAME, BASE_COLOUR)]
-    names = joined(html("<span>{}{}</span>", dot(tone), text.short(name, 28)) for name, tone in answered_by[:3])
+    names = joined(
+        html("<span>{}{}</span>", dot(tone), text.short(name, 28)) for name, tone in answered_by[:3]
+    )
     names += and_more("<span>and {} more</span>", len(answered_by) - 3)
     if cost.stopped:
         names += Markup('<span class="ml-faint">stopped</span>')

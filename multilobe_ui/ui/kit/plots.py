@@ -1,4 +1,5 @@
-"""Plots of the Routers tab as plotly figures: how a fit goes, and where prompts lie. Pure; names are escaped."""
+"""Plots of the Routers tab as plotly figures: how a fit goes, and where prompts lie. Pure; names
+are escaped."""
 
 from __future__ import annotations
 
@@ -31,7 +32,11 @@ def fit_curves(records: Records, steps: int | None = None) -> go.Figure:
     Phases are shaded in turn and named at the top. `steps` is where the x axis ends.
     """
     curves = series(records)
-    kinds = [kind for kind in (LOSS, SHARE) if any(kind_of(name, points) == kind for name, points in curves.items())]
+    kinds = [
+        kind
+        for kind in (LOSS, SHARE)
+        if any(kind_of(name, points) == kind for name, points in curves.items())
+    ]
     last = max((float(r["step"]) for r in records if is_number(r.get("step"))), default=0.0)
     end = float(steps or last or 1)
     figure = _fit_figure(kinds, end)
@@ -75,14 +80,18 @@ def phases(records: Records) -> list[tuple[str, float, float]]:
     return [(name, steps[0], steps[-1]) for name, steps in runs]
 
 
-def _curve(figure: go.Figure, name: str, points: Sequence[Point], tone: str, axis: str, measured: bool) -> None:
-    """`measured` curves are of few, exact points and drawn as they are; others are noisy and drawn smoothed."""
+def _curve(
+    figure: go.Figure, name: str, points: Sequence[Point], tone: str, axis: str, measured: bool
+) -> None:
+    """`measured` curves are of few, exact points and drawn as they are; others are noisy and drawn
+    smoothed."""
     shown, width = decimate(points), 2
     if measured:
         width = 3
     elif len(points) >= NOISY:
         figure.add_scatter(
-            **places(shown), yaxis=axis, mode="lines", line={"color": tone, "width": 1}, opacity=0.3, showlegend=False,
+            **places(shown), yaxis=axis, mode="lines", line={"color": tone, "width": 1}, opacity=0.3,
+            showlegend=False,
             hoverinfo="skip", name=name,
         )  # fmt: skip
         shown = decimate(smoothed(points))
@@ -126,7 +135,12 @@ def _fit_figure(kinds: Sequence[str], end: float) -> go.Figure:
         margin={"l": 52, "r": 14, "t": 26, "b": 74},
         legend={"y": 0, "yref": "container", "yanchor": "bottom"},
         hovermode="x unified",
-        xaxis={"title": {"text": "step", "standoff": 4}, "range": [0, end * 1.015], **AXIS, "anchor": last_axis},
+        xaxis={
+            "title": {"text": "step", "standoff": 4},
+            "range": [0, end * 1.015],
+            **AXIS,
+            "anchor": last_axis,
+        },
     )
     for name, kind, domain in zip(("yaxis", "yaxis2"), kinds, domains, strict=False):
         figure.update_layout({name: _y_axis(kind, domain)})
@@ -140,12 +154,18 @@ def _y_axis(kind: str, domain: list[float]) -> dict[str, Any]:
     return {**axis, "rangemode": "tozero"}
 
 
-# ---- the map ---------------------------------------------------------------------------------------------------------
+# ---- the map -------------------------------------------------------------------------------------
 
 
 def prompt_map_figure(map: PromptMap, colours: Mapping[str, str], prompt: str = "") -> go.Figure:
     """Rows of every lobe as dots, its prototypes as larger rings, the prompt as a star."""
-    hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "fixedrange": True, "showline": False}
+    hidden = {
+        "showgrid": False,
+        "zeroline": False,
+        "showticklabels": False,
+        "fixedrange": True,
+        "showline": False,
+    }
     figure = empty_figure(
         440,
         margin={"l": 6, "r": 6, "t": 8, "b": 8},
@@ -166,12 +186,14 @@ def _lobe_on_the_map(figure: go.Figure, map: PromptMap, name: str, tone: str) ->
     texts: list[str] = [escape(short(str(text), 90)) for text in map.texts.get(name, ())]
     texts += [""] * (len(rows) - len(texts))
     figure.add_scatter(
-        **_on_the_map(rows[::every]), mode="markers", name=title, legendgroup=title, text=texts[::every], showlegend=False,
+        **_on_the_map(rows[::every]), mode="markers", name=title, legendgroup=title, text=texts[::every],
+        showlegend=False,
         marker={"color": tone, "size": 6, "opacity": 0.45},
         hovertemplate=html("<b>{}</b><br>%{{text}}<extra></extra>", title),
     )  # fmt: skip
     figure.add_scatter(
-        **_on_the_map(map.prototypes.get(name, np.zeros((0, 2)))), mode="markers", name=title, legendgroup=title,
+        **_on_the_map(map.prototypes.get(name, np.zeros((0, 2)))), mode="markers", name=title,
+        legendgroup=title,
         marker={"color": tone, "size": 15, "line": {"color": "#ffffff", "width": 2}},
         hovertemplate=html("<b>{}</b><br>prototype<extra></extra>", title),
     )  # fmt: skip
@@ -185,7 +207,8 @@ def _prompt_on_the_map(figure: go.Figure, point: Any, prompt: str) -> None:
         hovertemplate=html("<b>your prompt</b><br>{}<extra></extra>", short(prompt, 90)),
     )  # fmt: skip
     figure.add_annotation(
-        x=place["x"][0], y=place["y"][0], text="your prompt", showarrow=False, yshift=26, bgcolor="rgba(21, 25, 29, 0.85)",
+        x=place["x"][0], y=place["y"][0], text="your prompt", showarrow=False, yshift=26,
+        bgcolor="rgba(21, 25, 29, 0.85)",
         borderpad=3, font={"size": 12, "color": "#ffffff"},
     )  # fmt: skip
 

@@ -1,7 +1,9 @@
-"""How a message is to be routed, as a row of controls under the message box: which router, how many lobes, or weights by hand.
+"""How a message is to be routed, as a row of controls under the message box: which router, how many
+lobes, or weights by hand.
 
-The Chat tab shows these folded away, so that a newcomer sees one dropdown. What they hold is one flat list of components,
-`inputs`, which `routing_of` reads back; so a handler passes them on without knowing them.
+The Chat tab shows these folded away, so that a newcomer sees one dropdown. What they hold is one
+flat list of components, `inputs`, which `routing_of` reads back; so a handler passes them on
+without knowing them.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class Routing:
 
 
 class RoutingRow:
-    """Lays out and wires the controls. `build` where they belong, then `follow_choice` with the dropdown of who answers."""
+    """Lays out and wires the controls. `build` where they belong, then `follow_choice` with the
+    dropdown of who answers."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -65,7 +68,8 @@ class RoutingRow:
         with self.fold:
             with gr.Row(elem_id="routing-line"):
                 self.router = gr.Dropdown(
-                    router_choices(views), value=DEFAULT, label="Router", elem_id="routing-router", interactive=True, scale=2,
+                    router_choices(views), value=DEFAULT, label="Router", elem_id="routing-router",
+                    interactive=True, scale=2,
                     min_width=180,
                 )  # fmt: skip
                 self.mode = gr.Radio(
@@ -73,7 +77,14 @@ class RoutingRow:
                     scale=3, min_width=280,
                 )  # fmt: skip
             self.k = gr.Slider(
-                2, MOST_K, 2, step=1, label="k", info="lobes that answer together", visible=False, elem_id="routing-k"
+                2,
+                MOST_K,
+                2,
+                step=1,
+                label="k",
+                info="lobes that answer together",
+                visible=False,
+                elem_id="routing-k",
             )
             self.about = bare(about_router(views, DEFAULT), elem_id="routing-about")
 
@@ -83,8 +94,10 @@ class RoutingRow:
         self.names = gr.State([name for name, _ in lobes[:MOST_SLIDERS]])
         with gr.Column(visible=False, elem_id="mix") as self.mix:
             self.which = gr.Dropdown(
-                [name for name, _ in lobes], value=[name for name, _ in lobes[:MOST_SLIDERS]], multiselect=True,
-                label=f"Lobes to mix, at most {MOST_SLIDERS}", visible=len(lobes) > MOST_SLIDERS, elem_id="mix-which",
+                [name for name, _ in lobes], value=[name for name, _ in lobes[:MOST_SLIDERS]],
+                multiselect=True,
+                label=f"Lobes to mix, at most {MOST_SLIDERS}", visible=len(lobes) > MOST_SLIDERS,
+                elem_id="mix-which",
                 max_choices=MOST_SLIDERS, interactive=True,
             )  # fmt: skip
             with gr.Row(elem_id="mix-sliders"):
@@ -93,7 +106,9 @@ class RoutingRow:
             with gr.Row(elem_classes="train-actions"):
                 self.fill = gr.Button("Take the router's weights", size="sm", elem_id="mix-fill")
                 self.zero = gr.Button("All to zero", size="sm", elem_id="mix-zero")
-                self.example = gr.Button("Example: quadratic equations in Python", size="sm", elem_id="mix-example")
+                self.example = gr.Button(
+                    "Example: quadratic equations in Python", size="sm", elem_id="mix-example"
+                )
 
     @property
     def inputs(self) -> list[Any]:
@@ -112,12 +127,16 @@ class RoutingRow:
             slider.change(self.summed, moved, self.sum, trigger_mode="always_last", **quick)
         shown = [self.names, self.which, *self.sliders, self.sum]
         self.which.input(self.choose, [self.which, self.names, *self.sliders], shown, **quick)
-        filling: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 4, "show_progress_on": self.sum}
+        filling: dict[str, Any] = {
+            "api_visibility": "private",
+            "concurrency_limit": 4,
+            "show_progress_on": self.sum,
+        }
         self.fill.click(self.take_weights, [box, *settings, self.names], [*shown, box], **filling)
         self.example.click(self.try_example, [*settings, self.names], [*shown, box], **filling)
         self.zero.click(lambda: [0] * MOST_SLIDERS, None, self.sliders, **quick)
 
-    # ---- handlers ------------------------------------------------------------------------------------------------
+    # ---- handlers --------------------------------------------------------------------------------
 
     @friendly(quiet=True)
     def settings_changed(self, router: Any, mode: Any, k: Any) -> tuple[Any, Any, str]:
@@ -141,7 +160,9 @@ class RoutingRow:
     def take_weights(self, words: Any, router: Any, mode: Any, k: Any, names: Any) -> tuple[Any, ...]:
         """What the chosen router would do with the message being written becomes the sliders' values."""
         if not isinstance(words, str) or not words.strip():
-            raise ConfigError("Write a message first; then the router can say how it would mix the lobes for it.")
+            raise ConfigError(
+                "Write a message first; then the router can say how it would mix the lobes for it."
+            )
         decision = self.studio.route(words, router_of(router), mixing_of(mode, k))
         return (*self._taken(decision, names), gr.skip())
 
@@ -166,14 +187,17 @@ class RoutingRow:
         """names, dropdown, sliders, sum."""
         lobes = self._lobes()
         values = on_grid([weights.get(name, 0.0) for name in names])
-        sliders = [gr.update(label=name, value=value, visible=True) for name, value in zip(names, values, strict=True)]
+        sliders = [
+            gr.update(label=name, value=value, visible=True)
+            for name, value in zip(names, values, strict=True)
+        ]
         sliders += [gr.update(visible=False, value=0)] * (MOST_SLIDERS - len(names))
         offered = [name for name, _ in lobes]
         which = gr.update(choices=offered, value=names, visible=len(offered) > MOST_SLIDERS)
         card = mix_card(dict(zip(names, values, strict=True)), lobes, names)
         return (names, which, *sliders, card)
 
-    # ---- following -----------------------------------------------------------------------------------------------
+    # ---- following -------------------------------------------------------------------------------
 
     def follow(self, when: Callable[..., Any]) -> None:
         """Draw anew whenever the event listener `when` fires: lobes or fits have changed."""
@@ -203,12 +227,13 @@ class RoutingRow:
     def _slider(self, place: int, lobes: Lobes) -> Any:
         names = [name for name, _ in lobes] + [f"lobe {place + 1}"] * MOST_SLIDERS
         return gr.Slider(
-            0, 1, 0, step=0.05, label=names[place], visible=place < len(lobes), elem_id=f"mix-{place}", min_width=100,
+            0, 1, 0, step=0.05, label=names[place], visible=place < len(lobes), elem_id=f"mix-{place}",
+            min_width=100,
             buttons=[], interactive=True,
         )  # fmt: skip
 
 
-# ---- plain values ------------------------------------------------------------------------------------------------
+# ---- plain values --------------------------------------------------------------------------------
 
 
 def routers_of(studio: Studio) -> Sequence[RouterView]:
@@ -248,11 +273,15 @@ def mixing_of(mode: Any, k: Any) -> Mixing:
 def weights_of(names: Any, values: Sequence[Any]) -> dict[str, float]:
     """Lobe's name → slider's value. Raises ConfigError: what is no number from 0 to 1."""
     listed = guard.some_names(names, "The lobes to mix")
-    return {name: guard.a_number(v, f"The weight of {name}", 0, 1) for name, v in zip(listed, values, strict=False)}
+    return {
+        name: guard.a_number(v, f"The weight of {name}", 0, 1)
+        for name, v in zip(listed, values, strict=False)
+    }
 
 
 def on_grid(weights: Sequence[float], step: float = 0.05) -> list[float]:
-    """Weights as the sliders can show them; what rounding took or gave is the heaviest's, so that the sum stays."""
+    """Weights as the sliders can show them; what rounding took or gave is the heaviest's, so that
+    the sum stays."""
     values = [round(step * round(min(1.0, max(0.0, weight)) / step), 2) for weight in weights]
     if values:
         best = values.index(max(values))
@@ -266,9 +295,13 @@ def router_choices(views: Sequence[RouterView]) -> list[tuple[str, str]]:
     return [(view.title + _remark(view), view.name) for view in views] or [("Automatic", DEFAULT)]
 
 
-def fold_label(views: Sequence[RouterView], router: Any = DEFAULT, mode: Any = AUTO.mode, k: Any = AUTO.k) -> str:
+def fold_label(
+    views: Sequence[RouterView], router: Any = DEFAULT, mode: Any = AUTO.mode, k: Any = AUTO.k
+) -> str:
     """The present settings in a few words."""
-    how = {"auto": "automatic", "top_1": "one lobe", "top_k": f"best {k}", "soft": "soft mix"}.get(str(mode), "")
+    how = {"auto": "automatic", "top_1": "one lobe", "top_k": f"best {k}", "soft": "soft mix"}.get(
+        str(mode), ""
+    )
     view = _view_of(views, router)
     if view is None:
         return f"Routing: {router}, {how}"
@@ -300,7 +333,8 @@ def mix_card(weights: Mapping[str, float], lobes: Lobes, names: Sequence[str] = 
     colours = dict(lobes)
     order = names or list(weights or colours)
     tones = joined(
-        html("#mix-{}{{--slider-color:{}}}", i, colour(colours.get(name))) for i, name in enumerate(order[:MOST_SLIDERS])
+        html("#mix-{}{{--slider-color:{}}}", i, colour(colours.get(name)))
+        for i, name in enumerate(order[:MOST_SLIDERS])
     )
     used = {name: weight for name, weight in weights.items() if weight}
     total, words, alert = math.fsum(used.values()), "All zero: raise a slider.", Markup()

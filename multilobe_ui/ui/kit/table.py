@@ -1,7 +1,9 @@
-"""HTML blocks that the tabs share, first of all a table whose rows can be picked and ticked: for runs and for lobes.
+"""HTML blocks that the tabs share, first of all a table whose rows can be picked and ticked: for
+runs and for lobes.
 
-gr.HTML sends only "clicked"; the small script says which row. What can be clicked is a real button or checkbox, so the
-keyboard and screen readers work too. Ids come back from the browser and must be checked like any input.
+gr.HTML sends only "clicked"; the small script says which row. What can be clicked is a real button
+or checkbox, so the keyboard and screen readers work too. Ids come back from the browser and must be
+checked like any input.
 """
 
 from __future__ import annotations
@@ -39,14 +41,16 @@ def heading(title: str, about: str, kind: str = "train-heading") -> Markup:
 
 
 def fact(title: str, value: str, about: str = "", kind: str = "train-fact") -> Markup:
-    """A number with its title above and a remark below. `kind` is "train-fact warn" for one to worry about."""
+    """A number with its title above and a remark below. `kind` is "train-fact warn" for one to
+    worry about."""
     small = around("<small>{}</small>", about)
     return html('<div class="{}"><span>{}</span><b>{}</b>{}</div>', kind, title, value, small)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading; `kind` has classes: num (right-aligned), extra (hidden below 1000 px), wide (hidden below 640 px)."""
+    """A heading; `kind` has classes: num (right-aligned), extra (hidden below 1000 px), wide
+    (hidden below 640 px)."""
 
     title: str
     kind: str = ""
@@ -54,7 +58,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """`name` is the button of the row; `cells` are of every further column, and escaped unless they are `Markup`."""
+    """`name` is the button of the row; `cells` are of every further column, and escaped unless they
+    are `Markup`."""
 
     id: str
     name: str
@@ -63,14 +68,23 @@ class Row:
 
 
 def table(
-    columns: Sequence[Column], rows: Sequence[Row], *, picked: str = "", checked: Collection[str] = (), tick: str = ""
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    *,
+    picked: str = "",
+    checked: Collection[str] = (),
+    tick: str = "",
 ) -> Markup:
-    """The table. `tick` says what ticking a row does ("Compare"), for screen readers; "" means no tick boxes."""
+    """The table. `tick` says what ticking a row does ("Compare"), for screen readers; "" means no
+    tick boxes."""
     box = around('<th class="tick" scope="col" aria-label="{}"></th>', tick)
-    heads = joined(html('<th class="{}" scope="col">{}</th>', column.kind, column.title) for column in columns)
+    heads = joined(
+        html('<th class="{}" scope="col">{}</th>', column.kind, column.title) for column in columns
+    )
     body = joined(_row(columns, row, row.id == picked, row.id in checked, tick) for row in rows)
     return html(
-        '<div class="ml-table-wrap"><table class="ml-table"><thead><tr>{}{}</tr></thead><tbody>{}</tbody></table></div>',
+        '<div class="ml-table-wrap"><table class="ml-table"><thead><tr>{}{}</tr></thead><tbody>{}</tbody>'
+        '</table></div>',
         box, heads, body,
     )  # fmt: skip
 

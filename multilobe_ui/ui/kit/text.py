@@ -1,4 +1,5 @@
-"""Words for the page: pure functions from plain values to text, none of it HTML. Nothing here knows Gradio."""
+"""Words for the page: pure functions from plain values to text, none of it HTML. Nothing here knows
+Gradio."""
 
 from __future__ import annotations
 
@@ -44,14 +45,15 @@ def remarks(result: Mapping[str, Any]) -> Markup:
 
 
 def css_string(value: object) -> str:
-    """A CSS string literal; all but plain letters, digits and spaces become hex escapes, so that no text can end the
-    string, the rule or the style element."""
+    """A CSS string literal; all but plain letters, digits and spaces become hex escapes, so that no
+    text can end the string, the rule or the style element."""
     escaped = re.sub("[^A-Za-z0-9 ]", lambda found: f"\\{ord(found[0]):x} ", str(value))
     return f'"{escaped}"'
 
 
 def colour(value: object, otherwise: str = "#8a93a0") -> str:
-    """A `#rrggbb` colour, or the neutral one: a colour goes into style attributes, so nothing else may pass."""
+    """A `#rrggbb` colour, or the neutral one: a colour goes into style attributes, so nothing else
+    may pass."""
     if not re.fullmatch(r"#[0-9a-fA-F]{6}", str(value)):
         return otherwise
     return str(value)
@@ -269,8 +271,8 @@ def answerer(decision: RoutingDecision | None) -> str:
 
 
 def estimated(decision: RoutingDecision) -> bool:
-    """Whether `confidence` is an estimate of a router's: not where a person decided, where nothing was read, or where every token
-    is weighed anew and no one lobe is chosen."""
+    """Whether `confidence` is an estimate of a router's: not where a person decided, where nothing
+    was read, or where every token is weighed anew and no one lobe is chosen."""
     if decision.per_token or decision.stage in NO_ESTIMATE:
         return False
     return bool(decision.chosen or decision.probabilities or is_number(decision.evidence.get("none")))
@@ -292,7 +294,9 @@ def certainty(decision: RoutingDecision) -> str:
 
 def shares(weights: Mapping[str, float], most: int = 3) -> str:
     """'python 52 %, maths 31 %, 2 more': who takes part, heaviest first."""
-    return ", ".join(_first([f"{short(name, 24)} {percent(weights[name])}" for name in parts_of(weights)], most))
+    return ", ".join(
+        _first([f"{short(name, 24)} {percent(weights[name])}" for name in parts_of(weights)], most)
+    )
 
 
 def _first(items: list[str], most: int) -> list[str]:

@@ -1,8 +1,8 @@
 """How the page looks: a Gradio theme, whose values are in `static/theme.json`; the stylesheets lie beside it.
 
-A laboratory instrument for minds: paper and ink, hairlines, figures in a fixed-width face, and one accent (cobalt) for
-what can be operated. All other colour belongs to the lobes, so colour always says which lobe. Fonts come with Gradio;
-no request leaves the machine.
+A laboratory instrument for minds: paper and ink, hairlines, figures in a fixed-width face, and one
+accent (cobalt) for what can be operated. All other colour belongs to the lobes, so colour always
+says which lobe. Fonts come with Gradio; no request leaves the machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def theme() -> gr.themes.Base:
     values = json.loads((FOLDER / "theme.json").read_text("utf-8"))
     light, dark, both = values["light"], values["dark"], values["both"]
     given = {**both, **light, **{f"{name}_dark": value for name, value in dark.items()}}
-    # what is the same by day and by night must be said twice, for Base has opinions of its own about the night
+    # what is the same by day and by night must be said twice, for Base has opinions of its own
+    # about the night
     known = signature(base.set).parameters
     given |= {f"{name}_dark": value for name, value in both.items() if f"{name}_dark" in known}
     return base.set(**given)

@@ -52,7 +52,8 @@ def plan_line(held_out: HeldOut, share: float | None, keep: str) -> Markup:
     """What training will do with the rows, and why.
 
     Args:
-        held_out: what is chosen by the rows themselves. share: what a person asks for instead; None leaves it automatic.
+        held_out: what is chosen by the rows themselves. share: what a person asks for instead; None
+            leaves it automatic.
         keep: "last" or "best".
     """
     rows, count, plan = held_out.rows, held_out.count, held_out.sentence
@@ -60,7 +61,9 @@ def plan_line(held_out: HeldOut, share: float | None, keep: str) -> Markup:
         count = round(share * rows)
         plan = f"All {rows:,} rows are trained, as the settings say."
         if count:
-            plan = f"{count:,} of {rows:,} rows are held out to draw the validation curve, as the settings say."
+            plan = (
+                f"{count:,} of {rows:,} rows are held out to draw the validation curve, as the settings say."
+            )
     if keep == "best" and count:
         plan += " The step with the lowest validation loss is kept."
     elif keep == "best":
@@ -73,7 +76,8 @@ def refusal_card(error: DataError, label: str) -> Markup:
     why = html('<p class="train-warn">{}</p>', error)
     if error.columns:
         why = html(
-            '<p class="train-ask">{} has columns we do not know: {}. Choose below which column holds the prompt and which '
+            '<p class="train-ask">{} has columns we do not know: {}. Choose below which column holds the '
+            'prompt and which '
             "the answer.</p>",
             label, text.cut(", ".join(error.columns), 500),
         )  # fmt: skip
@@ -86,17 +90,20 @@ def refusal_card(error: DataError, label: str) -> Markup:
 def _bad_rows(errors: Sequence[tuple[int, str]], count: int, unit: str) -> Markup:
     lines = joined(html("<li><b>{} {:,}</b> {}</li>", unit, line, reason) for line, reason in errors)
     return html(
-        '<details class="train-bad" open><summary>{}</summary><ul tabindex="0" aria-label="Bad rows">{}{}</ul></details>',
+        '<details class="train-bad" open><summary>{}</summary><ul tabindex="0" aria-label="Bad '
+        'rows">{}{}</ul></details>',
         text.count(count, "bad row"), lines, and_more('<li class="ml-faint">… and {:,} more</li>', count - len(errors)),
     )  # fmt: skip
 
 
 def _preview(rows: Sequence[Example]) -> Markup:
     body = joined(
-        html("<tr><td>{}{}</td><td>{}</td></tr>", _cut(row.prompt), _turns(row), _cut(row.answer)) for row in rows
+        html("<tr><td>{}{}</td><td>{}</td></tr>", _cut(row.prompt), _turns(row), _cut(row.answer))
+        for row in rows
     )
     return around(
-        '<table class="train-preview"><thead><tr><th scope="col">Prompt</th><th scope="col">Answer</th></tr></thead>'
+        '<table class="train-preview"><thead><tr><th scope="col">Prompt</th><th scope="col">Answer</th>'
+        "</tr></thead>"
         "<tbody>{}</tbody></table>",
         body,
     )
@@ -114,7 +121,8 @@ def _cut(words: str) -> str:
 
 
 def length_histogram(lengths: Sequence[int], limit: Any, rows: int) -> Markup:
-    """Token lengths as a small inline SVG with a sentence beside it, which says the same to a screen reader."""
+    """Token lengths as a small inline SVG with a sentence beside it, which says the same to a
+    screen reader."""
     if not rows:
         return Markup()
     if not lengths:
@@ -129,14 +137,16 @@ def length_histogram(lengths: Sequence[int], limit: Any, rows: int) -> Markup:
     if not longer:
         kind = "ml-faint"
     return html(
-        '<div class="train-lengths">{}<p class="{}">Rows have {:,} to {:,} tokens, half of them at most {:,}. {}</p></div>',
+        '<div class="train-lengths">{}<p class="{}">Rows have {:,} to {:,} tokens, half of them at most '
+        '{:,}. {}</p></div>',
         _bars(ordered, int(limit)), kind, ordered[0], ordered[-1], ordered[len(ordered) // 2],
         _cut_off(longer, int(limit), len(lengths), rows),
     )  # fmt: skip
 
 
 def _cut_off(longer: int, limit: int, sample: int, rows: int) -> str:
-    """How many rows are longer than the limit, of all rows or of a sample of them; "" where nobody set a limit."""
+    """How many rows are longer than the limit, of all rows or of a sample of them; "" where nobody
+    set a limit."""
     if limit == NO_LIMIT:
         return ""
     sampled = ""
@@ -144,14 +154,21 @@ def _cut_off(longer: int, limit: int, sample: int, rows: int) -> str:
         sampled = f" (in a sample of {sample:,})"
     if not longer:
         return f"None is longer than {limit:,} tokens{sampled}."
-    return f"{text.count(longer, 'row is', 'rows are')} longer than {limit:,} tokens and will be cut{sampled}."
+    return (
+        f"{text.count(longer, 'row is', 'rows are')} longer than {limit:,} tokens and will be cut{sampled}."
+    )
 
 
 def _bars(ordered: Sequence[int], limit: int) -> Markup:
     """Bars of equal width for equal ranges of tokens; those beyond the limit have a colour of their own."""
     width, height = 240, 56
-    top = ordered[min(len(ordered) - 1, int(0.995 * len(ordered)))]  # one endless row must not squeeze the rest
-    low, step = ordered[0], max(1, math.ceil((top - ordered[0] + 1) / 24))  # whole tokens a bar, or some bars stay empty
+    top = ordered[
+        min(len(ordered) - 1, int(0.995 * len(ordered)))
+    ]  # one endless row must not squeeze the rest
+    low, step = (
+        ordered[0],
+        max(1, math.ceil((top - ordered[0] + 1) / 24)),
+    )  # whole tokens a bar, or some bars stay empty
     bins = [0] * max(8, math.ceil((top - low + 1) / step))
     for length in ordered:
         bins[min(len(bins) - 1, (length - low) // step)] += 1

@@ -1,6 +1,8 @@
-"""The card "Among your lobes" of the Train tab: a second step after the report, which waits for nothing of it.
+"""The card "Among your lobes" of the Train tab: a second step after the report, which waits for
+nothing of it.
 
-It follows what the tab knows of its data; when that changes, a comparison begins, and when it has ended its card is there.
+It follows what the tab knows of its data; when that changes, a comparison begins, and when it has
+ended its card is there.
 """
 
 from __future__ import annotations
@@ -43,15 +45,19 @@ class OverlapCard:
 
     def build(self) -> None:
         self.card = bare(visible=False, elem_id="train-overlap")
-        with gr.Accordion("Map: your rows among the lobes", open=False, visible=False, elem_id="train-overlap-map") as self.fold:
+        with gr.Accordion(
+            "Map: your rows among the lobes", open=False, visible=False, elem_id="train-overlap-map"
+        ) as self.fold:
             self.map = gr.Plot(show_label=False, label="Map of rows", container=False, buttons=[])
         self.seen = gr.State("")
 
     def wire(self, source: Any, fraction: Any, seed: Any, file: Any) -> None:
-        """Follow `source` (a gr.State of what the tab knows of its data), the settings of the split, and the file's removal."""
+        """Follow `source` (a gr.State of what the tab knows of its data), the settings of the
+        split, and the file's removal."""
         quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
         private: dict[str, Any] = {
-            "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "always_last",
+            "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None,
+            "trigger_mode": "always_last",
         }  # fmt: skip
         outputs = [self.card, self.fold, self.map, self.seen]
         for changed in (source.change, fraction.blur, fraction.submit, seed.blur, seed.submit):
@@ -91,7 +97,8 @@ class OverlapCard:
     def _compared(self, source: Mapping[str, Any], fraction: Any, seed: Any) -> Outputs:
         lab, colours = self.studio.lab, {lobe.name: lobe.colour for lobe in self.studio.lobes()}
         report = lab.overlap(
-            Path(source["path"]), source.get("mapping"), guard.a_share(fraction), guard.a_whole(seed, "The seed", 0, 2**31 - 1),
+            Path(source["path"]), source.get("mapping"), guard.a_share(fraction),
+            guard.a_whole(seed, "The seed", 0, 2**31 - 1),
         )  # fmt: skip
         card, name = overlap_card(report.to_json(), source["label"], colours), new_name(list(colours))
         found = lab.overlap_map(report, name)

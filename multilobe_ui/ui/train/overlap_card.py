@@ -52,20 +52,26 @@ def verdicts(report: Report) -> list[Verdict]:
     """What a person should know before training, in plain sentences; the most general first."""
     measured = _by_overlap(report)
     found = [_newness(lobe) for lobe in measured[:1]]
-    worst = sorted(measured, key=lambda lobe: (-lobe["held_out"], -lobe["exact"] - lobe["near"]))[:MOST_REPEATS]
+    worst = sorted(measured, key=lambda lobe: (-lobe["held_out"], -lobe["exact"] - lobe["near"]))[
+        :MOST_REPEATS
+    ]
     found += [one for lobe in worst for one in _repeats(lobe)]
     leaking, held_out = report["leaking"], report["held_out_rows"]
     if leaking:
         words = f"{leaking:,} of {held_out:,} held-out rows {_verb(leaking, 'has', 'have')} a near twin among the training rows"
         found.append(("warn", f"{words}: the validation loss will look better than it is."))
     elif held_out:
-        found.append(("good", f"None of the {held_out:,} held-out rows has a near twin among the training rows."))
+        found.append(
+            ("good", f"None of the {held_out:,} held-out rows has a near twin among the training rows.")
+        )
     return found
 
 
 def _by_overlap(report: Report) -> list[Mapping[str, Any]]:
     """The lobes that could be compared with, most overlap first."""
-    return sorted((lobe for lobe in report["lobes"] if lobe["overlap"] is not None), key=lambda lobe: -lobe["overlap"])
+    return sorted(
+        (lobe for lobe in report["lobes"] if lobe["overlap"] is not None), key=lambda lobe: -lobe["overlap"]
+    )
 
 
 def _verb(number: int, one: str, many: str) -> str:
@@ -90,9 +96,13 @@ def remarks(report: Report) -> list[str]:
         if report["compared"] > report["embedded"]:
             by_words = f", by their words for {report['compared']:,}"
         evenly = f"{report['embedded']:,} evenly spread ones"
-        notes.append(f"Of {report['prompts']:,} different prompts, {evenly} were compared by meaning{by_words}.")
+        notes.append(
+            f"Of {report['prompts']:,} different prompts, {evenly} were compared by meaning{by_words}."
+        )
     if report["truncated"]:
-        notes.append(f"Only the first {report['rows']:,} rows were read, so held-out rows were not looked at.")
+        notes.append(
+            f"Only the first {report['rows']:,} rows were read, so held-out rows were not looked at."
+        )
     elif not report["held_out_rows"]:
         notes.append("No row is held out, so there is no validation loss.")
     return notes
@@ -118,7 +128,8 @@ def new_name(lobes: Sequence[str]) -> str:
 
 def _box(label: str, inside: Markup) -> Markup:
     return html(
-        '<div class="ml-box overlap"><div class="train-file"><b>Among your lobes</b><span class="ml-faint">{}</span></div>'
+        '<div class="ml-box overlap"><div class="train-file"><b>Among your lobes</b><span '
+        'class="ml-faint">{}</span></div>'
         "{}</div>",
         text.short(label, 40), inside,
     )  # fmt: skip
@@ -140,11 +151,19 @@ def _repeats(lobe: Mapping[str, Any]) -> Iterator[Verdict]:
     name, exact, near, held_out = text.short(lobe["lobe"], 40), lobe["exact"], lobe["near"], lobe["held_out"]
     if exact or near:
         verb = _verb(exact + near, "is", "are")
-        yield "ask", f"{text.count(exact + near, 'prompt')} of this file {verb} in {name} already, {_likeness(exact, near)}."
+        yield (
+            "ask",
+            f"{text.count(exact + near, 'prompt')} of this file {verb} in {name} already, "
+            f"{_likeness(exact, near)}.",
+        )
     if held_out:
-        yield "warn", (
-            f"{held_out:,} of them {_verb(held_out, 'is', 'are')} among the rows that {name} held out: measured on those, the "
-            "new lobe will look better than it is."
+        yield (
+            "warn",
+            (
+                f"{held_out:,} of them {_verb(held_out, 'is', 'are')} among the rows that {name} held "
+                f"out: measured on those, the "
+                "new lobe will look better than it is."
+            ),
         )
 
 
@@ -162,15 +181,18 @@ def _bars(report: Report, colours: Colours) -> Markup:
         return Markup()
     rows = joined(
         html(
-            '<li style="--c:{};--w:{:.1f}%" title="compared with {} that it kept"><span>{}</span><div><i></i></div><b>{}</b></li>',
-            text.colour(colours.get(lobe["lobe"])), 100 * lobe["overlap"], text.count(lobe["rows"], "row"), lobe["lobe"],
+            '<li style="--c:{};--w:{:.1f}%" title="compared with {} that it kept"><span>{}</span><div><i>'
+            '</i></div><b>{}</b></li>',
+            text.colour(colours.get(lobe["lobe"])), 100 * lobe["overlap"], text.count(lobe["rows"], "row"),
+            lobe["lobe"],
             text.percent(lobe["overlap"]),
         )
         for lobe in lobes[:MOST_BARS]
     )  # fmt: skip
     figure = html(
         "<h4>Overlap <span>share of these rows inside each lobe</span></h4>"
-        '<div class="ml-bars" title="Share of these rows that lie inside each lobe: as near in meaning to one of its rows as its '
+        '<div class="ml-bars" title="Share of these rows that lie inside each lobe: as near in meaning '
+        "to one of its rows as its "
         'own rows are to one another, the farthest quarter of them left out."><ol>{}</ol></div>',
         rows,
     )
@@ -184,15 +206,20 @@ def _bars(report: Report, colours: Colours) -> Markup:
 def _nearest(report: Report, colours: Colours) -> Markup:
     pairs = [(pair["cosine"], lobe["lobe"], pair) for lobe in report["lobes"] for pair in lobe["nearest"]]
     pairs = sorted(pairs, key=lambda pair: -pair[0])[:MOST_NEAREST]
-    return _folded("Nearest rows of your lobes", joined(_pair(pair, name, colours) for _, name, pair in pairs))
+    return _folded(
+        "Nearest rows of your lobes", joined(_pair(pair, name, colours) for _, name, pair in pairs)
+    )
 
 
 def _duplicates(report: Report, colours: Colours) -> Markup:
     """The rows behind the warnings, folded away: in lobes, across the split, within the file."""
     repeated = sum(lobe["exact"] + lobe["near"] for lobe in report["lobes"])
-    in_lobes = joined(_pair(pair, lobe["lobe"], colours) for lobe in report["lobes"] for pair in lobe["duplicates"])
+    in_lobes = joined(
+        _pair(pair, lobe["lobe"], colours) for lobe in report["lobes"] for pair in lobe["duplicates"]
+    )
     leaks = joined(
-        _item(_words(pair["row"], "held out"), _words(pair["other"], "in training"), pair) for pair in report["leaks"]
+        _item(_words(pair["row"], "held out"), _words(pair["other"], "in training"), pair)
+        for pair in report["leaks"]
     )
     twins = joined(_item(_words(pair["row"]), _words(pair["other"]), pair) for pair in report["pairs"])
     return (

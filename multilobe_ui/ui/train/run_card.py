@@ -16,7 +16,8 @@ RESUMABLE = ("stopped", "interrupted", "failed")
 ENDED = ("finished", *RESUMABLE)
 COLUMNS = (
     Column("Run"), Column("State"), Column("Rows", "num wide"), Column("Steps", "num wide"),
-    Column("Validation loss", "num"), Column("Took", "num wide"), Column("Settings", "extra"), Column("When", "extra"),
+    Column("Validation loss", "num"), Column("Took", "num wide"), Column("Settings", "extra"),
+    Column("When", "extra"),
 )  # fmt: skip
 NOTHING_YET = "No training has been started yet."
 EMPTY_CARD = Markup(
@@ -27,7 +28,8 @@ EMPTY_CARD = Markup(
     '<p class="ml-faint">Drop a file or choose a sample on this page, then press Start training.</p></div>'
 )
 STATE_WORDS = {
-    "queued": "Waiting", "running": "Training", "stopping": "Stopping", "finished": "Finished", "stopped": "Stopped",
+    "queued": "Waiting", "running": "Training", "stopping": "Stopping", "finished": "Finished",
+    "stopped": "Stopped",
     "failed": "Failed", "interrupted": "Interrupted",
 }  # fmt: skip
 
@@ -94,7 +96,8 @@ def status_line(job: JobView) -> str:
 
 
 def _loss_so_far(job: JobView) -> str:
-    """The best validation loss and that of the base; the train loss where no rows are held out; "" before the first."""
+    """The best validation loss and that of the base; the train loss where no rows are held out; ""
+    before the first."""
     if job.best_validation_loss is not None and job.base_validation_loss is not None:
         base = text.loss(job.base_validation_loss)
         return f" Best validation loss {text.loss(job.best_validation_loss)}, base model {base}."
@@ -123,7 +126,8 @@ def job_card(job: JobView) -> Markup:
         '<div class="ml-box train-job">'
         '<div class="train-head"><b class="train-title">{name}</b>{pill}{whose}</div>'
         '<div class="train-bar {state}" role="progressbar" aria-label="Progress of {name}" aria-valuemin="0" '
-        'aria-valuemax="100" aria-valuenow="{percent}"><div style="width:{percent}%"></div></div>{numbers}{next}</div>',
+        'aria-valuemax="100" aria-valuenow="{percent}"><div style="width:{percent}%"></div>'
+        '</div>{numbers}{next}</div>',
         name=job.name, pill=pill(job), whose=whose, state=job.state, percent=percent, numbers=_numbers(job),
         next=_next_step(job),
     )  # fmt: skip
@@ -140,7 +144,8 @@ def _numbers(job: JobView) -> Markup:
     if epochs := epochs_of(job):
         passes = f"of {epochs}"
     facts = [
-        fact("Step", step, doing), fact("Epoch", f"{job.epoch:.1f}", passes), fact("Speed", _speed(job), "tokens/s"),
+        fact("Step", step, doing), fact("Epoch", f"{job.epoch:.1f}", passes),
+        fact("Speed", _speed(job), "tokens/s"),
         _time(job), fact(*_loss(job)),
     ]  # fmt: skip
     return html('<div class="train-facts">{}</div>', joined(facts))
@@ -177,7 +182,8 @@ def _against_base(job: JobView) -> str:
 def _next_step(job: JobView) -> Markup:
     if job.state == "finished":
         return html(
-            '<p class="train-good">The lobe is ready, as it was at its {}. Ask it something in Chat, or let the router find '
+            '<p class="train-good">The lobe is ready, as it was at its {}. Ask it something in Chat, or '
+            "let the router find "
             "it.</p>",
             _kept(job, "step with the lowest validation loss", "last step"),
         )
@@ -186,11 +192,13 @@ def _next_step(job: JobView) -> Markup:
         return html('<p class="train-good">{} is kept as a lobe. Resume to go on from here.</p>', kept)
     if job.state == "queued":
         return html(
-            '<p class="ml-faint">Place {} in the queue. It starts by itself when its turn comes.</p>', job.place
+            '<p class="ml-faint">Place {} in the queue. It starts by itself when its turn comes.</p>',
+            job.place,
         )
     if job.state == "interrupted":
         return Markup(
-            '<p class="train-ask">The app was closed during this run. Resume goes on from the last checkpoint.</p>'
+            '<p class="train-ask">The app was closed during this run. Resume goes on from the last '
+            "checkpoint.</p>"
         )
     if job.state == "failed":
         return html('<p class="train-warn">{}</p>', job.error or "The run has failed.")
