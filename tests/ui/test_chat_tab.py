@@ -10,7 +10,9 @@ import pytest
 from fake_studio import FakeStudio
 
 from multilobe_ui.errors import BackboneError, ConfigError
-from multilobe_ui.ui.chat.tab import STARTERS, ChatTab, choices, plain, sampling_of
+from multilobe_ui.ui.chat.conversation import plain
+from multilobe_ui.ui.chat.knobs import sampling_of
+from multilobe_ui.ui.chat.tab import STARTERS, ChatTab, choices
 
 KNOBS = (200, 0.3, 0.9, 0, 1.1, "")
 ASK = "How does a vaccine protect a child?"

@@ -23,6 +23,8 @@ from ..kit.guard import friendly
 from ..kit.html import Markup, escape, html
 from ..kit.routing_row import MIX, PRESET, Routing, RoutingRow, routing_of
 from ..kit.static import script
+from .conversation import Message, answers_in, conversation, place_of, plain, question_at
+from .knobs import KNOBS, build_knobs, sampling_of
 from .token_view import token_card
 from .why_panel import Reply, idle_panel, labels, waiting_panel, why_panel
 
@@ -39,9 +41,6 @@ MOST_TRACES = 8
 
 WAITING = "…"
 """What stands for an answer before its first word."""
-
-KNOBS = 6
-"""Settings of sampling; what follows them is about routing."""
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +60,6 @@ STARTERS = (
     (PRESET, ""),
 )
 
-Message = dict[str, Any]
 Step = tuple[Any, ...]
 """Values for the outputs of an answer: conversation, text box, panel, token view, labels, replies."""
 
@@ -108,21 +106,8 @@ class ChatTab:
                 )  # fmt: skip
                 self.routing.build()
                 with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-                    self._knobs()
+                    self.knobs = build_knobs()
             self.routing.build_mix()
-
-    def _knobs(self) -> None:
-        with gr.Row():
-            limit = gr.Slider(1, 1024, 200, step=1, label="Longest answer", info="tokens")
-            temperature = gr.Slider(0, 2, 0.3, step=0.05, label="Temperature", info="0 is always the likeliest token")
-            top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="share of probability to draw from")
-            top_k = gr.Slider(0, 200, 0, step=1, label="Likeliest tokens", info="so many to draw from, 0 for all")
-            penalty = gr.Slider(0.8, 2, 1.1, step=0.05, label="Repetition penalty", info="1 is none")
-            # gr.Number would show an empty value as 0
-            seed = gr.Textbox(
-                "", label="Seed", info="a number draws the same again", placeholder="random", max_length=20
-            )
-        self.knobs: list[Any] = [limit, temperature, top_p, top_k, penalty, seed]
 
     def _wire(self) -> None:
         told = [self.choice, *self.knobs, *self.routing.inputs]
@@ -182,7 +167,7 @@ class ChatTab:
     ) -> Iterator[Step]:
         """Answer the same message again; later turns go."""
         before = conversation(history, replies)
-        asked = before[: _question_at(before, event.index) + 1]
+        asked = before[: question_at(before, event.index) + 1]
         yield from self._answer(asked, before, replies, "", choice, knobs)
 
     @friendly
@@ -191,7 +176,7 @@ class ChatTab:
     ) -> Iterator[Step]:
         """A message was rewritten: answer it, later turns go."""
         before = conversation(history, replies)
-        place = _question_at(before, event.index)
+        place = question_at(before, event.index)
         text = str(event.value).strip()
         if not text:
             raise ConfigError("The message is empty now. Write something, or undo it.")
@@ -209,7 +194,7 @@ class ChatTab:
         knobs: Sequence[Any],
     ) -> Iterator[Step]:
         """Stream the answer to `asked`. If it fails, the conversation is `before` again and the text box holds `draft`."""
-        earlier = replies[: _answers(asked)]
+        earlier = replies[: answers_in(asked)]
         lobes = self._lobes()
         stop = threading.Event()
         restored = (before, _idle(draft), *self._views(replies), replies)
@@ -278,24 +263,24 @@ class ChatTab:
     def stopped(self, text: str, history: list[Message], replies: list[Reply]) -> Step:
         """Stop was pressed, and the generator is closed. What came so far stays; before the first word, so does nothing."""
         messages, begun = plain(history), gr.skip()
-        if messages and messages[-1]["role"] == "user" and len(replies) == _answers(messages) + 1:
+        if messages and messages[-1]["role"] == "user" and len(replies) == answers_in(messages) + 1:
             # the first words were under way to the page when Stop was pressed there
             begun = messages = [*messages, {"role": "assistant", "content": replies[-1].answer or WAITING}]
-        if _answers(messages) and len(replies) == _answers(messages) and messages[-1]["role"] == "assistant":
+        if answers_in(messages) and len(replies) == answers_in(messages) and messages[-1]["role"] == "assistant":
             last = replies[-1] if replies[-1].done else replace(replies[-1], done=True, stopped=True)
             replies = [*replies[:-1], last]
             return begun, _idle(), *self._views(replies), replies
-        place = _question_at(messages, len(messages) - 1) if messages else 0
+        place = question_at(messages, len(messages) - 1) if messages else 0
         draft = messages[place]["content"] if messages else ""
-        replies = replies[: _answers(messages[:place])]
+        replies = replies[: answers_in(messages[:place])]
         return messages[:place], _idle(text or draft), *self._views(replies), replies
 
     @friendly
     def undo(self, history: list[Message], replies: list[Reply], event: gr.UndoData) -> Step:
         """Take back the last turn; its text returns to the box."""
         messages = plain(history)
-        place = _question_at(messages, event.index)
-        replies = replies[: _answers(messages[:place])]
+        place = question_at(messages, event.index)
+        replies = replies[: answers_in(messages[:place])]
         return messages[:place], _idle(messages[place]["content"]), *self._views(replies), replies
 
     def cleared(self) -> Step:
@@ -305,8 +290,8 @@ class ChatTab:
     def look_at(self, history: list[Message], replies: list[Reply], event: gr.SelectData) -> Step:
         """A message was clicked: show why it was answered by whom it was answered."""
         messages = plain(history)
-        index = _place(event.index)
-        wanted = _answers(messages[: index + 1]) - (index < len(messages) and messages[index]["role"] == "assistant")
+        index = place_of(event.index)
+        wanted = answers_in(messages[: index + 1]) - (index < len(messages) and messages[index]["role"] == "assistant")
         if not 0 <= wanted < len(replies):
             return gr.skip(), gr.skip(), gr.skip()
         return why_panel(replies[wanted]), _tokens(replies[wanted]), labels(replies, wanted)
@@ -315,8 +300,8 @@ class ChatTab:
     def like(self, history: list[Message], replies: list[Reply], event: gr.LikeData) -> None:
         """Keep the person's opinion of an answer, for whoever tunes the router."""
         messages = plain(history)
-        index = _place(event.index)
-        number = _answers(messages[: index + 1]) - 1
+        index = place_of(event.index)
+        number = answers_in(messages[: index + 1]) - 1
         if 0 < index < len(messages) and 0 <= number < len(replies):
             prompt, answer = messages[index - 1]["content"], messages[index]["content"]
             self.studio.feedback(prompt, answer, replies[number].decision, bool(event.liked))  # type: ignore[attr-defined]
@@ -373,52 +358,10 @@ def choices(lobes: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     return fixed + [(f"Always {name}", f"lobe:{name}") for name, _ in lobes]
 
 
-def sampling_of(limit: Any, temperature: Any, top_p: Any, top_k: Any, penalty: Any, seed: Any) -> SamplingConfig:
-    """Raises ConfigError: a value that is no number, or out of its range."""
-    try:
-        return SamplingConfig(
-            max_new_tokens=min(int(limit), 4096),
-            temperature=float(temperature),
-            top_p=float(top_p),
-            top_k=int(top_k),
-            repetition_penalty=float(penalty),
-            seed=None if not str(seed or "").strip() else int(seed) % 2**63,
-        )
-    except (TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, MultiLobeError):
-            raise
-        raise ConfigError(
-            "A setting under Advanced is empty or not a number. Fill it in, or reload the page."
-        ) from None
-
-
-def plain(history: Sequence[Message] | None) -> list[Message]:
-    """The conversation as {"role", "content"} with content a string, whatever Gradio or a stranger's request made of it."""
-    messages = []
-    for message in history or ():
-        content = message.get("content")
-        parts = content if isinstance(content, list) else [content]
-        text = "".join(
-            p if isinstance(p, str) else str(p.get("text", "")) if isinstance(p, dict) else "" for p in parts
-        )
-        role = "assistant" if message.get("role") == "assistant" else "user"
-        messages.append({"role": role, "content": text})
-    return messages
-
-
 def _tokens(reply: Reply | None = None) -> Any:
     """The token view of a reply; nothing where its tokens were not weighed one by one."""
     card = token_card(reply.trace, reply.colours, done=reply.done) if reply else ""
     return gr.update(value=card, visible=bool(card))
-
-
-def conversation(history: Sequence[Message] | None, replies: Sequence[Reply]) -> list[Message]:
-    """`plain(history)` with the answers as they were given: a browser that is busy may send an answer back half drawn."""
-    messages, given = plain(history), iter(replies)
-    for message in messages:
-        if message["role"] == "assistant" and (reply := next(given, None)) is not None and reply.answer:
-            message["content"] = reply.answer
-    return messages
 
 
 def _reply(event: ChatEvent, lobes: tuple[tuple[str, str], ...], prompt: str) -> Reply:
@@ -447,24 +390,3 @@ def _idle(text: str | None = None) -> Any:
     """The box ready for a message; without `text` what the person is typing stays."""
     buttons: dict[str, Any] = {"submit_btn": "Send", "stop_btn": False}
     return gr.update(**buttons) if text is None else gr.update(value=text, **buttons)
-
-
-def _answers(messages: Sequence[Message]) -> int:
-    return sum(message["role"] == "assistant" for message in messages)
-
-
-def _place(index: Any) -> int:
-    """Gradio says where as a number, or as a list that begins with it."""
-    return int(index[0] if isinstance(index, (list, tuple)) else index)
-
-
-def _question_at(messages: Sequence[Message], index: Any) -> int:
-    """Place of the user's message at or before `index`.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    for place in range(min(_place(index), len(messages) - 1), -1, -1):
-        if messages[place]["role"] == "user":
-            return place
-    raise ConfigError("There is no message to answer any more. Send one.")
