@@ -14,7 +14,7 @@ from multilobe_ui.ui.kit.html import Markup, and_more, around, html, joined
 UI = Path(__file__).parents[2] / "multilobe_ui/ui"
 TAG = re.compile("<[a-zA-Z/]")
 MAKERS = {"html", "around", "and_more", "Markup"}
-PENDING = ("lab", "routers", "manage")
+PENDING: tuple[str, ...] = ()
 """Folders of which it does not hold yet."""
 FILES = [
     path for path in sorted(UI.rglob("*.py")) if path.name != "html.py" and path.relative_to(UI).parts[0] not in PENDING
@@ -38,7 +38,7 @@ def hand_made(tree: ast.AST) -> Iterator[int]:
 def test_tags_are_in_literal_templates_only(path):
     source = path.read_text("utf-8")
     assert not list(hand_made(ast.parse(source)))
-    assert "import html\n" not in source or path.name == "guard.py", "toasts of errors are text, escaped where they are raised"
+    assert not re.search("^import html$", source, re.M) or path.name == "guard.py", "toasts of errors are text, escaped where they are raised"
 
 
 def test_tags_made_by_hand_are_found():

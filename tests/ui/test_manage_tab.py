@@ -11,6 +11,7 @@ import pytest
 from fake_studio import FakeStudio, StudioStatus
 
 from multilobe_ui.errors import BusyError, LobeError
+from multilobe_ui.ui.manage import lobe_card
 from multilobe_ui.ui.manage import tab as manage_tab
 from multilobe_ui.ui.manage.tab import ManageTab
 
@@ -114,7 +115,7 @@ def test_a_damaged_lobe_says_why(studio):
 def test_of_many_lobes_some_are_drawn_and_all_are_found():
     tab = ManageTab(FakeStudio([f"Lobe {i}" for i in range(1000)]))
     seen = look(tab)
-    assert seen.table.count("data-row=") == manage_tab.MOST_ROWS and "100 of 1,000 are shown" in seen.table
+    assert seen.table.count("data-row=") == lobe_card.MOST_ROWS and "100 of 1,000 are shown" in seen.table
     assert seen.find == gr.update(visible=True) and "1,000 lobes" in seen.heading
     found = look(tab, find="LOBE 77", seen=seen.seen)
     assert found.table.count("data-row=") == 11 and "shown" not in found.table and found.memory == SKIP
@@ -318,9 +319,9 @@ def test_the_built_in_base_is_described_honestly(studio):
 
 def test_base_cards_in_every_state():
     other = StudioStatus("ready", "", {"name": EVIL, "parameters": 0}, 0, 1)
-    assert EVIL not in manage_tab.base_card(other) and "textbooks" not in manage_tab.base_card(other)
-    assert "Loading" in manage_tab.base_card(StudioStatus("loading", "Loading <b>", None, 0, 1))
-    assert "alert bad" in manage_tab.base_card(StudioStatus("failed", "It failed.", None, 0, 1))
+    assert EVIL not in lobe_card.base_card(other) and "textbooks" not in lobe_card.base_card(other)
+    assert "Loading" in lobe_card.base_card(StudioStatus("loading", "Loading <b>", None, 0, 1))
+    assert "alert bad" in lobe_card.base_card(StudioStatus("failed", "It failed.", None, 0, 1))
 
 
 def test_forged_events_are_refused(studio):

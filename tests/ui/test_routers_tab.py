@@ -17,7 +17,7 @@ from multilobe_ui.ui.kit import plots as router_plots
 from multilobe_ui.ui.kit import text
 from multilobe_ui.ui.kit.complexity_card import meter, radar, stratification_card
 from multilobe_ui.ui.kit.routing_row import router_choices
-from multilobe_ui.ui.routers import router_card
+from multilobe_ui.ui.routers import router_card, verdicts
 from multilobe_ui.ui.routers import tab as routers_tab
 from multilobe_ui.ui.routers.tab import PRESET, RoutersTab, moved, on_display
 
@@ -323,10 +323,10 @@ def test_strange_decisions_are_drawn():
         base_decision("x", "no lobes", EVIL),
         RoutingDecision("many", "gate", {}, {f"l{i}": i / 5000 for i in range(100)}, {"l0": 1.0}, "l0", 0.1),
     ]
-    html = router_card.comparison(decisions, {}, {EVIL: EVIL})
+    html = verdicts.comparison(decisions, {}, {EVIL: EVIL})
     assert "<img" not in html
     assert html.count("<article") == 3 and ">l0<" in html
-    assert "No router can decide" in router_card.comparison([], {}, {})
+    assert "No router can decide" in verdicts.comparison([], {}, {})
 
 
 def test_the_prompt_is_put_on_the_map(tab, studio):

@@ -21,6 +21,7 @@ from ...errors import BackboneError, ConfigError
 from ...evaluation.compare import MIX, MOST_COLUMNS
 from ..kit import guard, text
 from ..kit.guard import friendly
+from ..kit.html import Markup, html
 from ..kit.table import bare
 from .compare_card import LETTERS, cards, empty_card, feedback_line, summary
 from .compare_form import LONGEST_ANSWER, NOBODY, columns_of, defaults, offers, sampling_of
@@ -193,7 +194,7 @@ class CompareSection:
         while (status := self.studio.status()).state == "loading" and status.base is None:
             if status.message != said:
                 said = status.message
-                words = f'<p class="lab-compare-sum">{text.escape(said)} Then the columns begin.</p>'
+                words = html('<p class="lab-compare-sum">{} Then the columns begin.</p>', said)
                 yield *(gr.skip(),) * (len(self.outputs) - 2), words, gr.skip()
             time.sleep(PROBE_SECONDS)
         if status.state == "failed":
@@ -295,9 +296,13 @@ class CompareSection:
 # ---- plain values ----------------------------------------------------------------------------------------------------
 
 
-def _note(names: Sequence[str]) -> str:
-    words = "" if names else "There is no lobe yet, so the base model answers in every column. Train one in the Train tab."
-    return f'<p class="lab-compare-sum">{words}</p>' if words else ""
+def _note(names: Sequence[str]) -> Markup:
+    if names:
+        return Markup()
+    return Markup(
+        '<p class="lab-compare-sum">There is no lobe yet, so the base model answers in every column. '
+        "Train one in the Train tab.</p>"
+    )
 
 
 def _empty(used: Container[int], words: str) -> list[str]:

@@ -81,8 +81,10 @@ def _table(result: Result) -> Markup:
             return _change(round(value))
         if column == "seconds":
             return td(duration(value))
-        form = {"before": "{:,.0f} of {:,}", "after": "<b>{:,.0f}</b> of {:,}"}[column]
-        return td(html(form, value, result["routers"][name]["of"]))
+        of = result["routers"][name]["of"]
+        if column == "after":
+            return td(html("<b>{:,.0f}</b> of {:,}", value, of))
+        return td(f"{value:,.0f} of {of:,}")
 
     return frame_table(
         frame[list(HEADS)], "rc-table rc-refit", cell=cell, row=row, head=lambda column: column_head(HEADS[column]),

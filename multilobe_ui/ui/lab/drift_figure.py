@@ -27,8 +27,9 @@ def contrast_head(result: Result) -> Markup:
     """What stands above the figure: its heading and what it shows in a sentence; or why there is no contrast."""
     contrast = result.get("contrast")
     if not contrast:
-        why = '<section><h4>One adapter instead of lobes</h4><p class="fg-ask">{}</p></section>'
-        return around(why, result.get("contrast_why"))
+        return around(
+            '<section><h4>One adapter instead of lobes</h4><p class="fg-ask">{}</p></section>', result.get("contrast_why")
+        )
     lobe: Result = next((lobe for lobe in result.get("lobes") or () if lobe.get("name") == contrast["first"]), {})
     kept = bool(lobe.get("same")) and bool((result.get("base") or {}).get("same"))
     return html('<section class="fg-contrast"><h4>What you were saved from</h4>{}</section>', sentence(contrast, kept))
@@ -105,7 +106,7 @@ def _frame(contrast: Result, last: float, top: float) -> go.Figure:
     figure.add_vline(x=switch, line={"color": INK, "dash": "dot", "width": 1.5})
     for start, which, what in ((0, "first", "it learns"), (switch, "second", "then it learns")):
         figure.add_annotation(
-            text=f"{what} <b>{escape(short(contrast[which], 14))}</b>", x=start, xanchor="left", xshift=4, y=1, yref="paper",
+            text=html("{} <b>{}</b>", what, short(contrast[which], 14)), x=start, xanchor="left", xshift=4, y=1, yref="paper",
             yanchor="bottom", showarrow=False, font={"size": 11.5},
         )  # fmt: skip
     return figure

@@ -15,6 +15,7 @@ from .drawing import Drawing
 from .drift_figure import drift_figure
 from .experiment import Asked, ExperimentPanel
 from .forgetting_card import below_the_figure, forgetting_card, live
+from .parts import asking
 
 if TYPE_CHECKING:
     from ...app.studio import Studio
@@ -45,7 +46,7 @@ class ForgettingSection:
     def build(self) -> None:
         """Call it inside gr.Blocks, in the tab or column where it belongs."""
         if self.studio.shared:
-            bare(f'<p class="train-ask">{SHARED}</p>', elem_id="forgetting-shared")
+            bare(asking(SHARED), elem_id="forgetting-shared")
         offered = self._offered()
         with gr.Row(elem_classes="fg-asking"):
             about: dict[str, Any] = {"interactive": True, "min_width": 180}

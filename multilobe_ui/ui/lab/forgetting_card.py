@@ -57,7 +57,7 @@ def live(records: Sequence[Result], colours: Colours) -> Markup:
             newest |= record.get("values") or {}
     names = {"loss": "loss", "held_out_loss": "held out", "measured_loss": "on some of its rows"}
     losses = ", ".join(f"{name} {newest[key]:.3f}" for key, name in names.items() if key in newest)
-    return around('<p class="fg-live">{} ' + NATS + "</p>", losses)
+    return around('<p class="fg-live">{} nats per answer token</p>', losses)
 
 
 # ---- the verdict -----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.ledger_card import ledger_csv, ledger_json, ledger_table, recent_table
 from ..kit.routing_row import routers_of
-from ..kit.table import bare, shown
+from ..kit.table import bare, heading, shown
 from .drawing import Drawing
 from .experiment import ExperimentPanel
 from .speed_card import speed_card
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from ...app.studio import Studio
 
 SPEED = (
-    '<div class="train-heading"><h2>What this machine does</h2><p class="ml-faint">Training, routing and answers with the present '
-    "base and lobes, beside what the processor and its memory could do. About a minute.</p></div>"
+    "Training, routing and answers with the present base and lobes, beside what the processor and its memory could do. "
+    "About a minute."
 )
 LOOK_SECONDS = 3.0
 LATEST = 12
@@ -62,7 +62,7 @@ class LedgerSection:
         self.heading = bare(visible=False)
         self.recent = bare(visible=False, elem_id="ledger-recent")
         with gr.Column(visible=not self.studio.shared, elem_id="ledger-speed"):
-            bare(SPEED)
+            bare(heading("What this machine does", SPEED))
             self.speed.build()
             self.speed.wire(lambda: ({}, []), [])
         self._wire()
@@ -105,8 +105,8 @@ class LedgerSection:
         now = blake2b((table + latest).encode("utf-8", "replace"), digest_size=8).hexdigest()
         if now == seen:
             return (gr.skip(),) * 4
-        heading = '<div class="train-heading"><h2>Latest answers</h2></div>' if latest else ""
-        return table, shown(heading), shown(latest), now
+        above = gr.update(value=heading("Latest answers", ""), visible=bool(latest))
+        return table, above, shown(latest), now
 
     @friendly
     def save(self, kind: str) -> Any:

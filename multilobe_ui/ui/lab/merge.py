@@ -12,6 +12,7 @@ from ...errors import ConfigError, JobError
 from ...merging.kinds import COMBINATIONS
 from ..kit import guard, text
 from ..kit.guard import friendly
+from ..kit.html import Markup, html
 from ..kit.static import script
 from ..kit.table import bare
 from .drawing import Drawing
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MOST_SLIDERS = 8
 WIDEST = 1.5
 FIRST = "cat"
+STEP = Markup('<h3 class="merge-step">{}</h3>')
 QUICK: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 SHARED = "This server is shared, so it does not merge lobes. Run your own copy for that; the search for weights works here too."
 
@@ -75,7 +77,9 @@ class MergePanel(ExperimentPanel):
             raise JobError("No merge is on display. Try one first.")
         name = guard.a_text(name, "The name of the new lobe", 80)
         kept = self.studio.lab.keep_merge(job, name, owner, guard.a_flag(routed, "Let routers choose it"))
-        gr.Info(f"{text.escape(kept)} is a lobe now: chat with it, mix it, save it in a bundle.", title="Kept", duration=6)
+        gr.Info(
+            f"{text.escape(kept)} is a lobe now: chat with it, mix it, save it in a bundle.", title="Kept", duration=6
+        )
         return (*self.view(owner, job, {}), "")
 
 
@@ -120,12 +124,12 @@ class MergeSection:
         names = [name for name, _ in self._lobes()]
         self.names, self.combination = gr.State([]), gr.State(FIRST)
         if self.studio.shared:
-            bare(f'<p class="merge-note">{text.escape(SHARED)}</p>')
+            bare(html('<p class="merge-note">{}</p>', SHARED))
         with gr.Column(elem_id="merge-form"):
             self._build_weights(names)
             with gr.Accordion("Find weights by search", open=False, elem_id="merge-search"):
                 self._build_search()
-            bare('<h3 class="merge-step">How to combine them</h3>')
+            bare(html(STEP, "How to combine them"))
             self.cards = bare(combination_cards({}, FIRST), js_on_load=script("table"), elem_id="merge-cards")
             with gr.Row(elem_id="merge-fields"):
                 self.density = gr.Slider(
@@ -134,13 +138,15 @@ class MergeSection:
                 )  # fmt: skip
                 whole: dict[str, Any] = {"precision": 0, "visible": False}
                 # without a minimum: an empty one sends 0, which Gradio would refuse before anybody here is asked
-                self.rank = gr.Number(0, label="Rank", info="0: the largest of the lobes", elem_id="merge-rank", **whole)
+                self.rank = gr.Number(
+                    0, label="Rank", info="0: the largest of the lobes", elem_id="merge-rank", **whole
+                )
                 self.seed = gr.Number(0, label="Seed", info="of what is dropped", elem_id="merge-seed", **whole)
         self.merge.build()
         self._wire()
 
     def _build_weights(self, names: Sequence[str]) -> None:
-        bare('<h3 class="merge-step">Lobes and weights</h3>')
+        bare(html(STEP, "Lobes and weights"))
         self.which = gr.Dropdown(
             list(names), value=[], multiselect=True, max_choices=MOST_SLIDERS, label=f"Lobes to merge, at most {MOST_SLIDERS}",
             interactive=True, elem_id="merge-which",
@@ -157,12 +163,16 @@ class MergeSection:
 
     def _build_search(self) -> None:
         bare(
-            '<p class="merge-hint">A few examples are enough: weights are tried one after the other, without gradients, and those '
-            "that answer best are found. Without a file, rows that the lobes have kept are used: those held "
-            "out from training, if there are any.</p>"
+            Markup(
+                '<p class="merge-hint">A few examples are enough: weights are tried one after the other, without gradients, '
+                "and those that answer best are found. Without a file, rows that the lobes have kept are used: those held "
+                "out from training, if there are any.</p>"
+            )
         )
         with gr.Row(elem_id="merge-search-form"):
-            self.file = gr.File(label="Examples of the new task (optional)", type="filepath", height=140, elem_id="merge-file")
+            self.file = gr.File(
+                label="Examples of the new task (optional)", type="filepath", height=140, elem_id="merge-file"
+            )
             with gr.Column(min_width=220):
                 self.budget = gr.Slider(5, 200, 40, step=5, label="Trials", buttons=[], elem_id="merge-budget")
                 self.penalty = gr.Slider(
@@ -177,7 +187,9 @@ class MergeSection:
         moved, shown = [self.names, *self.sliders], self.shown
         self.which.input(self.choose, [self.which, self.combination, *moved], shown, **QUICK)
         self.even.click(self.equal, [self.combination, self.names], shown, **QUICK)
-        self.cards.pick(self.pick, [self.combination, self.names], [self.combination, self.cards, *self.fields], **QUICK)
+        self.cards.pick(
+            self.pick, [self.combination, self.names], [self.combination, self.cards, *self.fields], **QUICK
+        )
         for slider in self.sliders:
             slider.change(self.summed, moved, self.sum, trigger_mode="always_last", **QUICK)
         self.search.use.click(self.use, [self.search.seen, self.combination], shown, **QUICK)
@@ -202,7 +214,9 @@ class MergeSection:
         """Settings of a merge. Raises ConfigError: no lobe with a weight, or a way in which these cannot be combined."""
         used = {name: weight for name, weight in weights_of(names, weights).items() if weight}
         if not used:
-            raise ConfigError("No lobe has a weight. Choose at least one lobe above, and move its slider away from zero.")
+            raise ConfigError(
+                "No lobe has a weight. Choose at least one lobe above, and move its slider away from zero."
+            )
         kind = guard.a_choice(combination, "The combination", list(COMBINATIONS))
         reason = self.studio.lab.merge_options(list(used)).get(kind)
         if reason:
@@ -282,7 +296,9 @@ class MergeSection:
         """See `shown`."""
         values = [round(min(WIDEST, max(-WIDEST, weights.get(name, 0.0))), 2) for name in names]
         sliders = [
-            gr.update(label=names[i], value=values[i], visible=True) if i < len(names) else gr.update(visible=False, value=0)
+            gr.update(label=names[i], value=values[i], visible=True)
+            if i < len(names)
+            else gr.update(visible=False, value=0)
             for i in range(MOST_SLIDERS)
         ]
         lobes, options, kind = self._lobes(), self._options(names), _known(combination)
@@ -305,7 +321,10 @@ class MergeSection:
 def weights_of(names: Any, values: Sequence[Any]) -> dict[str, float]:
     """Lobe's name → slider's value. Raises ConfigError: what is no number from -1.5 to 1.5."""
     listed = guard.some_names(names, "The lobes")
-    return {name: guard.a_number(v, f"The weight of {name}", -WIDEST, WIDEST) for name, v in zip(listed, values, strict=False)}
+    return {
+        name: guard.a_number(v, f"The weight of {name}", -WIDEST, WIDEST)
+        for name, v in zip(listed, values, strict=False)
+    }
 
 
 def _share(lobes: int) -> float:

@@ -13,9 +13,10 @@ import gradio as gr
 from ...errors import ConfigError, MultiLobeError
 from ..kit import guard, text
 from ..kit.guard import friendly
+from ..kit.html import Markup, around
 from ..kit.routing_row import DEFAULT, routers_of
 from ..kit.static import script
-from ..kit.table import bare, shown
+from ..kit.table import bare, heading, shown
 from .corrections_card import corrections_list, refit_card
 from .drawing import Drawing, Part
 from .experiment import Asked, ExperimentPanel, chart, shown_figure
@@ -32,9 +33,8 @@ Picked = dict[str, Any]
 """{"job": id of the run, "router": name, "cell": (wanted, decided) or None, "prompt": place or None}"""
 
 BASE, LOBE = "base", "lobe:"
-HEADING = (
-    '<div class="train-heading"><h2>Corrections</h2><p class="ml-faint">What you know better than the routers. '
-    "A refit tries it out first; nothing changes before you keep it.</p></div>"
+CORRECTIONS = (
+    "What you know better than the routers. A refit tries it out first; nothing changes before you keep it."
 )
 FILES = "Labelled files: a column “lobe”, or named after lobes. Empty: the lobes’ own rows"
 
@@ -90,7 +90,7 @@ class ReportSection:
     def _corrections_side(self) -> None:
         # on a shared server nobody may change what routers do for all
         with gr.Column(visible=not self.studio.shared, elem_id="report-corrections", elem_classes="rc-corrections"):
-            bare(HEADING)
+            bare(heading("Corrections", CORRECTIONS))
             self.told = bare(self._told(), js_on_load=script("table"), elem_id="report-told")
             self.refit.build()
             with gr.Row(elem_classes="train-actions"):
@@ -263,7 +263,7 @@ class ReportSection:
         except MultiLobeError:
             return ()
 
-    def _told(self) -> str:
+    def _told(self) -> Markup:
         return corrections_list(self._all_told(), self._colours())
 
     def _told_updates(self) -> Outputs:
@@ -339,14 +339,12 @@ def choices_of(views: Sequence[RouterView]) -> list[tuple[str, str]]:
     return [(view.title + (" (stale)" if view.stale else ""), view.name) for view in views if view.fitted]
 
 
-def missing(views: Sequence[RouterView]) -> str:
+def missing(views: Sequence[RouterView]) -> Markup:
     """Who cannot be asked, and what to do about it."""
     names = [view.title for view in views if not view.fitted]
     if not views:
-        return '<p class="ml-faint">The routers appear here once the base model is loaded.</p>'
-    if not names:
-        return ""
-    return f'<p class="ml-faint">Not ready: {text.escape(text.listed(names))}. Fit what needs it under Routers.</p>'
+        return Markup('<p class="ml-faint">The routers appear here once the base model is loaded.</p>')
+    return around('<p class="ml-faint">Not ready: {}. Fit what needs it under Routers.</p>', text.listed(names))
 
 
 def tabs_around() -> Iterator[gr.Tab]:

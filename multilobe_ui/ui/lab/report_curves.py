@@ -148,17 +148,17 @@ def _add_lines(
 ) -> None:
     """A line for every router, the picked one last so that it lies on top."""
     for name in sorted(asked, key=lambda name: name == picked):
-        title = escape(asked[name].get("title") or name)
+        title = str(asked[name].get("title") or name)
         look: dict[str, object] = {
             "name": OTHERS, "line": {"color": INK, "width": 1.5}, "opacity": 0.55, "mode": "lines", "legendgroup": OTHERS,
             "showlegend": not any(trace.name == OTHERS for trace in figure.data),
         }  # fmt: skip
         if name == picked:
-            look = {"name": title, "line": {"color": RUN, "width": 3}, "marker": {"size": 7}, "mode": "lines+markers"}
+            look = {"name": escape(title), "line": {"color": RUN, "width": 3}, "marker": {"size": 7}, "mode": "lines+markers"}
         own = points(asked[name])
         figure.add_scatter(
             x=[x for x, _ in own], y=[y for _, y in own], customdata=[f"router|{name}"] * len(own),
-            hovertemplate=f"<b>{title}</b><br>{words}<extra></extra>", **look,
+            hovertemplate=html("<b>{}</b><br>{}<extra></extra>", title, words), **look,
         )  # fmt: skip
 
 

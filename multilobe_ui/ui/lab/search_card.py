@@ -106,11 +106,11 @@ def curve(points: Points, base: Any) -> go.Figure | None:
     )  # fmt: skip
     figure.add_scatter(
         x=numbers, y=[min(value, high) for value in losses], customdata=losses, mode="markers", name="trials",
-        marker={"color": INK, "size": 7, "opacity": 0.6}, hovertemplate="trial %{x}: %{customdata:.3f}<extra></extra>",
+        marker={"color": INK, "size": 7, "opacity": 0.6}, hovertemplate=html("trial %{{x}}: %{{customdata:.3f}}<extra></extra>"),
     )  # fmt: skip
     figure.add_scatter(
         x=numbers, y=bests, mode="lines", name="best so far", line={"color": RUN, "width": 2.5, "shape": "hv"},
-        hovertemplate="best after %{x}: %{y:.3f}<extra></extra>",
+        hovertemplate=html("best after %{{x}}: %{{y:.3f}}<extra></extra>"),
     )  # fmt: skip
     figure.add_hline(y=base, line={"color": INK, "dash": "dash", "width": 1.5})
     figure.add_annotation(

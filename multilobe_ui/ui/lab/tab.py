@@ -9,6 +9,7 @@ import gradio as gr
 
 from ..kit import guard, text
 from ..kit.guard import friendly
+from ..kit.html import html
 from ..kit.table import bare
 from .compare import CompareSection
 from .experiment import ExperimentPanel
@@ -58,7 +59,7 @@ class LabTab:
         with gr.Tabs(elem_classes="lab-tabs"):
             for section in self.sections:
                 with gr.Tab(section.title, elem_id=f"lab-{text.slug(section.title)}"):
-                    bare(f'<p class="lab-about">{text.escape(section.about)}</p>')
+                    bare(html('<p class="lab-about">{}</p>', section.about))
                     section.build()
         self.panels = [panel for section in self.sections for panel in section.panels]
         told = [part for panel in self.panels for part in (panel.runs, panel.seen)]

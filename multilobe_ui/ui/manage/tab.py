@@ -17,23 +17,16 @@ from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.html import Markup
 from ..kit.static import script, scroll_to
-from ..kit.table import Column, Row, bare, dot, shown, table
-from ..kit.text import change
+from ..kit.table import bare, heading, shown
 from . import memory_card
+from .lobe_card import MOST_ROWS, NOTHING_PICKED, base_card, lobe_card, lobe_table, question
 
 if TYPE_CHECKING:
-    from ...app.studio import LobeView, MemoryView, Studio, StudioStatus
+    from ...app.studio import LobeView, MemoryView, Studio
 
 Outputs = tuple[Any, ...]
 
-BUILTIN = "builtin"
-MOST_ROWS = 100
-"""Lobes in the table at once: the page gets all of it anew whenever a lobe changes."""
 MOST_MIB = 1_000_000
-COLUMNS = (
-    Column("Lobe"), Column("Rows", "num wide"), Column("Rank", "num extra"), Column("Size", "num wide"),
-    Column("Loss: base → lobe", "num"), Column("Made", "extra"), Column("Origin", "extra"),
-)  # fmt: skip
 CLASHES = (
     ("Keep both: the new one gets another name", "rename"),
     ("Replace mine", "replace"),
@@ -358,155 +351,43 @@ def _tell(sentence: str) -> None:
     gr.Info(text.escape(sentence), title="Done", duration=6)
 
 
-# ---- pure: HTML ------------------------------------------------------------------------------------------------------
+# ---- pure ------------------------------------------------------------------------------------------------------------
 
 
-def _heading(title: str, about: str) -> str:
-    said = f'<p class="ml-faint">{text.escape(about)}</p>' if about else ""
-    return f'<div class="manage-heading"><h2>{text.escape(title)}</h2>{said}</div>'
-
-
-NO_LOBES = (
-    '<div class="ml-box manage-empty"><p><b>There is no lobe yet.</b></p>'
-    '<p class="ml-faint">Train one in the Train tab, load a bundle, or restore the demo lobes below.</p></div>'
-)
-NOTHING_PICKED = (
-    '<div class="ml-box"><p class="ml-faint">Click a lobe in the table to see all about it, to rename it, or to '
-    "delete it.</p></div>"
-)
+def _heading(title: str, about: str) -> Markup:
+    return heading(title, about, "manage-heading")
 
 
 def _listed(lobes: Sequence[LobeView], lobe: LobeView | None, ticked: Sequence[str], find: str = "") -> Outputs:
     """heading, table, save button, restore button."""
-    total = text.size(sum(one.nbytes for one in lobes))
-    about = f"{text.count(len(lobes), 'lobe')}, {total}. Tick some to save only those." if lobes else ""
-    chosen = text.count(len(ticked), "ticked lobe")
-    label = f"Save {chosen} as a bundle" if ticked else "Save all as a bundle"
+    about, picked = "", ""
+    label, variant = "Save all as a bundle", "primary"
+    if lobes:
+        total = text.size(sum(one.nbytes for one in lobes))
+        about, variant = f"{text.count(len(lobes), 'lobe')}, {total}. Tick some to save only those.", "secondary"
+    if ticked:
+        label = f"Save {text.count(len(ticked), 'ticked lobe')} as a bundle"
+    if lobe is not None:
+        picked = lobe.id
     save = gr.update(value=label, interactive=bool(lobes))
-    restore = gr.update(variant="secondary" if lobes else "primary")
-    return _heading("Lobes", about), lobe_table(lobes, lobe, ticked, find), save, restore
-
-
-def lobe_table(
-    lobes: Sequence[LobeView], lobe: LobeView | None = None, ticked: Sequence[str] = (), find: str = ""
-) -> str:
-    """The lobes whose names have `find` in them, at most MOST_ROWS, and a line that says so if there are more."""
-    if not lobes:
-        return NO_LOBES
-    found = [one for one in lobes if find.casefold() in one.name.casefold()]
-    if not found:
-        return f'<div class="ml-box"><p class="ml-faint">No lobe has {text.escape(find)} in its name.</p></div>'
-    rows = [Row(one.id, one.name, one.colour, [Markup(cell) for cell in _cells(one)]) for one in found[:MOST_ROWS]]
-    drawn = table(COLUMNS, rows, picked=lobe.id if lobe else "", checked=ticked, tick="Put into the bundle:")
-    if len(found) > len(rows):
-        more = f"{len(rows):,} of {len(found):,} are shown. Type part of a name above to find the others."
-        drawn += f'<p class="manage-note">{more}</p>'
-    return drawn
+    return _heading("Lobes", about), lobe_table(lobes, picked, ticked, find), save, gr.update(variant=variant)
 
 
 def _pins(lobe: LobeView | None, memory: MemoryView) -> Outputs:
     """row of the button, button: for a lobe that could be in memory, where people may say so."""
     if lobe is None or not memory.changeable or not lobe.usable:
         return gr.update(visible=False), gr.skip()
-    return gr.update(visible=True), gr.update(value=UNPIN if lobe.pinned else PIN)
-
-
-def _cells(lobe: LobeView) -> Sequence[str]:
-    other = ""
-    if lobe.fault or not lobe.usable:
-        other = f'<span class="manage-badge">{"damaged" if lobe.fault else "other base"}</span>'
-    pinned = "<small>pinned</small>" if lobe.pinned else ""
-    return (
-        text.NOTHING if lobe.rows is None else f"{lobe.rows:,}",
-        f"{lobe.r}",
-        text.size(lobe.nbytes) + pinned,
-        _losses(lobe),
-        f'<span class="manage-when">{text.escape(text.when(lobe.created))}</span>',
-        text.escape(text.short(lobe.origin, 24)) + other,
-    )
-
-
-def _losses(lobe: LobeView) -> str:
-    if lobe.base_validation_loss is None and lobe.validation_loss is None:
-        return text.NOTHING
-    gain = change(lobe.base_validation_loss, lobe.validation_loss)
-    small = f"<small>{gain}</small>" if gain else ""
-    return f"{text.loss(lobe.base_validation_loss)} → <b>{text.loss(lobe.validation_loss)}</b>{small}"
+    if lobe.pinned:
+        return gr.update(visible=True), gr.update(value=UNPIN)
+    return gr.update(visible=True), gr.update(value=PIN)
 
 
 def _detail(lobe: LobeView | None, any_lobes: bool) -> Outputs:
     """detail card, row of actions, new name, rename button, delete button."""
-    if lobe is None:
-        return (shown(NOTHING_PICKED if any_lobes else ""), gr.update(visible=False), "", gr.skip(), gr.skip())
-    free = gr.update(interactive=not lobe.protected)
-    return shown(lobe_card(lobe)), gr.update(visible=True), lobe.name, free, free
-
-
-def lobe_card(lobe: LobeView) -> str:
-    """All about one lobe."""
-    facts = [
-        ("Trained on", text.NOTHING if lobe.rows is None else text.count(lobe.rows, "row")),
-        ("Rank", f"{lobe.r}, {text.size(lobe.nbytes)}"),
-        ("Layers", text.listed(lobe.target_modules) or text.NOTHING),
-        ("Validation loss", _loss_words(lobe)),
-        ("Train loss", text.loss(lobe.train_loss)),
-        ("Made", f"{lobe.created[:16].replace('T', ' ')} UTC" if lobe.created else text.NOTHING),
-        ("Base", lobe.base),
-        ("Origin", lobe.origin),
-    ]
-    told = "".join(f"<dt>{title}</dt><dd>{text.escape(value)}</dd>" for title, value in facts)
-    notes = ""
-    if lobe.fault:
-        notes += f'<p class="manage-alert bad">It cannot be used: {text.escape(lobe.fault)}</p>'
-    elif not lobe.usable:
-        notes += '<p class="manage-alert">It belongs to another base model and cannot answer on this one.</p>'
-    if lobe.protected:
-        notes += '<p class="manage-note">It is not yours, so you cannot rename or delete it.</p>'
-    title = f'<div class="manage-title">{dot(lobe.colour)}<span>{text.escape(lobe.name)}</span></div>'
-    return f'<div class="ml-box">{title}<dl class="manage-facts">{told}</dl>{notes}</div>'
-
-
-def _loss_words(lobe: LobeView) -> str:
-    if lobe.validation_loss is None:
-        return text.NOTHING
-    if lobe.base_validation_loss is None:
-        return text.loss(lobe.validation_loss)
-    gain = change(lobe.base_validation_loss, lobe.validation_loss)
-    return f"{text.loss(lobe.validation_loss)}; the base alone has {text.loss(lobe.base_validation_loss)} ({gain})"
-
-
-def question(lobe: LobeView) -> str:
-    """What is asked before a lobe is deleted."""
-    return (
-        f'<p class="manage-alert bad">Delete <b>{text.escape(lobe.name)}</b> for good? Its {text.size(lobe.nbytes)} of '
-        "weights cannot be brought back. To keep a copy, save a bundle first.</p>"
-    )
-
-
-def base_card(status: StudioStatus) -> str:
-    """What is known of the base model, and how its loading goes."""
-    notes = ""
-    if status.state == "loading":
-        notes = f'<p class="manage-alert">{text.escape(status.message)}</p>'
-    elif status.state == "failed":
-        notes = f'<p class="manage-alert bad">{text.escape(status.message)}</p>'
-    if status.base is None:
-        return f'<div class="ml-box">{notes or text.NOTHING}</div>'
-    base = dict(status.base)
-    size = text.big(base["parameters"]) if base.get("parameters") else text.NOTHING
-    facts = [
-        ("Parameters", size),
-        ("Context", text.count(int(base["context_length"]), "token") if base.get("context_length") else text.NOTHING),
-        ("Runs on", ", ".join(str(base[key]) for key in ("device", "dtype") if base.get(key)) or text.NOTHING),
-        ("Architecture", str(base.get("architecture") or text.NOTHING)),
-    ]
-    told = "".join(f"<dt>{title}</dt><dd>{text.escape(value)}</dd>" for title, value in facts)
-    name, about = str(base.get("name", "")), ""
-    if name == BUILTIN:
-        about = (
-            f'<p class="manage-note">A {size}-parameter model trained on textbooks: grammatical, knows little; made to '
-            "train a lobe in a minute on a free CPU.</p>"
-        )
-        name = "Built-in model"
-    title = f'<div class="manage-title"><span>{text.escape(name)}</span></div>'
-    return f'<div class="ml-box">{title}{about}<dl class="manage-facts">{told}</dl>{notes}</div>'
+    if lobe is not None:
+        free = gr.update(interactive=not lobe.protected)
+        return shown(lobe_card(lobe)), gr.update(visible=True), lobe.name, free, free
+    card = shown("")
+    if any_lobes:
+        card = shown(NOTHING_PICKED)
+    return card, gr.update(visible=False), "", gr.skip(), gr.skip()

@@ -15,14 +15,14 @@ from ...errors import ConfigError, JobError
 from ..kit import guard, text
 from ..kit.complexity_card import stratification_card
 from ..kit.guard import friendly
+from ..kit.html import Markup
 from ..kit.plots import fit_curves, prompt_map_figure
 from ..kit.routing_row import routers_of
 from ..kit.static import script, scroll_to
-from ..kit.table import bare, shown
+from ..kit.table import bare, heading, shown
 from .router_card import (
     ACTIVE,
     WORKING,
-    comparison,
     fit_card,
     report_card,
     router_detail,
@@ -30,6 +30,7 @@ from .router_card import (
     state_of,
     title_of,
 )
+from .verdicts import comparison
 
 if TYPE_CHECKING:
     from ...app.studio import Studio
@@ -95,7 +96,7 @@ class RoutersTab:
         self.views = routers_of(self.studio)
         with gr.Row(elem_classes="train-row"):
             with gr.Column(scale=4, min_width=300):
-                bare(_heading("Routers", "Each turns a message into weights over lobes, in its own way."))
+                bare(heading("Routers", "Each turns a message into weights over lobes, in its own way."))
                 self.list = bare(js_on_load=script("table"), elem_id="router-list")
                 self.fit_all = gr.Button("Fit all that need it", visible=False, elem_id="router-fit-all")
             with gr.Column(scale=8, min_width=320):
@@ -192,7 +193,10 @@ class RoutersTab:
         stages = _stages_of(settings)
         offered = [(v.title, v.name) for v in self.views if v.name not in (CHAIN, "hybrid") and not v.per_token]
         bare(
-            '<p class="ml-faint">Asked from the top. The first that is sure enough decides; if none is, the base model answers.</p>'
+            Markup(
+                '<p class="ml-faint">Asked from the top. The first that is sure enough decides; if none is, the base model '
+                "answers.</p>"
+            )
         )
         self.stage_rows, self.stage_routers, self.stage_limits = [], [], []
         self.moves: list[tuple[Any, int, str]] = []
@@ -216,7 +220,7 @@ class RoutersTab:
 
     def _try_side(self) -> None:
         with gr.Column(elem_id="routers-try"):
-            bare(_heading("Ask the routers", "One message, every router's answer side by side; nothing is generated."))
+            bare(heading("Ask the routers", "One message, every router's answer side by side; nothing is generated."))
             with gr.Row(elem_classes="compare-line"):
                 self.prompt = gr.Textbox(
                     label="Message", show_label=False, container=False, placeholder=f"Such as: {PRESET}", lines=1, max_lines=6,
@@ -452,7 +456,7 @@ class RoutersTab:
             f"{text.percent(found.explained)} of what tells prototypes apart, so near here is likely near, not surely."
         )
         figure = prompt_map_figure(found, self._colours(), words)
-        return shown(_heading("Where it lies among the lobes", about)), gr.update(value=figure, visible=True)
+        return shown(heading("Where it lies among the lobes", about)), gr.update(value=figure, visible=True)
 
     def _colours(self) -> dict[str, str]:
         return {lobe.name: lobe.colour for lobe in self.studio.lobes()}
@@ -551,7 +555,3 @@ def _mover(place: int, act: str) -> Any:
 
 def _is_simple(default: Any) -> bool:
     return default is None or isinstance(default, (bool, int, float, str))
-
-
-def _heading(title: str, about: str) -> str:
-    return f'<div class="train-heading"><h2>{text.escape(title)}</h2><p class="ml-faint">{text.escape(about)}</p></div>'
