@@ -21,7 +21,7 @@ from multilobe_ui.settings import (
     settings_of,
 )
 from multilobe_ui.ui.kit.guard import training_config
-from multilobe_ui.ui.train.tab import SETTINGS
+from multilobe_ui.ui.train.form import SETTINGS
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from multilobe_ui.data.formats import sniff
 from multilobe_ui.data.held_out import held_out_share
 from multilobe_ui.errors import BusyError, DataError, LobeError
 from multilobe_ui.settings import suggested_epochs
-from multilobe_ui.ui.train import dataset_card, run_card
+from multilobe_ui.ui.train import dataset_card, form, run_card, runs
 from multilobe_ui.ui.train import tab as train_tab
 from multilobe_ui.ui.train.tab import TrainTab
 
@@ -347,7 +347,7 @@ def test_which_run_is_on_display():
         return JobView(id, id, **more)
 
     mine, theirs, old = job("a", state="running"), job("b", state="running", mine=False), job("c", state="finished")
-    show = train_tab.on_display
+    show = runs.on_display
     assert show([], "x") is None
     assert show([old, theirs, mine], "") is mine
     assert show([old, theirs], "") is theirs
@@ -418,7 +418,7 @@ def test_unknown_columns_come_with_the_error(tmp_path):
      ("x.csv", ["X", "x (2)"], "X (3)"), ("...", [], "My lobe"), ("y" * 200, [], "Y" + "y" * 69)],
 )  # fmt: skip
 def test_free_names(label, taken, name):
-    assert train_tab.free_name(label, taken) == name
+    assert form.free_name(label, taken) == name
 
 
 def test_length_histogram_counts_what_will_be_cut():

@@ -7,16 +7,14 @@ lost with it, and cheap to choose again.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from ...errors import DataError, JobError, MultiLobeError
-from ...settings import EMPTY_IS, TrainingConfig, about, kind_of, suggested_epochs
+from ...settings import about, suggested_epochs
 from ..kit import guard
 from ..kit.curves import PALETTE, RUN, compare_curves, loss_curves
 from ..kit.guard import friendly
@@ -24,21 +22,18 @@ from ..kit.html import Markup, escape
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, pickable, shown, table
 from .dataset_card import length_histogram, plan_line, refusal_card, report_card
+from .form import SETTINGS, build_settings, free_name, rate_hint
 from .overlap import OverlapCard
 from .run_card import (
-    ACTIVE,
     COLUMNS,
     EMPTY_CARD,
-    ENDED,
     NOTHING_YET,
-    RESUMABLE,
-    has_lobe,
     job_card,
-    percent_done,
     run_row,
     status_html,
     status_line,
 )  # fmt: skip
+from .runs import STOP, buttons, curve_key, lobe_jobs, numbered, on_display, run_key
 
 if TYPE_CHECKING:
     from ...app.studio import JobView, Studio
@@ -49,10 +44,6 @@ Outputs = tuple[Any, ...]
 MOST_RUNS = 50
 MOST_COMPARED = 8
 READY_SECONDS = 300
-STOP = "Stop and keep the lobe"
-KEEP_WORDS = {"last": "Last", "best": "Best"}
-SETTINGS = tuple(of for of in fields(TrainingConfig) if about(of).label)
-"""What the form has."""
 
 
 class TrainTab:
@@ -106,11 +97,8 @@ class TrainTab:
         self.overlap.build()
 
     def _settings_form(self) -> None:
-        plain = TrainingConfig()
-        self.settings: dict[str, Any] = {}
         with gr.Accordion("Settings", open=False, elem_id="train-settings"), gr.Row(elem_classes="train-settings"):
-            for of in SETTINGS:
-                self.settings[of.name] = _form_field(of, getattr(plain, of.name))
+            self.settings = build_settings()
 
     def _live_side(self) -> None:
         bare(heading("Live training", "It goes on if you close this page; come back any time."))
@@ -381,21 +369,21 @@ class TrainTab:
         keys = {
             "job": job.id if job else "",
             "live": repr(job),
-            "plot": job and _curve_key(job),
-            "runs": (repr([_run_key(other) for other in jobs]), job and job.id, ticked),
-            "compare": [_curve_key(other) for other in compared],
+            "plot": job and curve_key(job),
+            "runs": (repr([run_key(other) for other in jobs]), job and job.id, ticked),
+            "compare": [curve_key(other) for other in compared],
             "rate": rate,
         }
         changed = {key for key in keys if keys[key] != seen.get(key, ...)}
         if not changed:
             return (gr.skip(),) * 15
         live = self._live(job, len(jobs)) if "live" in changed else (gr.skip(),) * 2
-        buttons = _buttons(job, jobs) if changed & {"live", "runs"} else (gr.skip(),) * 7
+        acts = buttons(job, jobs) if changed & {"live", "runs"} else (gr.skip(),) * 7
         plot = self._plot(job) if "plot" in changed else gr.skip()
         runs = self._runs(jobs, job, ticked) if "runs" in changed else (gr.skip(),) * 2
         compare = self._compare(compared) if "compare" in changed else gr.skip()
-        hint = gr.update(info=_rate_hint(rate)) if "rate" in changed else gr.skip()
-        return (*live, plot, *buttons, *runs, compare, hint, keys)
+        hint = gr.update(info=rate_hint(rate)) if "rate" in changed else gr.skip()
+        return (*live, plot, *acts, *runs, compare, hint, keys)
 
     def _live(self, job: JobView | None, count: int) -> tuple[str, str]:
         if job is None:
@@ -429,89 +417,12 @@ class TrainTab:
         runs: dict[str, Any] = {}
         colours: dict[str, str] = {}
         for number, job in enumerate(jobs):
-            label = _label(job.name, runs)
+            label = numbered(job.name, runs)
             runs[label] = self.studio.metrics(job.id)
             taken = known.get(job.name) in colours.values()
             colours[label] = PALETTE[number] if taken else known.get(job.name, PALETTE[number])
         return gr.update(value=compare_curves(runs, colours), visible=True)
 
 
-# ---- pure ----------------------------------------------------------------------------------
-
-
-def lobe_jobs(jobs: Sequence[JobView]) -> list[JobView]:
-    """Jobs that train a lobe; fits of routers are shown on a tab of their own."""
-    return [job for job in jobs if job.kind == "lobe"]
-
-
-def on_display(jobs: Sequence[JobView], shown: str) -> JobView | None:
-    """The run that was picked; else the one at work, one's own first; else the newest."""
-    picked = [job for job in jobs if job.id == shown]
-    working = sorted((job for job in jobs if job.state in ACTIVE), key=lambda job: not job.mine)
-    return next(iter([*picked, *working, *jobs]), None)
-
-
-def _buttons(job: JobView | None, jobs: Sequence[JobView]) -> Outputs:
-    """stop, resume, chat, earlier, later, cancel, forget: those that would work, for those who may."""
-    state, mine = (job.state, job.mine) if job else ("", False)
-    queued = mine and state == "queued"
-    last = max((other.place or 0 for other in jobs), default=0)
-    place = (job.place if job else None) or 0
-    stopping = state == "stopping"
-    stop = gr.update(
-        visible=mine and state in ACTIVE, interactive=not stopping,
-        value="Stopping…" if stopping else STOP,
-    )  # fmt: skip
-    shown = [
-        mine and state in RESUMABLE, job is not None and has_lobe(job), queued and place > 1, queued and place < last, queued,
-        mine and state in ENDED,
-    ]  # fmt: skip
-    return (stop, *(gr.update(visible=bool(one)) for one in shown))
-
-
 def _can_start(source: dict[str, Any], skip_bad: bool) -> bool:
     return bool(source.get("rows")) and (not source.get("bad") or skip_bad)
-
-
-def _curve_key(job: JobView) -> list[Any]:
-    """Changes when the curve is worth drawing again: every two seconds of training, at a measurement, at the end."""
-    return [job.id, job.state, int(job.seconds // 2), job.best_validation_loss, job.step > 0]
-
-
-def _run_key(job: JobView) -> list[Any]:
-    """Changes when the run's row of the table does."""
-    return [job.id, job.name, job.state, job.place, job.best_validation_loss, job.mine, percent_done(job)]
-
-
-def free_name(label: str, taken: Sequence[str]) -> str:
-    """A lobe's name from a file's: "my_recipes-v2.jsonl" becomes "My recipes v2", with a number if it is taken."""
-    stem = " ".join(re.sub(r"[_\-.]+", " ", Path(label).stem).split())[:70] or "My lobe"
-    name = stem[0].upper() + stem[1:]
-    lower = {other.casefold() for other in taken}
-    numbered = (name if i == 1 else f"{name} ({i})" for i in range(1, len(lower) + 2))
-    return next(candidate for candidate in numbered if candidate.casefold() not in lower)
-
-
-def _label(name: str, taken: Any) -> str:
-    return next(l for l in (name if i == 1 else f"{name} (run {i})" for i in range(1, 100)) if l not in taken)
-
-
-def _rate_hint(rate: float | None) -> str:
-    return f"Empty: automatic, {rate:g} for this base." if rate else "Empty: automatic."
-
-
-def _form_field(of: Field[Any], value: Any) -> Any:
-    """The component of one setting."""
-    told: dict[str, Any] = {
-        "label": about(of).label, "info": about(of).help, "min_width": 140, "elem_id": f"train-{of.name}",
-    }  # fmt: skip
-    kind, words, optional = kind_of(TrainingConfig, of.name)
-    if of.name == "target_modules":
-        return gr.Textbox(placeholder="all linear layers", max_length=2000, **told)
-    if optional:  # a text box, because an empty number box turns into 0
-        return gr.Textbox(placeholder=EMPTY_IS, max_length=20, **told)
-    if words:
-        return gr.Dropdown([(KEEP_WORDS.get(word, word), word) for word in words], value=value, **told)
-    if kind is bool:
-        return gr.Checkbox(value=value, **told)
-    return gr.Number(value=value, precision=0 if kind is int else None, **told)
