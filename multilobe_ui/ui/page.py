@@ -4,7 +4,6 @@ its own business."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -12,11 +11,11 @@ import gradio as gr
 
 from . import api
 from .chat.brain_map import brain_mark
-from .chat.tab import ChatTab, is_loading
+from .chat.tab import ChatTab
 from .kit.cancelling import mend_cancelling
 from .kit.guard import friendly
 from .kit.html import Markup, html, joined
-from .kit.routing_row import routers_of
+from .kit.pulse import QUICK, Pulse
 from .kit.static import stylesheets
 from .kit.text import big, count, percent, short, time_left
 from .kit.theme import theme
@@ -29,14 +28,11 @@ if TYPE_CHECKING:
     from ..app.studio import JobView, Studio, StudioStatus
 
 TITLE = "MultiLobe"
-PROBE_SECONDS = 1.5
 MOST_WAITING = 64
 QUEUE_SECONDS = 0.02
 """Until an event that has to queue is seen, at most."""
 _BUSY = ("running", "stopping")
 _VERBS = {"lobe": "Training", "router": "Fitting", "lab": "Measuring"}
-
-Key = tuple[Any, ...]
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -50,24 +46,29 @@ def build_page(studio: Studio) -> gr.Blocks:
             QUEUE_SECONDS,
             5 * QUEUE_SECONDS,
         )
-        pulse = Pulse(studio)
-        pulse.build()
+        pulse, header = Pulse(), Header(studio)
+        header.build()
         chat, lab = ChatTab(studio), LabTab(studio)
+        train, routers, manage = TrainTab(studio), RoutersTab(studio), ManageTab(studio)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat"):
                 chat.build()
             with gr.Tab("Train", id="train"):
-                TrainTab(studio).build()
+                train.build()
             with gr.Tab("Routers", id="routers"):
-                RoutersTab(studio).build()
+                routers.build()
             with gr.Tab("Lab", id="lab"):
                 lab.build()
             with gr.Tab("Manage", id="manage"):
-                ManageTab(studio).build()
+                manage.build()
         api.add_endpoints(studio)
+        for part in (header, train, routers, lab, manage):
+            part.watch(pulse)
+        lobes = pulse.when(chat.offered)
         for tab in (chat, lab):
-            tab.follow(pulse.lobes.change)
+            tab.follow(lobes)
             tab.follow(page.load)
+        pulse.start()
         _spare_loading_states(page, pulse.timer)
     return page
 
@@ -107,68 +108,30 @@ def launch_options(studio: Studio) -> dict[str, Any]:
     }
 
 
-class Pulse:
-    """The header, and the one timer that looks how the studio is. What has not changed is not drawn again.
-
-    `lobes` is a hidden text that changes when the lobes do; tabs may follow it. (Not a State: in
-    6.31 the change event of one is lost when the tick that changed it did not go through the
-    queue.)
-    """
+class Header:
+    """Title, and the strip that says how the server is."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
     def build(self) -> None:
-        key, strip = self._look()
-        self.timer = gr.Timer(PROBE_SECONDS)
-        with gr.Row(elem_classes="ml-head"):
-            gr.HTML(self._brand())
-            self.strip = gr.HTML(strip, elem_id="status")
-        self.key = gr.State(key)
-        self.lobes = gr.Textbox(self._lobes(), visible="hidden", label="Lobes", elem_id="lobes-now")
-        self.timer.tick(
-            self.probe, [self.key, self.lobes], [self.strip, self.key, self.lobes], queue=False,
-            show_progress="hidden",
-            api_visibility="private",
-        )  # fmt: skip
-
-    @friendly(quiet=True)
-    def probe(self, seen: Key, lobes: str) -> tuple[Any, Any, Any]:
-        """A tick."""
-        key, strip = self._look()
-        if key == seen:
-            return gr.skip(), gr.skip(), gr.skip()
-        now = self._lobes()
-        return strip, key, now if now != lobes else gr.skip()
-
-    def _look(self) -> tuple[Key, Markup]:
-        status = self.studio.status()
-        jobs = self.studio.jobs()
-        job = next((job for job in jobs if job.state in _BUSY), None)
-        waiting = sum(job.state == "queued" for job in jobs)
-        key = (
-            status.version,
-            status.state,
-            status.message,
-            waiting,
-            job and (job.id, job.state, job.phase, job.step),
-        )
-        return key, status_strip(status, job, waiting)
-
-    def _lobes(self) -> str:
-        """A fingerprint of what the Chat tab shows of lobes and routers."""
-        shown = [(lobe.id, lobe.name, lobe.colour, lobe.usable) for lobe in self.studio.lobes()]
-        shown_routers = [(view.name, view.fitted, view.stale) for view in routers_of(self.studio)]
-        told = (shown, shown_routers, is_loading(self.studio))
-        return blake2b(repr(told).encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-    def _brand(self) -> Markup:
-        return html(
-            '<div class="ml-brand">{}<div><h1>MultiLobe</h1><p>One frozen language model, many small '
-            "experts. Ask in Chat and "
-            "see which lobe answers, or teach it a new one in Train.</p></div></div>",
+        brand = html(
+            '<div class="ml-brand">{}<div><h1>MultiLobe</h1><p>One frozen language model, many small experts. '
+            "Ask in Chat and see which lobe answers, or teach it a new one in Train.</p></div></div>",
             brain_mark(_MARK),
         )
+        with gr.Row(elem_classes="ml-head"):
+            gr.HTML(brand)
+            self.strip = gr.HTML(self.draw(), elem_id="status")
+
+    def watch(self, pulse: Pulse) -> None:
+        pulse.when(self.draw)(self.draw, None, self.strip, **QUICK)
+
+    @friendly(quiet=True)
+    def draw(self) -> Markup:
+        jobs = self.studio.jobs()
+        busy = next((job for job in jobs if job.state in _BUSY), None)
+        return status_strip(self.studio.status(), busy, sum(job.state == "queued" for job in jobs))
 
 
 _MARK = ("#e5484d", "#c9880b", "#2f8fe0", "#8e5bd9", "#1f9d6b", "#d6498f")

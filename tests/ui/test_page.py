@@ -10,9 +10,15 @@ import pytest
 from fake_studio import FakeStudio
 from gradio.server_messages import ProcessCompletedMessage
 
+from multilobe_ui.ui.chat.tab import ChatTab
+from multilobe_ui.ui.kit.pulse import Pulse, digest
 from multilobe_ui.ui.kit.static import stylesheets
 from multilobe_ui.ui.kit.theme import theme
-from multilobe_ui.ui.page import Pulse, build_page, launch_options, status_strip
+from multilobe_ui.ui.lab.tab import LabTab
+from multilobe_ui.ui.manage.tab import ManageTab
+from multilobe_ui.ui.page import Header, build_page, launch_options, status_strip
+from multilobe_ui.ui.routers.tab import RoutersTab
+from multilobe_ui.ui.train.tab import TrainTab
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -30,25 +36,39 @@ def test_the_strip_says_how_things_are(tmp_path):
         assert words in strip
 
 
-def test_a_tick_draws_only_what_changed():
-    studio = FakeStudio(2)
-    pulse = Pulse(studio)
-    strip, key, lobes = pulse.probe((), "")
-    assert "2 lobes" in strip
-    skipped = pulse.probe(key, lobes)
-    assert all(value == skipped[0] for value in skipped)
-    assert not isinstance(skipped[0], str)
+def test_the_one_timer_of_the_page_tells_what_changed():
+    studio, skip = FakeStudio(2), gr.skip()
+    with gr.Blocks() as page:
+        pulse, header = Pulse(), Header(studio)
+        pulse.when(header.draw)(lambda: None)
+        pulse.when(studio.memory)(lambda: None)
+        pulse.start()
+    assert "2 lobes" in header.draw()
+    seen = tuple(signal.value for signal in pulse.signals)
+    assert pulse.probe(*seen) == (skip, skip)
     studio.delete("medical")
-    strip, key, now = pulse.probe(key, lobes)
-    assert "1 lobe<" in strip
-    assert now != lobes
+    strip, _ = pulse.probe(*seen)
+    assert "1 lobe<" in header.draw() and strip not in (seen[0], skip)
+    assert pulse.probe(strip, seen[1])[0] == skip
+    assert sum(isinstance(block, gr.Timer) for block in page.blocks.values()) == 1
+    assert sum(isinstance(block, gr.Timer) for block in build_page(studio).blocks.values()) == 1
 
 
 def test_tabs_hear_that_a_home_without_lobes_is_ready():
-    pulse = Pulse(FakeStudio(0, state="loading"))
-    loading = pulse.probe((), "")[2]
-    pulse.studio.become_ready()
-    assert pulse.probe((), loading)[2] not in (loading, gr.skip())
+    tab = ChatTab(FakeStudio(0, state="loading"))
+    loading = tab.offered()
+    tab.studio.become_ready()
+    assert tab.offered() != loading
+
+
+def test_what_a_tab_shows_changes_with_its_jobs():
+    studio = FakeStudio(2)
+    tabs = [TrainTab(studio), LabTab(studio), RoutersTab(studio), ManageTab(studio)]
+    before = [digest(tab.shows()) for tab in tabs]
+    assert before == [digest(tab.shows()) for tab in tabs], "as long as nothing happens"
+    studio.train("Law", studio.sample_files()["maths"])
+    after = [digest(tab.shows()) for tab in tabs]
+    assert after[0] != before[0] and after[2:] != before[2:]
 
 
 def test_the_page_builds_and_its_handlers_are_private():

@@ -21,7 +21,7 @@ from ...errors import BackboneError, ConfigError, MultiLobeError
 from ...settings import SamplingConfig
 from ..kit.guard import friendly
 from ..kit.html import Markup, escape, html
-from ..kit.routing_row import MIX, PRESET, Routing, RoutingRow, routing_of
+from ..kit.routing_row import MIX, PRESET, Routing, RoutingRow, routers_of, routing_of
 from ..kit.static import script
 from .conversation import Message, answers_in, conversation, place_of, plain, question_at
 from .knobs import KNOBS, build_knobs, sampling_of
@@ -130,6 +130,12 @@ class ChatTab:
         self.routing.wire(self.choice, self.box)
         if hasattr(self.studio, "feedback"):
             self.chat.like(self.like, [self.chat, self.replies], None, **quick)
+
+    def offered(self) -> object:
+        """What the tab shows of lobes and routers."""
+        lobes = [(lobe.id, lobe.name, lobe.colour, lobe.usable) for lobe in self.studio.lobes()]
+        routers = [(view.name, view.fitted, view.stale) for view in routers_of(self.studio)]
+        return lobes, routers, is_loading(self.studio)
 
     def follow(self, when: Callable[..., Any]) -> None:
         """Refresh what depends on the lobes whenever the event listener `when` fires (a State's change, a page's load)."""

@@ -22,6 +22,7 @@ from ...evaluation.compare import MIX, MOST_COLUMNS
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.html import Markup, html
+from ..kit.pulse import QUICK, Pulse
 from ..kit.table import bare
 from .compare_card import LETTERS, cards, empty_card, feedback_line, summary
 from .compare_form import LONGEST_ANSWER, NOBODY, columns_of, defaults, offers, sampling_of
@@ -35,7 +36,6 @@ LONGEST_PROMPT = 100_000
 PROBE_SECONDS = 0.25
 DRAW_SECONDS = 0.1
 """Least time between two drawings of the columns."""
-COUNT_SECONDS = 3.0
 EMPTY = "Write a prompt and press Compare."
 UNUSED = "Nobody answers here. Choose who should."
 Step = tuple[Any, ...]
@@ -123,10 +123,8 @@ class CompareSection:
             self.best.append(gr.Button(f"{LETTERS[place]} is best", size="sm", interactive=False, elem_id=f"{at}-best"))
 
     def _feedback(self) -> None:
-        line = self._counted()
-        self.told = gr.State(line)
         with gr.Row(elem_classes="train-actions lab-actions lab-compare-export"):
-            self.counts = bare(line, elem_id="lab-compare-feedback")
+            self.counts = bare(self.count(), elem_id="lab-compare-feedback")
             private = not self.studio.shared
             self.routing = gr.Button("Export as labelled prompts", size="sm", visible=private, elem_id="lab-compare-routing")
             self.training = gr.Button("Export as training set", size="sm", visible=private, elem_id="lab-compare-training")
@@ -153,7 +151,6 @@ class CompareSection:
             button.click(partial(self.vote, None if button is self.tie else place), **voting)
         for button, kind in ((self.routing, ROUTING), (self.training, TRAINING)):
             button.click(partial(self.export, kind), None, self.download, api_visibility="private", concurrency_limit=2)
-        gr.Timer(COUNT_SECONDS).tick(self.count, self.told, [self.counts, self.told], **quick)
 
     @property
     def outputs(self) -> list[Any]:
@@ -244,7 +241,7 @@ class CompareSection:
         after = Shown(shown.prompt, shown.places, shown.comparison, voted=True)
         said = "no difference" if place is None else f"{LETTERS[place]} is best"
         gr.Info(f"Thank you: {said}. It is kept with the feedback.", title="Your vote", duration=5)
-        return *_votes(after, place), after, self._counted()
+        return *_votes(after, place), after, self.count()
 
     @friendly
     def export(self, kind: str) -> Any:
@@ -253,11 +250,13 @@ class CompareSection:
         label = f"Download {path.name} ({text.size(path.stat().st_size)})"
         return gr.update(value=guard.downloadable(path), label=label, visible=True)
 
+    def watch(self, pulse: Pulse) -> None:
+        """Follow the feedback: thumbs come from Chat, and votes from other pages."""
+        pulse.when(self.count)(self.count, None, self.counts, **QUICK)
+
     @friendly(quiet=True)
-    def count(self, told: Any) -> tuple[Any, Any]:
-        """A tick: thumbs come from Chat, and votes from other pages."""
-        line = self._counted()
-        return (gr.skip(), gr.skip()) if line == told else (line, line)
+    def count(self) -> Markup:
+        return feedback_line(self.studio.lab.feedback_counts(), self.studio.shared)
 
     # ---- handlers: choosing ------------------------------------------------------------------------------------------
 
@@ -282,9 +281,6 @@ class CompareSection:
             values = [usual[place] if value == NOBODY else value for place, value in enumerate(values)]
         note = gr.skip() if isinstance(state, Shown) and state.comparison else _note(names)
         return names, note, *(gr.update(choices=offers(names), value=value) for value in values)
-
-    def _counted(self) -> str:
-        return feedback_line(self.studio.lab.feedback_counts(), self.studio.shared)
 
     def _names(self) -> list[str]:
         return [lobe.name for lobe in self.studio.lobes() if lobe.usable]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import gradio as gr
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.ledger_card import ledger_csv, ledger_json, ledger_table, recent_table
+from ..kit.pulse import QUICK, Pulse
 from ..kit.routing_row import routers_of
 from ..kit.table import bare, heading, shown
 from .drawing import Drawing
@@ -27,7 +27,6 @@ SPEED = (
     "Training, routing and answers with the present base and lobes, beside what the processor and its memory could do. "
     "About a minute."
 )
-LOOK_SECONDS = 3.0
 LATEST = 12
 MOST_SAVED = 100_000
 
@@ -49,7 +48,6 @@ class LedgerSection:
     def build(self) -> None:
         """Call it inside gr.Blocks, in the tab or column where it belongs."""
         self.token = guard.visitor()
-        self.seen = gr.State("")
         self.totals = bare(elem_id="ledger-totals")
         with gr.Row(elem_classes="train-actions"):
             small: dict[str, Any] = {"size": "sm", "min_width": 110}
@@ -68,45 +66,44 @@ class LedgerSection:
         self._wire()
 
     def _wire(self) -> None:
-        quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
         private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 2, "show_progress": "hidden"}
-        view = [self.totals, self.heading, self.recent, self.seen]
-        look: dict[str, Any] = {"fn": self.look, "inputs": self.seen, "outputs": view, **quick}
+        self.looking: dict[str, Any] = {
+            "fn": self.look, "inputs": None, "outputs": [self.totals, self.heading, self.recent], **QUICK
+        }  # fmt: skip
         asking = [self.clear, self.really, self.keep]
         for button, kind in ((self.csv, "csv"), (self.json, "json")):
             button.click(partial(self.save, kind), None, self.download, **private)
-        self.clear.click(self.ask, None, asking, **quick)
-        self.keep.click(self.calm, None, asking, **quick)
-        self.really.click(self.do_clear, self.token, asking, **private).success(**look)
-        gr.Timer(LOOK_SECONDS).tick(**look)
+        self.clear.click(self.ask, None, asking, **QUICK)
+        self.keep.click(self.calm, None, asking, **QUICK)
+        self.really.click(self.do_clear, self.token, asking, **private).success(**self.looking)
         root = gr.context.Context.root_block
         if root is not None:
-            # a fresh page knows nothing, whatever the server's session remembers
-            root.load(self.look_anew, None, view, **quick)  # type: ignore[attr-defined]
+            root.load(**self.looking)  # type: ignore[attr-defined]
+
+    def watch(self, pulse: Pulse) -> None:
+        """Look whenever something has changed that the section shows."""
+        pulse.when(self.shows)(**self.looking)
+
+    def shows(self) -> object:
+        lab = self.studio.lab
+        recent = lab.ledger_recent(LATEST)
+        return lab.ledger_totals(), recent, [text.when(cost.time) for cost in recent], self._names()
 
     # ---- handlers ------------------------------------------------------------------------------------------------
 
     @friendly(quiet=True)
-    def look_anew(self) -> tuple[Any, ...]:
-        """For a page that has just been opened."""
-        return self._view("")
-
-    @friendly(quiet=True)
-    def look(self, seen: Any) -> tuple[Any, ...]:
-        """A tick: what has changed since the page last looked."""
-        return self._view(seen)
-
-    def _view(self, seen: Any) -> tuple[Any, ...]:
-        lab = self.studio.lab
-        colours = {lobe.name: lobe.colour for lobe in self.studio.lobes()}
-        titles = {view.name: view.title for view in routers_of(self.studio)}
-        table = ledger_table(lab.ledger_totals(), titles, colours)
-        latest = recent_table(lab.ledger_recent(LATEST), titles, colours)
-        now = blake2b((table + latest).encode("utf-8", "replace"), digest_size=8).hexdigest()
-        if now == seen:
-            return (gr.skip(),) * 4
+    def look(self) -> tuple[Any, ...]:
+        """The totals, and the latest answers with their heading."""
+        titles, colours = self._names()
+        table = ledger_table(self.studio.lab.ledger_totals(), titles, colours)
+        latest = recent_table(self.studio.lab.ledger_recent(LATEST), titles, colours)
         above = gr.update(value=heading("Latest answers", ""), visible=bool(latest))
-        return table, above, shown(latest), now
+        return table, above, shown(latest)
+
+    def _names(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Name → title of routers, and name → colour of lobes."""
+        titles = {view.name: view.title for view in routers_of(self.studio)}
+        return titles, {lobe.name: lobe.colour for lobe in self.studio.lobes()}
 
     @friendly
     def save(self, kind: str) -> Any:

@@ -1,4 +1,4 @@
-"""The Lab tab: proof. Each section is a file of its own; here they are put side by side and kept up to date by one timer."""
+"""The Lab tab: proof. Each section is a file of its own; here they are put side by side."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import gradio as gr
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.html import html
+from ..kit.pulse import QUICK, Pulse
 from ..kit.table import bare
 from .compare import CompareSection
 from .experiment import ExperimentPanel
@@ -38,14 +39,15 @@ class LabTab:
     """Lays out the sections. Each gets the studio and nothing else."""
 
     def __init__(self, studio: Studio) -> None:
-        self.compare, self.merge = CompareSection(studio), MergeSection(studio)
+        self.studio = studio
+        self.compare, self.merge, self.ledger = CompareSection(studio), MergeSection(studio), LedgerSection(studio)
         self.sections: Sequence[Section] = (
             ReportSection(studio),
             LossesSection(studio),
             ForgettingSection(studio),
             self.compare,
             self.merge,
-            LedgerSection(studio),
+            self.ledger,
         )
 
     def follow(self, when: Callable[..., Any]) -> None:
@@ -64,11 +66,20 @@ class LabTab:
         self.panels = [panel for section in self.sections for panel in section.panels]
         told = [part for panel in self.panels for part in (panel.runs, panel.seen)]
         filled = [part for panel in self.panels for part in panel.outputs]
-        quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-        gr.Timer(1.0).tick(self.look, [self.token, *told], filled, **quick)
+        self.looking: dict[str, Any] = {"inputs": [self.token, *told], "outputs": filled, **QUICK}
         root = gr.context.Context.root_block
         if root is not None:
-            root.load(self.look_anew, [self.token, *told], filled, **quick)  # type: ignore[attr-defined]
+            root.load(self.look_anew, **self.looking)  # type: ignore[attr-defined]
+
+    def watch(self, pulse: Pulse) -> None:
+        """Look whenever something has changed that the tab shows."""
+        pulse.when(self.shows)(self.look, **self.looking)
+        self.compare.watch(pulse)
+        self.ledger.watch(pulse)
+
+    def shows(self) -> object:
+        jobs = [job for job in self.studio.jobs() if job.kind == "lab"]
+        return jobs, [(lobe.name, lobe.colour) for lobe in self.studio.lobes()]
 
     @friendly(quiet=True)
     def look(self, request: gr.Request, token: Any, *told: Any) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from ...errors import ConfigError, LobeError
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.html import Markup
+from ..kit.pulse import Pulse
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, shown
 from . import memory_card
@@ -174,10 +175,18 @@ class ManageTab:
         changing: dict[str, Any] = {"fn": self.do_change_base, "inputs": self.base_name, "outputs": None, **private}
         self.change.click(**changing).success(**look)
         self.base_name.submit(**changing).success(**look)
-        gr.Timer(1.0).tick(**look)
+        self.looking = look
         root = gr.context.Context.root_block
         if root is not None:
             root.load(self.look_anew, [*asked, self.token], view, **quick)  # type: ignore[attr-defined]
+
+    def watch(self, pulse: Pulse) -> None:
+        """Look whenever something has changed that the tab shows."""
+        pulse.when(self.shows)(**self.looking)
+
+    def shows(self) -> object:
+        status = self.studio.status()
+        return status.version, status.state, self.studio.memory()
 
     # ---- handlers: looking ---------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from ..kit.complexity_card import stratification_card
 from ..kit.guard import friendly
 from ..kit.html import Markup
 from ..kit.plots import fit_curves, prompt_map_figure
+from ..kit.pulse import Pulse
 from ..kit.routing_row import routers_of
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, shown
@@ -275,10 +276,18 @@ class RoutersTab:
         }  # fmt: skip
         self.ask.click(**comparing).success(**mapping)
         self.prompt.submit(**comparing).success(**mapping)
-        gr.Timer(1.0).tick(**look)
+        self.looking = look
         root = gr.context.Context.root_block
         if root is not None:
             root.load(self.look_anew, [self.picked, self.token], view, **quick)  # type: ignore[attr-defined]
+
+    def watch(self, pulse: Pulse) -> None:
+        """Look whenever something has changed that the tab shows."""
+        pulse.when(self.shows)(**self.looking)
+
+    def shows(self) -> object:
+        status = self.studio.status()
+        return status.version, status.state, router_jobs(self.studio.jobs())
 
     # ---- handlers: looking ---------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from ..kit import guard
 from ..kit.curves import PALETTE, RUN, compare_curves, loss_curves
 from ..kit.guard import friendly
 from ..kit.html import Markup, escape
+from ..kit.pulse import Pulse
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, pickable, shown, table
 from .dataset_card import length_histogram, plan_line, refusal_card, report_card
@@ -170,12 +171,19 @@ class TrainTab:
         self.chat.click(None, js=script("go_to_chat"), api_visibility="private")
         self.runs.pick(self.pick, None, self.shown, **quick).then(**look, js=scroll_to("#train-card"))
         self.runs.check(self.tick_run, self.ticked, self.ticked, show_progress="hidden", **private).then(**look)
-        gr.Timer(1.0).tick(**look)
+        self.looking = look
         root = gr.context.Context.root_block
         if root is not None:
             # A fresh page knows nothing, whatever the server's session remembers: everything is drawn anew.
             inputs = [self.shown, self.ticked, self.token]
             root.load(self.look_anew, inputs, view, **quick)  # type: ignore[attr-defined]
+
+    def watch(self, pulse: Pulse) -> None:
+        """Look whenever something has changed that the tab shows."""
+        pulse.when(self.shows)(**self.looking)
+
+    def shows(self) -> object:
+        return lobe_jobs(self.studio.jobs()), self.studio.suggested_learning_rate()
 
     # ---- handlers: data ------------------------------------------------------------------------------------------
 
