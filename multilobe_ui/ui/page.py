@@ -19,6 +19,7 @@ from .kit.pulse import QUICK, Pulse
 from .kit.static import stylesheets
 from .kit.text import big, count, percent, short, time_left
 from .kit.theme import theme
+from .kit.typing import remember_typing
 from .lab.tab import LabTab
 from .manage.tab import ManageTab
 from .routers.tab import RoutersTab
@@ -68,6 +69,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         for tab in (chat, lab):
             tab.follow(lobes)
             tab.follow(page.load)
+        remember_typing()
         pulse.start()
         _spare_loading_states(page, pulse.timer)
     return page

@@ -111,6 +111,28 @@ def test_the_loss_matrix_names_the_winner_of_every_column(visitor: Visitor, tmp_
         visitor.sees("#lab-losses-result", f"{column[0]:.3f}")
 
 
+HOLD_DRAWING = """() => {
+    const draw = window.requestAnimationFrame, held = [];
+    window.requestAnimationFrame = (work) => held.push(work);
+    window.drawAgain = () => { window.requestAnimationFrame = draw; held.forEach((work) => draw(work)); };
+}"""
+
+
+def test_a_number_typed_while_its_tab_is_still_being_built_counts(visitor: Visitor) -> None:
+    """The page sets all fields of a new tab once it draws: here it draws after the number was typed."""
+    visitor.tab("Lab")
+    visitor.page.evaluate(HOLD_DRAWING)
+    visitor.page.get_by_role("tab", name="Lobes", exact=True).dispatch_event("click")
+    visitor.page.wait_for_selector("#losses-rows input", state="attached")
+    visitor.page.eval_on_selector(
+        "#losses-rows input", "(field) => { field.value = '8'; field.dispatchEvent(new Event('input', {bubbles: true})); }"
+    )
+    visitor.page.wait_for_timeout(500)  # Gradio waits for the drawing that is held
+    visitor.page.evaluate("window.drawAgain()")
+    visitor.page.wait_for_timeout(1000)
+    assert visitor.on("#losses-rows input").input_value() == "8"
+
+
 def test_four_answers_side_by_side_and_a_vote(visitor: Visitor) -> None:
     section(visitor, "Compare")
     visitor.on("#lab-compare-prompt textarea").fill("What does insulin do?")
