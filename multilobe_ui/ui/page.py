@@ -118,7 +118,8 @@ class Header:
 
     def build(self) -> None:
         brand = html(
-            '<div class="ml-brand">{}<div><h1>MultiLobe</h1><p>One frozen language model, many small experts. '
+            '<div class="ml-brand">{}<div><h1>MultiLobe</h1><p>One frozen language model, many small '
+            "experts. "
             "Ask in Chat and see which lobe answers, or teach it a new one in Train.</p></div></div>",
             brain_mark(_MARK),
         )

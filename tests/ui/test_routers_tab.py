@@ -169,7 +169,7 @@ def test_fits_are_no_runs_of_the_train_tab(studio):
     from multilobe_ui.ui.train.tab import TrainTab
 
     studio.advance(studio.fit_router("gate").id, 4)
-    view = TrainTab(studio).look(NOBODY, "", [], {}, "")
+    view = TrainTab(studio).live.look(NOBODY, "", [], {}, "")
     assert "No training has been started" in view[0]
 
 

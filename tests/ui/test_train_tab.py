@@ -15,8 +15,7 @@ from multilobe_ui.data.formats import sniff
 from multilobe_ui.data.held_out import held_out_share
 from multilobe_ui.errors import BusyError, DataError, LobeError
 from multilobe_ui.settings import suggested_epochs
-from multilobe_ui.ui.train import dataset_card, form, run_card, runs
-from multilobe_ui.ui.train import tab as train_tab
+from multilobe_ui.ui.train import dataset_card, form, live_side, run_card, runs
 from multilobe_ui.ui.train.tab import TrainTab
 
 SKIP = gr.skip()
@@ -53,12 +52,12 @@ def named(keys, values):
 
 
 def look(tab, shown="", ticked=(), seen=None, token=""):
-    return named(VIEW, tab.look(NOBODY, shown, list(ticked), seen or {}, token))
+    return named(VIEW, tab.live.look(NOBODY, shown, list(ticked), seen or {}, token))
 
 
 def drop(tab, path, name="", source=None):
     """What the page shows in the end after a file was dropped."""
-    steps = list(tab.use_file(str(path), name, source or {}, 512))
+    steps = list(tab.data.use_file(str(path), name, source or {}, 512))
     return named(REPORT, steps[-1])
 
 
@@ -94,8 +93,8 @@ def test_bad_rows_are_listed_and_must_be_left_out_knowingly(studio, uploads):
     assert "line 5" in seen.report["value"] and "line 12" in seen.report["value"]
     assert seen.skip_bad == gr.update(visible=True, value=False)
     assert seen.start == gr.update(interactive=False)
-    assert tab.allow_start(True, seen.source) == gr.update(interactive=True)
-    assert tab.allow_start(False, seen.source) == gr.update(interactive=False)
+    assert tab.data.allow_start(True, seen.source) == gr.update(interactive=True)
+    assert tab.data.allow_start(False, seen.source) == gr.update(interactive=False)
 
 
 def test_no_more_than_twenty_bad_rows_are_listed(studio, uploads):
@@ -111,9 +110,9 @@ def test_unknown_columns_can_be_mapped(studio, uploads):
     columns = list(sniff(path, {"prompt": "Frage", "answer": "Thema"}).columns)
     assert seen.mapping == gr.update(visible=True) and seen.prompt["choices"] == columns
     assert seen.start == gr.update(interactive=False)
-    one = list(tab.use_columns("Frage", None, "", seen.source, 512))
+    one = list(tab.data.use_columns("Frage", None, "", seen.source, 512))
     assert one == [(SKIP,) * 9]
-    (both,) = tab.use_columns("Frage", "Thema", "", seen.source, 512)
+    (both,) = tab.data.use_columns("Frage", "Thema", "", seen.source, 512)
     seen = named(REPORT, both)
     assert seen.start == gr.update(interactive=True) and seen.source["mapping"] == {"prompt": "Frage", "answer": "Thema"}
 
@@ -121,7 +120,7 @@ def test_unknown_columns_can_be_mapped(studio, uploads):
 def test_a_column_that_is_not_there_is_said_and_asked_again(studio, uploads):
     tab = TrainTab(studio)
     seen = drop(tab, write(uploads, "export.csv", ["Frage,Antwort", "a,b"]))
-    (again,) = tab.use_columns("Frage", EVIL, "", seen.source, 512)
+    (again,) = tab.data.use_columns("Frage", EVIL, "", seen.source, 512)
     seen = named(REPORT, again)
     assert seen.mapping["visible"] is True and seen.start["interactive"] is False
     assert EVIL not in seen.report["value"]
@@ -136,25 +135,25 @@ def test_what_cannot_be_read_is_said_in_the_card(studio, uploads, content):
 def test_paths_that_are_no_uploads_are_refused(studio, uploads):
     for path in ("/etc/passwd", None, 3, {"path": "/etc/passwd"}):
         with pytest.raises(gr.Error):
-            list(TrainTab(studio).use_file(path, "", {}, 512))
+            list(TrainTab(studio).data.use_file(path, "", {}, 512))
     assert not studio.calls
 
 
 def test_samples_fill_the_form_and_take_the_file_away(studio):
-    steps = list(TrainTab(studio).use_sample("legal", "", {}, 512))
+    steps = list(TrainTab(studio).data.use_sample("legal", "", {}, 512))
     file, *rest = steps[-1]
     seen = named(REPORT, rest)
     assert file is None and seen.name == "Legal (2)" and seen.start["interactive"] is True
     with pytest.raises(gr.Error):
-        list(TrainTab(studio).use_sample("../secret", "", {}, 512))
+        list(TrainTab(studio).data.use_sample("../secret", "", {}, 512))
 
 
 def test_a_typed_name_stays_and_a_suggested_one_follows_the_file(studio, uploads, sample):
     tab = TrainTab(studio)
-    first = named(REPORT, list(tab.use_sample("legal", "", {}, 512))[-1][1:])
-    second = named(REPORT, list(tab.use_sample("maths", first.name, first.source, 512))[-1][1:])
+    first = named(REPORT, list(tab.data.use_sample("legal", "", {}, 512))[-1][1:])
+    second = named(REPORT, list(tab.data.use_sample("maths", first.name, first.source, 512))[-1][1:])
     assert second.name == "Maths"
-    third = named(REPORT, list(tab.use_sample("python", "My own", second.source, 512))[-1][1:])
+    third = named(REPORT, list(tab.data.use_sample("python", "My own", second.source, 512))[-1][1:])
     assert third.name == "My own"
 
 
@@ -166,14 +165,14 @@ def test_token_lengths_come_when_the_base_does(studio, sample, monkeypatch):
         lambda self, *a: plain(self, *a) if ready else replace(plain(self, *a), token_lengths=()),
     )  # fmt: skip
     monkeypatch.setattr(FakeStudio, "wait_ready", lambda self, timeout=None: ready.append(1))
-    first, second = TrainTab(studio).use_sample("legal", "", {}, 512)
+    first, second = TrainTab(studio).data.use_sample("legal", "", {}, 512)
     assert "appear when" in named(REPORT, first[1:]).lengths["value"]
     assert "<svg" in named(REPORT, second[1:]).lengths["value"]
     assert named(REPORT, second[1:]).report == SKIP
 
 
 def test_taking_the_file_away_empties_the_form(studio):
-    seen = named(REPORT, TrainTab(studio).use_nothing())
+    seen = named(REPORT, TrainTab(studio).data.use_nothing())
     assert seen.source == {} and seen.start == gr.update(interactive=False) and seen.report == gr.update(visible=False)
 
 
@@ -181,7 +180,7 @@ def test_taking_the_file_away_empties_the_form(studio):
 
 
 def begin(tab, source, name="Law", skip=False, token="", settings=SETTINGS):
-    return tab.begin(NOBODY, source, name, skip, token, *settings)
+    return tab.begin(NOBODY, token, source, name, skip, *settings)
 
 
 def test_start_makes_one_job_with_the_settings_and_shows_it(studio, sample):
@@ -233,20 +232,20 @@ def test_verbs_act_on_the_run_on_display(studio, sample):
     job, *_ = begin(tab, {"path": str(sample)})
     queued, *_ = begin(tab, {"path": str(sample)}, "Two")
     studio.advance(job, 3)
-    tab.do_later(NOBODY, {"job": queued}, "")
-    tab.do_earlier(NOBODY, {"job": queued}, "")
-    tab.do_stop(NOBODY, {"job": job}, "")
-    tab.do_resume(NOBODY, {"job": job}, "")
-    tab.do_cancel(NOBODY, {"job": queued}, "")
+    tab.live.doing("later")(NOBODY, {"job": queued}, "")
+    tab.live.doing("earlier")(NOBODY, {"job": queued}, "")
+    tab.live.doing("stop")(NOBODY, {"job": job}, "")
+    tab.live.doing("resume")(NOBODY, {"job": job}, "")
+    tab.live.doing("cancel")(NOBODY, {"job": queued}, "")
     verbs = [(verb, arguments[:-1]) for verb, arguments in studio.calls if verb != "train"]
     assert verbs == [
         ("move", (queued, 1)), ("move", (queued, -1)), ("stop", (job,)), ("resume", (job,)), ("cancel", (queued,)),
         ("forget", (queued,)),
     ]  # fmt: skip
     with pytest.raises(gr.Error, match="No run"):
-        tab.do_stop(NOBODY, {}, "")
+        tab.live.doing("stop")(NOBODY, {}, "")
     with pytest.raises(gr.Error, match="no job"):
-        tab.do_stop(NOBODY, {"job": "gone"}, "")
+        tab.live.doing("stop")(NOBODY, {"job": "gone"}, "")
 
 
 def test_shared_only_the_owner_may_act(sample):
@@ -256,11 +255,11 @@ def test_shared_only_the_owner_may_act(sample):
         begin(tab, {"path": str(sample)})
     job, *_ = begin(tab, {"path": str(sample)}, token=TOKEN)
     with pytest.raises(gr.Error, match="somebody else"):
-        tab.do_stop(NOBODY, {"job": job}, OTHER)
+        tab.live.doing("stop")(NOBODY, {"job": job}, OTHER)
     assert look(tab, token=OTHER).stop["visible"] is False
     assert "another visitor" in look(tab, token=OTHER).card
     assert look(tab, token=TOKEN).stop["visible"] is True
-    tab.do_stop(NOBODY, {"job": job}, TOKEN)
+    tab.live.doing("stop")(NOBODY, {"job": job}, TOKEN)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
@@ -288,11 +287,11 @@ def test_nothing_new_is_not_sent_again(studio, sample):
     job = studio.train("Law", sample)
     studio.advance(job.id, 5)
     first = look(tab)
-    assert tab.look(NOBODY, "", [], first.seen, "") == (SKIP,) * len(VIEW)
+    assert tab.live.look(NOBODY, "", [], first.seen, "") == (SKIP,) * len(VIEW)
     studio.advance(job.id, 1)
     second = look(tab, seen=first.seen)
     assert second.card != SKIP and second.rate == SKIP and second.compared == SKIP
-    assert tab.look_anew(NOBODY, "", [], "")[0] == second.status
+    assert tab.live.look_anew(NOBODY, "", [], "")[0] == second.status
 
 
 def test_the_plot_is_drawn_at_most_every_two_seconds_of_training(studio, sample):
@@ -312,7 +311,7 @@ def test_a_failing_studio_leaves_the_page_as_it_is(studio, monkeypatch):
         raise BusyError("no")
 
     monkeypatch.setattr(studio, "jobs", fail)
-    assert TrainTab(studio).look(NOBODY, "", [], {}, "") == SKIP
+    assert TrainTab(studio).live.look(NOBODY, "", [], {}, "") == SKIP
 
 
 @pytest.mark.parametrize(
@@ -361,29 +360,29 @@ def test_ticked_runs_are_compared(studio, sample):
         job = studio.train(name, sample)
         studio.advance(job.id, 60)
     ids = [job.id for job in studio.jobs()]
-    ticked = tab.tick_run(tab.tick_run([], event(id=ids[0], on=True)), event(id=ids[1], on=True))
+    ticked = tab.live.tick_run(tab.live.tick_run([], event(id=ids[0], on=True)), event(id=ids[1], on=True))
     assert ticked == ids
     seen = look(tab, ticked=ticked)
     names = {trace.name for trace in seen.compared["value"].data}
     assert names == {"One", "&lt;img src=x onerror=alert(1)&gt;"} and seen.runs["value"].count("checked") == 2
-    assert tab.tick_run(ticked, event(id=ids[0], on=False)) == ids[1:]
+    assert tab.live.tick_run(ticked, event(id=ids[0], on=False)) == ids[1:]
     assert look(tab, ticked=["gone"]).compared == gr.update(visible=False)
-    many = [f"job{i}" for i in range(train_tab.MOST_COMPARED)]
-    assert len(tab.tick_run(many, event(id="one more", on=True))) == train_tab.MOST_COMPARED
+    many = [f"job{i}" for i in range(live_side.MOST_COMPARED)]
+    assert len(tab.live.tick_run(many, event(id="one more", on=True))) == live_side.MOST_COMPARED
 
 
 def test_forged_events_are_refused(studio):
     tab = TrainTab(studio)
-    assert tab.pick(event(id=["x"])) == SKIP
+    assert tab.live.pick(event(id=["x"])) == SKIP
     with pytest.raises(gr.Error):
-        tab.tick_run([], event(id="x", on="yes"))
+        tab.live.tick_run([], event(id="x", on="yes"))
 
 
 def test_the_list_of_runs_is_not_endless(studio, sample):
-    for i in range(train_tab.MOST_RUNS + 5):
+    for i in range(live_side.MOST_RUNS + 5):
         studio.train(f"Run {i}", sample)
     seen = look(TrainTab(studio))
-    assert seen.runs["value"].count("data-row=") == train_tab.MOST_RUNS and "newest 50 of 55" in seen.runs_heading["value"]
+    assert seen.runs["value"].count("data-row=") == live_side.MOST_RUNS and "newest 50 of 55" in seen.runs_heading["value"]
 
 
 # ---- pure ------------------------------------------------------------------------------------------------------------
@@ -443,7 +442,7 @@ def test_wiring_is_private_and_waits_for_nobody(studio):
 def plan_of(tab, rows, share="", keep="last"):
     examples = [Example(({"role": "user", "content": p},), a) for p, a in rows]
     held_out = held_out_share(examples)
-    return tab.show_plan({"rows": len(rows), "held_out": held_out}, share, keep)
+    return tab.data.show_plan({"rows": len(rows), "held_out": held_out}, share, keep)
 
 
 def test_the_plan_says_what_is_trained_and_why(studio):
@@ -460,5 +459,5 @@ def test_the_plan_says_what_is_trained_and_why(studio):
     assert "All 500 rows are trained, as the settings say." in plan_of(tab, labels, "0")[0]["value"]
     assert "lowest validation loss is kept" in plan_of(tab, labels, "", "best")[0]["value"]
     assert "Without held-out rows the last step is kept." in plan_of(tab, facts, "", "best")[0]["value"]
-    assert tab.show_plan({}, "", "last")[0] == gr.update(visible=False)
+    assert tab.data.show_plan({}, "", "last")[0] == gr.update(visible=False)
     assert plan_of(tab, facts, "many") == gr.skip()  # said when training is started

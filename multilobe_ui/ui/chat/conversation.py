@@ -12,7 +12,8 @@ Message = dict[str, Any]
 
 
 def plain(history: Sequence[Message] | None) -> list[Message]:
-    """The conversation as {"role", "content"} with content a string, whatever Gradio or a stranger's request made of it."""
+    """The conversation as {"role", "content"} with content a string, whatever Gradio or a
+    stranger's request made of it."""
     messages = []
     for message in history or ():
         role = "user"
@@ -39,7 +40,8 @@ def _text_of_part(part: object) -> str:
 
 
 def conversation(history: Sequence[Message] | None, replies: Sequence[Reply]) -> list[Message]:
-    """`plain(history)` with the answers as they were given: a browser that is busy may send an answer back half drawn."""
+    """`plain(history)` with the answers as they were given: a browser that is busy may send an
+    answer back half drawn."""
     messages, given = plain(history), iter(replies)
     for message in messages:
         if message["role"] == "assistant" and (reply := next(given, None)) is not None and reply.answer:

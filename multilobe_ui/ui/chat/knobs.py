@@ -17,7 +17,9 @@ def build_knobs() -> list[Any]:
     """Call it inside gr.Blocks, where they belong."""
     with gr.Row():
         limit = gr.Slider(1, 1024, 200, step=1, label="Longest answer", info="tokens")
-        temperature = gr.Slider(0, 2, 0.3, step=0.05, label="Temperature", info="0 is always the likeliest token")
+        temperature = gr.Slider(
+            0, 2, 0.3, step=0.05, label="Temperature", info="0 is always the likeliest token"
+        )
         top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", info="share of probability to draw from")
         top_k = gr.Slider(0, 200, 0, step=1, label="Likeliest tokens", info="so many to draw from, 0 for all")
         penalty = gr.Slider(0.8, 2, 1.1, step=0.05, label="Repetition penalty", info="1 is none")
@@ -28,7 +30,9 @@ def build_knobs() -> list[Any]:
     return [limit, temperature, top_p, top_k, penalty, seed]
 
 
-def sampling_of(limit: Any, temperature: Any, top_p: Any, top_k: Any, penalty: Any, seed: Any) -> SamplingConfig:
+def sampling_of(
+    limit: Any, temperature: Any, top_p: Any, top_k: Any, penalty: Any, seed: Any
+) -> SamplingConfig:
     """Raises ConfigError: a value that is no number, or out of its range."""
     try:
         number = None

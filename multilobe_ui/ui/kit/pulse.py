@@ -17,11 +17,11 @@ Source = Callable[[], object]
 
 
 class Pulse:
-    """Call `when` for everything that is shown, then `start`; all at the root of the page, because Gradio mounts no
-    component of a tab that is not open.
+    """Call `when` for everything that is shown, then `start`; all at the root of the page, because
+    Gradio mounts no component of a tab that is not open.
 
-    Each source has a hidden text, the digest of what it returns. (Not a State: in Gradio 6.31 the change event of one is
-    lost when the tick that changed it did not go through the queue.)
+    Each source has a hidden text, the digest of what it returns. (Not a State: in Gradio 6.31 the
+    change event of one is lost when the tick that changed it did not go through the queue.)
     """
 
     def __init__(self) -> None:

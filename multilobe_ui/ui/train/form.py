@@ -51,7 +51,8 @@ def rate_hint(rate: float | None) -> str:
 
 
 def free_name(label: str, taken: Sequence[str]) -> str:
-    """A lobe's name from a file's: "my_recipes-v2.jsonl" becomes "My recipes v2", with a number if it is taken."""
+    """A lobe's name from a file's: "my_recipes-v2.jsonl" becomes "My recipes v2", with a number if
+    it is taken."""
     stem = " ".join(re.sub(r"[_\-.]+", " ", Path(label).stem).split())[:70] or "My lobe"
     name = stem[0].upper() + stem[1:]
     lower = {other.casefold() for other in taken}

@@ -1,4 +1,5 @@
-"""Which runs there are, which is on display, what can be done with it, and when it must be drawn again. Pure."""
+"""Which runs there are, which is on display, what can be done with it, and when it must be drawn
+again. Pure."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def buttons(job: JobView | None, jobs: Sequence[JobView]) -> tuple[Any, ...]:
 
 
 def curve_key(job: JobView) -> list[Any]:
-    """Changes when the curve is worth drawing again: every two seconds of training, at a measurement, at the end."""
+    """Changes when the curve is worth drawing again: every two seconds of training, at a
+    measurement, at the end."""
     return [job.id, job.state, int(job.seconds // 2), job.best_validation_loss, job.step > 0]
 
 
