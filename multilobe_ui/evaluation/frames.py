@@ -14,6 +14,10 @@ Result = Mapping[str, Any]
 
 BASE = "base model"
 ORACLE = "the right lobe"
+COSTS = [
+    "time", "router", "stage", "lobes", "route_ms", "first_token_ms", "prompt_tokens", "answer_tokens", "seconds",
+    "tokens_per_second", "resident", "resident_bytes", "stopped",
+]  # fmt: skip
 CHECKED = {"same": "logits", "files_same": "files", "fingerprint_same": "base"}
 
 
@@ -107,6 +111,19 @@ def search_frame(result: Result) -> pd.DataFrame:
     trials = [trial for trial in result.get("trials") or () if "loss" in trial]
     weights = pd.DataFrame([trial.get("weights") or {} for trial in trials])
     return weights.assign(loss=[trial["loss"] for trial in trials], best=[trial.get("best") for trial in trials])
+
+
+def ledger_frame(totals: Mapping[str, Result]) -> pd.DataFrame:
+    """A ledger's totals: a row for each router, with how many replies each lobe gave in `by_lobe`."""
+    columns = ["replies", "stopped", "route_ms", "route_ms_mean", "first_token_ms", "prompt_tokens", "answer_tokens", "seconds",
+               "tokens_per_second", "by_lobe"]  # fmt: skip
+    return _frame(totals, columns)
+
+
+def costs_frame(costs: Sequence[Result]) -> pd.DataFrame:
+    """A row for each answer of a ledger (`Cost.to_json`); names of several lobes in one cell."""
+    frame = pd.DataFrame(list(costs), columns=COSTS)
+    return frame.assign(lobes=frame["lobes"].map(", ".join), resident=frame["resident"].map(", ".join))
 
 
 FRAMES: Mapping[str, Callable[[Result], pd.DataFrame]] = {

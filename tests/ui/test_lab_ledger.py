@@ -14,18 +14,12 @@ import pytest
 from fake_lab import FakeLab, some_costs
 from fake_studio import FakeStudio
 
+from multilobe_ui.evaluation.frames import COSTS
 from multilobe_ui.routing.decision import manual_decision
 from multilobe_ui.ui.chat.why_panel import Reply, why_panel
-from multilobe_ui.ui.kit.ledger_card import (
-    FIELDS,
-    cost_line,
-    cost_note,
-    ledger_csv,
-    ledger_json,
-    ledger_table,
-    recent_table,
-)
+from multilobe_ui.ui.kit.ledger_card import cost_line, cost_note
 from multilobe_ui.ui.lab.ledger import LATEST, LedgerSection
+from multilobe_ui.ui.lab.ledger_tables import ledger_csv, ledger_json, ledger_table, recent_table
 from multilobe_ui.ui.lab.tab import LabTab
 
 SKIP = gr.skip()
@@ -113,7 +107,7 @@ def test_the_table_shows_the_totals(filled):
 
 def test_one_router_needs_no_sum_and_none_says_what_to_do(filled):
     totals = filled.lab.ledger_totals()
-    assert "<tr>" not in ledger_table({"gate": totals["gate"]}, TITLES, {}).split("<tfoot>")[1]
+    assert "<tr>" not in ledger_table({"gate": totals["gate"]}, TITLES, {}).split("</tbody>")[1]
     assert "Ask something in Chat" in ledger_table({}, {}, {}) and recent_table([], {}, {}) == ""
 
 
@@ -141,7 +135,7 @@ def test_names_are_escaped(one):
 def test_files_hold_every_answer_oldest_first(filled):
     costs = filled.lab.ledger_recent(1000)
     rows = list(csv.DictReader(io.StringIO(ledger_csv(costs))))
-    assert tuple(rows[0]) == FIELDS and len(rows) == 60 and rows[0]["time"] == costs[-1].time
+    assert list(rows[0]) == COSTS and len(rows) == 60 and rows[0]["time"] == costs[-1].time
     assert float(rows[0]["seconds"]) == costs[-1].seconds and rows[3]["route_ms"] == ""
     told = json.loads(ledger_json(filled.lab.ledger_totals(), costs))
     assert told["answers"][-1] == json.loads(json.dumps(costs[0].to_json())) and told["routers"]["gate"]["replies"] == 12

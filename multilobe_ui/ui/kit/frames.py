@@ -54,23 +54,28 @@ def frame_table(
     caption: object = "",
     foot: object = "",
     scroll: str = "ml-scroll",
+    label: str = "",
 ) -> Markup:
     """The table, in a box that scrolls when it is too wide. What is not known reaches `cell` as None.
 
     Args:
-        kind: the table's class. cell: (row's label, column's label, value) → its `td`. row: (label, cells) → its `tr`. head: a
-            column's label → its `th`. corner: the head above the rows' heads. foot: rows at its end. scroll: class of the box.
+        kind: the table's class. cell: (row's label, column's label, value) → its `td`.
+        row: (label, cells) → its `tr`. head: a column's label → its `th`. corner: the head above the rows' heads.
+        foot: rows at its end. scroll: class of the box. label: what the box is called, for those who scroll it by keyboard.
     """
     known = frame.astype(object).where(frame.notna(), None)
     body = joined(
         row(label, joined(cell(label, column, value) for column, value in zip(frame.columns, values, strict=True)))
         for label, *values in known.itertuples(name=None)
     )
-    return html(
-        '<div class="{}"><table class="{}">{}<thead><tr>{}{}</tr></thead><tbody>{}</tbody>{}</table></div>',
-        scroll, kind, around("<caption>{}</caption>", caption), corner, joined(map(head, frame.columns)), body,
+    table = html(
+        '<table class="{}">{}<thead><tr>{}{}</tr></thead><tbody>{}</tbody>{}</table>',
+        kind, around("<caption>{}</caption>", caption), corner, joined(map(head, frame.columns)), body,
         around("<tfoot>{}</tfoot>", foot),
     )  # fmt: skip
+    if not label:
+        return element("div", table, kind=scroll)
+    return element("div", table, kind=scroll, tabindex="0", role="region", aria_label=label)
 
 
 def frame_csv(frame: pd.DataFrame, *, index: bool = True) -> str:

@@ -12,12 +12,12 @@ import gradio as gr
 
 from ..kit import guard, text
 from ..kit.guard import friendly
-from ..kit.ledger_card import ledger_csv, ledger_json, ledger_table, recent_table
 from ..kit.pulse import QUICK, Pulse
 from ..kit.routing_row import routers_of
 from ..kit.table import bare, heading, shown
 from .drawing import Drawing
 from .experiment import ExperimentPanel
+from .ledger_tables import ledger_csv, ledger_json, ledger_table, recent_table
 from .speed_card import speed_card
 
 if TYPE_CHECKING:
