@@ -142,7 +142,7 @@ def test_bad_settings_are_said_so(tab):
 
 def test_while_loading_it_says_so_and_then_answers(monkeypatch):
     tab = ChatTab(FakeStudio(6, state="loading"))
-    monkeypatch.setattr("multilobe_ui.ui.chat.tab.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("multilobe_ui.ui.chat.answering.PROBE_SECONDS", 0.01)
     steps = tab.send(ASK, [], [], "automatic", *KNOBS)
     next(steps)
     chat, _, panel, *_ = next(steps)
@@ -392,7 +392,7 @@ def test_tokens_are_shown_where_a_router_weighs_them(tab):
 
 
 def test_only_the_latest_answers_remember_their_tokens(tab, monkeypatch):
-    monkeypatch.setattr("multilobe_ui.ui.chat.tab.MOST_TRACES", 1)
+    monkeypatch.setattr("multilobe_ui.ui.chat.answering.MOST_TRACES", 1)
     tab.studio.advance(tab.studio.fit_router("xlora").id, 999)
     replies = []
     for n in range(3):

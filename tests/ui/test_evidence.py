@@ -18,7 +18,8 @@ from multilobe_ui.errors import BusyError
 from multilobe_ui.routing.decision import MODES, RoutingDecision, base_decision
 from multilobe_ui.ui.chat import token_view
 from multilobe_ui.ui.chat.evidence import evidence_sections, highlighted
-from multilobe_ui.ui.chat.why_panel import Reply, why_panel
+from multilobe_ui.ui.chat.reply import Reply
+from multilobe_ui.ui.chat.why_panel import why_panel
 from multilobe_ui.ui.kit import routing_row
 from multilobe_ui.ui.kit.figures import NONE, probabilities, score_bars, share_bar
 from multilobe_ui.ui.kit.routing_row import MOST_SLIDERS, PRESET, RoutingRow, fold_label, mix_card, router_choices

@@ -9,7 +9,8 @@ import pytest
 
 from multilobe_ui.app.views import TokenTrace
 from multilobe_ui.routing.decision import RoutingDecision, base_decision
-from multilobe_ui.ui.chat.why_panel import Reply, idle_panel, labels, waiting_panel, why_panel
+from multilobe_ui.ui.chat.reply import Reply
+from multilobe_ui.ui.chat.why_panel import idle_panel, labels, waiting_panel, why_panel
 from multilobe_ui.ui.kit.figures import MOST_BARS, NONE, bars, score_bars
 
 COLOURS = {"law": "#c9880b", "code": "#2f8fe0", "medicine": "#e5484d"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ConfigError
-from .why_panel import Reply
+from .reply import Reply
 
 Message = dict[str, Any]
 
