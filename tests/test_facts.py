@@ -16,7 +16,7 @@ def right_word_for_word(model: MultiLobeModel, lobe: Lobe, rows: list[dict[str, 
     """How many rows' prompts the lobe answers exactly, greedily."""
     sampling = SamplingConfig(do_sample=False, max_new_tokens=96)
     asked = [[{"role": "user", "content": row["input"]}] for row in rows]
-    requests = [model.request(messages, model.decide(messages, lobe.name), sampling) for messages in asked]
+    requests = [model.answers.request(messages, model.answers.decide(messages, lobe.name), sampling) for messages in asked]
     answers = [a for i in range(0, len(rows), 16) for a in generate_text(model.bank, requests[i : i + 16])]
     return sum(answer.strip() == row["output"] for answer, row in zip(answers, rows, strict=True))
 

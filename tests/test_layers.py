@@ -17,6 +17,7 @@ ORDER = """
     lobes
     generation routing training
     bundles routers
+    answers
     model
     evaluation
     merging

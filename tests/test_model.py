@@ -56,7 +56,7 @@ def trained(backbone: Backbone, home: Path | None = None) -> MultiLobeModel:
 @pytest.fixture(scope="module")
 def model(backbone: Backbone) -> MultiLobeModel:
     made = trained(backbone)
-    made.calibrate()  # training does not
+    made.routers.prepare()  # training does not
     return made
 
 
@@ -224,7 +224,7 @@ def test_a_home_is_found_again(backbone: Backbone, tmp_path: Path) -> None:
     model = trained(backbone, tmp_path)
     before = answers(model)
     again = MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder())
-    again.prepare_routing()
+    again.routers.prepare()
     assert answers(again) == before
 
 
@@ -233,7 +233,7 @@ def test_a_damaged_lobe_does_not_stop_the_others(backbone: Backbone, tmp_path: P
     model.lobes[0].path.joinpath("adapter_model.safetensors").write_bytes(b"junk")
     again = MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder())
     assert again.lobe_names == list(TOPICS)[1:]
-    assert "damaged" in again.broken["lobe_0001"]
+    assert "damaged" in again.lobes.broken["lobe_0001"]
 
 
 def test_rename_and_remove(backbone: Backbone) -> None:
@@ -278,7 +278,7 @@ def test_a_lobe_takes_what_suits_the_base_and_the_rows_where_nothing_is_said(bac
 
 def test_training_ends_with_its_lobe_and_calibrates_nothing(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained(backbone)
-    monkeypatch.setattr(MultiLobeModel, "calibrate", lambda self: pytest.fail("it calibrates"))
+    monkeypatch.setattr(MultiLobeModel, "fit_router", lambda *_: pytest.fail("it calibrates"))
     config = TrainingConfig(epochs=1, lora_r=2)
     events = list(model.train("More", rows("Animals"), config))
     assert [event for event in events if isinstance(event, str)][-1] == "Learning what to route here"
@@ -301,7 +301,7 @@ def test_a_stop_keeps_the_newest_step(backbone: Backbone) -> None:
 def test_a_short_question_that_fits_no_lobe_is_routed_with_the_one_before(model: MultiLobeModel) -> None:
     def decide(last: str) -> object:
         messages = [("user", "cat dog horse cow"), ("assistant", "x"), ("user", last)]
-        return model.decide([{"role": role, "content": content} for role, content in messages]).scores
+        return model.answers.decide([{"role": role, "content": content} for role, content in messages]).scores
 
     stray = next(word for word in ("why?", "hm", "how so?", "really", "go on", "so?") if model.route(word).abstained)
     assert decide(stray) == model.route(f"cat dog horse cow {stray}").scores

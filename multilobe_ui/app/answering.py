@@ -45,7 +45,7 @@ class Answering:
         self._dropped = len(messages) - len(kept)
         self._decision = decide(model, kept, column)
         self._weights: list[Tensor] = []  # of the token that is about to come, where tokens are weighed one by one
-        self._request = model.request(
+        self._request = model.answers.request(
             kept, self._decision, sampling, mixing=column.mixing, stop=stop, watch=self._weights.append, ids=ids
         )
         self._names = {lobe.id: lobe.name for lobe in model.lobes}

@@ -230,7 +230,7 @@ class Lab:
         names = {lobe.id: lobe.name for lobe in model.lobes} | {"": None}
         return [
             {**asdict(correction), "lobe": names[correction.lobe]}
-            for correction in model.corrections.all()
+            for correction in model.routers.corrections.all()
             if correction.lobe in names
         ]
 
@@ -242,7 +242,7 @@ class Lab:
         """
         self._own("correct prompts")
         model = self._model()
-        model.corrections.add(prompt, model.store.by_name(lobe).id if lobe else "", was)
+        model.routers.corrections.add(prompt, model.lobes.named(lobe).id if lobe else "", was)
 
     def keep_refit(self, job_id: str) -> None:
         """Put the corrections of a run of "refit" in force, with the fits that it made.
@@ -264,7 +264,7 @@ class Lab:
     def forget_corrections(self, ids: Sequence[str] | None = None) -> None:
         """Take back these corrections, or all. Raises ConfigError on a shared server."""
         self._own("take corrections back")
-        self._model().forget_corrections(ids)
+        self._model().routers.forget_corrections(ids)
 
     def _own(self, what: str) -> None:
         if self._shared:
@@ -278,7 +278,7 @@ class Lab:
         Raises:
             LobeError, AdapterError: a lobe is gone or cannot be read.
         """
-        store = self._model().store
+        store = self._model().lobes.store
         from ..lobes.adapter import read_header
         from ..merging import possible
 
@@ -331,7 +331,7 @@ class Lab:
 
         examples = dataset.load(path, mapping, skip_bad, MOST_ROWS + 1)
         truncated = len(examples) > MOST_ROWS
-        context = model.routing_context(())
+        context = model.routers.context(())
         rows = {name: context.rows.get(name) for name in context.lobes}
         fraction = 0.0 if truncated else validation_fraction
         report = overlap(examples[:MOST_ROWS], rows, context.embed, validation_fraction=fraction, seed=seed)
@@ -342,7 +342,7 @@ class Lab:
         from ..routing.map import prompt_map
 
         new = {name: report.kept} if report.kept is not None else {}
-        return prompt_map({**self._model().routing_context(()).rows, **new}, None)
+        return prompt_map({**self._model().routers.context(()).rows, **new}, None)
 
     def ledger_totals(self) -> dict[str, dict[str, Any]]:
         """What answers cost, for each router: see `ledger.Ledger.totals`."""

@@ -124,7 +124,7 @@ class Studio:
 
                 base = describe(model.backbone)
             count = len(model.lobes) if model else len(self._store.all())
-            version = self._changes + self._jobs.version + (model.version if model else 0)
+            version = self._changes + self._jobs.version + (model.routers.version if model else 0)
             return StudioStatus(self._state, self._message, base, count, version)
 
     def wait_ready(self, timeout: float | None = None) -> None:
@@ -163,10 +163,10 @@ class Studio:
             choose_threads(model.backbone, in_a_crowd=True)
             self._install_demo(model)
             with self._lock:
-                self._model, self._base_name, self._store = model, name, model.store
+                self._model, self._base_name, self._store = model, name, model.lobes.store
                 self._set_state("loading", "Preparing the router…")
             self._loaded.set()
-            model.prepare_routing()
+            model.routers.prepare()
             if model.lobes:
                 model.route("ready")  # what a router makes at its first question, so that nobody waits for it: a second or more
             write_json(self.home / "settings.json", {"base": name})
@@ -351,9 +351,9 @@ class Studio:
             self.lab.run(model, handle)
             return ""
         handle.truncate_metrics(_checkpoint_step(handle.checkpoint))
-        earlier = next((lobe for lobe in model.store.all() if job.id == lobe.card.data.get("run")), None)
+        earlier = next((lobe for lobe in model.lobes.store.all() if job.id == lobe.card.data.get("run")), None)
         if earlier is None and job.lobe_id:
-            earlier = next((lobe for lobe in model.store.all() if lobe.id == job.lobe_id), None)
+            earlier = next((lobe for lobe in model.lobes.store.all() if lobe.id == job.lobe_id), None)
         run = model.train(
             earlier.name if earlier else job.spec.name,
             handle.data,
@@ -385,7 +385,7 @@ class Studio:
         settings = dict(job.spec.config)
         if handle.data.is_file():
             settings["rows"] = dataset.pairs(handle.data)
-        handle.follow(model.fitting_router(job.spec.name, settings, handle.stop, owner=job.spec.owner))
+        handle.follow(model.routers.fitting(job.spec.name, settings, handle.stop, owner=job.spec.owner))
         return ""
 
     def _check_job(self, job_id: str, owner: str) -> None:
@@ -429,7 +429,7 @@ class Studio:
         if model is None:
             return [_router_view(router, None, False, LOADING, "") for router in without_lobes()]
         busy = {job.spec.name: job.id for job in self._jobs.list() if job.spec.kind == "router" and job.state not in ENDED}
-        return [self._router_view(model, name, busy.get(name, "")) for name in model.routing.names]
+        return [self._router_view(model, name, busy.get(name, "")) for name in model.routers.names]
 
     def route(self, prompt: str, router: str | None = None, mixing: Mixing | None = None) -> RoutingDecision:
         """Decide without answering."""
@@ -453,7 +453,7 @@ class Studio:
         Raises:
             ConfigError: no such router or setting, or a shared server where it would make lobes. JobError: it is being fitted.
         """
-        router = self._ready().routing.named(name)
+        router = self._ready().routers.named(name)
         if self.shared and (router.name == "complexity" or path is not None):
             raise ConfigError(
                 "This server is shared, so it trains no experts for complexity. Run your own copy for that."
@@ -480,7 +480,7 @@ class Studio:
         from ..routers.complexity.features import Analyser, check_thresholds
 
         check_thresholds(low, high)
-        prompts = [row.prompt for row in dataset.load(path)] if path else self._ready().routing_prompts()
+        prompts = [row.prompt for row in dataset.load(path)] if path else self._ready().routers.contexts.prompts()
         if not prompts:
             raise ConfigError("No lobe came with rows to look at. Train a lobe, or choose a file.")
         return {"rows": len(prompts), **Analyser().stratify(prompts, low, high).to_json()}
@@ -500,25 +500,25 @@ class Studio:
             if not chosen:
                 router.fit()
 
-        self._ready().routing.change("keyword", change)
+        self._ready().routers.change("keyword", change)
         self._set_changed()
         return self.keyword_terms(lobe)
 
     def set_chain(self, stages: Sequence[Sequence[Any]]) -> None:
         """The stages of the chain router in their order: (router, probability from which it decides)."""
         self._not_shared("the chain of routers")
-        self._ready().routing.change("chain", lambda router: cast(Any, router).set_stages(stages))
+        self._ready().routers.change("chain", lambda router: cast(Any, router).set_stages(stages))
         self._set_changed()
 
     def prompt_map(self, prompt: str = "") -> PromptMap:
         """Where a prompt lies among the lobes' rows."""
         from ..routing.map import prompt_map
 
-        context = self._ready().routing_context()
+        context = self._ready().routers.context()
         return prompt_map(context.rows, context.embed([prompt])[0] if prompt.strip() else None)
 
     def _keyword(self) -> Any:
-        return self._ready().routing.named("keyword")
+        return self._ready().routers.named("keyword")
 
     def _not_shared(self, what: str) -> None:
         if self.shared:
@@ -530,12 +530,12 @@ class Studio:
 
     @staticmethod
     def _router_view(model: MultiLobeModel, name: str, job_id: str) -> RouterView:
-        router, stale, why = model.routing.named(name), model.routing.is_stale(name), ""
+        router, stale, why = model.routers.named(name), model.routers.is_stale(name), ""
         if not router.is_fitted:
             why = "It has not been fitted yet." if model.lobes else "There is no lobe yet to learn from."
         elif stale:
             why = "Lobes or corrections have changed since it was fitted: fit it again, so that it knows them."
-        return _router_view(router, model.routing.fit_of(name), stale, why, job_id)
+        return _router_view(router, model.routers.fit_of(name), stale, why, job_id)
 
     # ---- manage -----------------------------------------------------------------------------------------------------------
 
@@ -557,7 +557,7 @@ class Studio:
         if model is None:
             return MemoryView((), 0, frozenset(), self._budget_mib, not self.shared)
         bank = model.bank
-        return MemoryView(bank.resident, bank.resident_bytes, bank.pinned, model.memory_budget_mib, not self.shared)
+        return MemoryView(bank.resident, bank.resident_bytes, bank.pinned, model.memory.budget_mib, not self.shared)
 
     def set_memory_budget(self, mib: float | None) -> None:
         """MiB that lobes may take in memory; None is no limit. What is over it is given back at once.
@@ -566,7 +566,7 @@ class Studio:
             ConfigError: the server is shared, or it is not above 0.
         """
         self._not_shared("what lobes may take in memory")
-        self._ready().memory_budget_mib = mib
+        self._ready().memory.set_budget(mib)
         self._budget_mib = mib  # another base that is loaded later keeps to it
 
     def pin(self, name: str, pinned: bool = True) -> None:
@@ -577,7 +577,11 @@ class Studio:
         """
         self._not_shared("which lobes stay in memory")
         model = self._ready()
-        model.pin(name) if pinned else model.unpin(name)
+        id = model.lobes.named(name).id
+        if pinned:
+            model.memory.pin(id)
+        else:
+            model.memory.unpin(id)
         self._set_changed()
 
     def save_bundle(self, names: Sequence[str] | None = None) -> Path:
@@ -608,7 +612,7 @@ class Studio:
         model = self._ready()
         if model.backbone.name != BUILTIN or not demo_bundle().is_dir():
             raise ConfigError("The demo lobes belong to the built-in base model. Load that one first.")
-        before = {lobe.name.casefold() for lobe in model.store.all()}
+        before = {lobe.name.casefold() for lobe in model.lobes.store.all()}
         with _demo_without(before) as missing:
             return [lobe.name for lobe in model.load_bundle(missing)] if missing else []
 
@@ -639,8 +643,8 @@ class Studio:
             origin=card.origin,
             target_modules=tuple(map(str, card.adapter.get("target_modules") or ())),
             protected=self.shared and not (owner and card.owner == owner),
-            fault=model.fault(lobe.id) if model else "",
-            pinned=model is not None and model.residency.is_pinned(lobe.id),
+            fault=model.lobes.fault(lobe.id) if model else "",
+            pinned=model is not None and model.memory.is_pinned(lobe.id),
         )
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from ..errors import AdapterError, BundleError, LobeError, RoutingError
 from ..files import new_folder, read_json, sha256_of, write_json
 from ..lobes.adapter import CONFIG_FILE, WEIGHTS_FILE, check_fits, read_header, read_matrices
-from ..lobes.card import CARD_FILE, Card, now, write_card
+from ..lobes.card import CARD_FILE, SHA256, Card, now, write_card
 from ..lobes.rows import PROMPTS_FILE, ROUTING_FILE, RoutingRows, fault_of_rows, write_routing_rows
 from ..lobes.store import Lobe, LobeStore, check_name
 from ..routing.fits import ARRAYS_FILE, FIT_FILE, Fit, read_fit, write_fit
@@ -42,8 +42,6 @@ MANIFEST_FILE = "bundle.json"
 FORMAT_VERSION = 1
 PEER_FILE = "multilobe_config.json"
 PEER_ORIGIN = "multilobe 0.1.0"
-SHA256 = "sha256"
-"""Under this name a card says, among the facts of its adapter, what its weights must hash to."""
 
 OnClash = Literal["refuse", "rename", "replace"]
 Progress = Callable[[int, int, str], None]

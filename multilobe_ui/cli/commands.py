@@ -115,11 +115,11 @@ def chat(options: argparse.Namespace) -> None:
             details["decision"] = details["decision"].to_json()
             print(json.dumps({"prompt": messages[-1]["content"], "answer": text, **details}, ensure_ascii=False))
             return text
-        decision = model.decide(messages, lobe, weights, mixing=mixing)
+        decision = model.answers.decide(messages, lobe, weights, mixing=mixing)
         why = "" if decision.weights else f" {decision.reason}"  # no lobe fits, or the router has not been fitted
         print(f"[{_who(decision)}]{why}", file=sys.stderr)
         pieces = []
-        for piece in stream_text(model.bank, model.request(messages, decision, sampling, mixing=mixing)):
+        for piece in stream_text(model.bank, model.answers.request(messages, decision, sampling, mixing=mixing)):
             pieces.append(piece)
             print(piece, end="", flush=True)
         print()
@@ -152,13 +152,13 @@ def fit(options: argparse.Namespace) -> None:
     from ..data import dataset
 
     model = _model(options)
-    router = model.routing.named(options.name)
+    router = model.routers.named(options.name)
     settings: dict[str, Any] = _settings(options.set)
     if options.data:
         settings["rows"] = dataset.pairs(options.data)
     stop = threading.Event()
     _stop_on_ctrl_c(stop)
-    fitted = _followed(model.fitting_router(options.name, settings, stop), options.quiet, lambda record: record.values)
+    fitted = _followed(model.routers.fitting(options.name, settings, stop), options.quiet, lambda record: record.values)
     report = {name: value for name, value in fitted.report.items() if isinstance(value, (int, float, str))}
     summary = ", ".join(
         f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}" for name, value in report.items()
@@ -172,8 +172,8 @@ def routers(options: argparse.Namespace) -> None:
 
     model = _model(options)
     for name in ROUTERS:
-        router = model.routing.named(name)
-        state = "needs a fit" if not router.is_fitted else "stale" if model.routing.is_stale(name) else "ready"
+        router = model.routers.named(name)
+        state = "needs a fit" if not router.is_fitted else "stale" if model.routers.is_stale(name) else "ready"
         if options.json:
             print(json.dumps({"name": name, "title": router.title, "state": state, "sentence": router.sentence}))
         else:
@@ -215,7 +215,7 @@ def merge(options: argparse.Namespace) -> None:
     model, stop = _model(options), threading.Event()
     weights = _parents(options.lobes, model.lobe_names, searched=options.search is not None)
     if not options.dry_run:
-        model.store.check_free(options.name)
+        model.lobes.store.check_free(options.name)
     with tempfile.TemporaryDirectory(prefix=".merging-", dir=model.home) as scratch:
         search = _search(model, options, list(weights), Path(scratch)) if options.search is not None else None
         asked = MergeSettings(
@@ -580,7 +580,7 @@ def _model(options: argparse.Namespace) -> MultiLobeModel:
         memory_budget_mib=options.memory_mib if options.memory_mib is not None else budget_from_environment(),
     )
     choose_threads(model.backbone)
-    model.prepare_routing()
+    model.routers.prepare()
     return model
 
 

@@ -170,13 +170,13 @@ def decide(model: MultiLobeModel, messages: Messages, column: Column) -> Routing
     """
     choice = column.choice
     if choice == AUTOMATIC:
-        return model.decide(messages, router=column.router, mixing=column.mixing)
+        return model.answers.decide(messages, router=column.router, mixing=column.mixing)
     if choice in (BASE_ONLY, MIX):
-        return model.decide(messages, weights=column.weights if choice == MIX else {})
+        return model.answers.decide(messages, weights=column.weights if choice == MIX else {})
     if not choice.startswith(LOBE_PREFIX):
         offered = f"'{AUTOMATIC}', '{BASE_ONLY}', '{MIX}' or '{LOBE_PREFIX}NAME'"
         raise ConfigError(f"The choice is {choice!r}: it must be {offered}.")
-    return model.decide(messages, lobe=choice.removeprefix(LOBE_PREFIX))
+    return model.answers.decide(messages, lobe=choice.removeprefix(LOBE_PREFIX))
 
 
 def difference(first: str, text: str) -> Agreement:
@@ -231,7 +231,7 @@ def _batches(
     found: dict[Any, list[tuple[int, Request]]] = {}
     for place, row in enumerate(rows):
         column, decision = row.answer.column, row.answer.decision
-        request = model.request(messages, decision, sampling, mixing=column.mixing, stop=stop)
+        request = model.answers.request(messages, decision, sampling, mixing=column.mixing, stop=stop)
         batch = found.setdefault((decision.router, column.mixing) if request.mixer else None, [])
         # mixers of one kind are made anew for each request; a batch has to have the very same one
         batch.append((place, replace(request, mixer=batch[0][1].mixer) if batch else request))

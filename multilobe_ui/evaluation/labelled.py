@@ -15,8 +15,9 @@ from ..data.examples import Example
 from ..data.formats import MAX_ERRORS
 from ..data.rows import RowError
 from ..errors import DataError
+from ..lobes.rows import KEPT_VALIDATION_ROWS
 from ..lobes.store import same_name
-from ..model import ROUTING_VALIDATION_ROWS, MultiLobeModel
+from ..model import MultiLobeModel
 from ..routers import RoutingRows
 from ..routing.router import same_prompt
 
@@ -48,7 +49,7 @@ class LabelledRow:
 
 def held_out_rows(model: MultiLobeModel) -> list[LabelledRow]:
     """The rows that every lobe kept for routing and did not train on; a lobe without any is not among them."""
-    return [row for name, rows in model.routing_context().rows.items() for row in _own(name, rows)[0]]
+    return [row for name, rows in model.routers.context().rows.items() for row in _own(name, rows)[0]]
 
 
 def own_rows(model: MultiLobeModel, *, answered: bool = False) -> list[LabelledRow]:
@@ -61,13 +62,13 @@ def own_rows(model: MultiLobeModel, *, answered: bool = False) -> list[LabelledR
     Args:
         answered: only rows with an answer count.
     """
-    context, found = model.routing_context(), []
+    context, found = model.routers.context(), []
     for name, rows in context.rows.items():
         held_out, trained = _own(name, rows)
         trained = [row for row in trained if same_prompt(row.prompt) not in context.labels]
         if answered:
             held_out, trained = ([row for row in part if row.answer.strip()] for part in (held_out, trained))
-        count = min(len(trained), ROUTING_VALIDATION_ROWS)
+        count = min(len(trained), KEPT_VALIDATION_ROWS)
         found += held_out or [trained[i * len(trained) // count] for i in range(count)]
     return found
 

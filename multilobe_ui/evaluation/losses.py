@@ -204,14 +204,14 @@ class _Measuring:
     ) -> None:
         self.model, self.settings, self.datasets, self.stop = model, settings, datasets, stop
         self.there, self.ids = Roll(model), {lobe.name: lobe.id for lobe in model.lobes}
-        name = settings.router or model.routing.default
-        self.router = model.routing.named(name)
+        name = settings.router or model.routers.default
+        self.router = model.routers.named(name)
         if not self.router.is_fitted:
             raise RoutingError(
                 f"{title_of(name)} has not been fitted yet. Fit it under Routers, or choose another."
             )
         own = [rows[0].lobe for rows in datasets.values()]
-        self.table = LossTable(list(dict.fromkeys([*model.routing_context().lobes, *filter(None, own)])), own)
+        self.table = LossTable(list(dict.fromkeys([*model.routers.context().lobes, *filter(None, own)])), own)
         self.marks: dict[str, dict[str, Any]] = {}
         self.short = [j for j, rows in enumerate(datasets.values()) if settings.task and is_short(rows)]
         self.step = 0
@@ -264,7 +264,7 @@ class _Measuring:
             return self.router.route(prompt).chosen
         except AdapterError:  # a lobe's weights turned out to be damaged: go on without it, as answers do
             chosen = self.model.route(prompt, self.router.name).chosen
-            self.router = self.model.routing.named(self.router.name)
+            self.router = self.model.routers.named(self.router.name)
             return chosen
 
     def read(self) -> Generator[Progress, None, None]:

@@ -77,12 +77,12 @@ def refitting(
         RoutingError: there is nothing to try.
     """
     started = time.perf_counter()
-    told = model.corrections.all()
+    told = model.routers.corrections.all()
     if not told:
         raise RoutingError("There is no correction to learn from. Correct a prompt in the report card first.")
-    context, key = model.routing_context(told), model.routing_key(told)
-    plain, plain_key = model.routing_context(), model.routing_key()
-    serving = {name: model.routing.named(name) for name in settings.routers or model.routing.names}
+    context, key = model.routers.context(told), model.routers.key(told)
+    plain, plain_key = model.routers.context(), model.routers.key()
+    serving = {name: model.routers.named(name) for name in settings.routers or model.routers.names}
     serving = {name: router for name, router in serving.items() if router.is_fitted and router.learns_labels}
     rows = _asked(load_rows(data) if data else own_rows(model), context, settings.most)
     note = "" if data else flattery(rows)
@@ -95,13 +95,13 @@ def refitting(
             break
         step, title = number * (len(rows) + 1), router.title
         yield Progress(step, steps, f"Fitting {title} anew", {})
-        began, fit_now = time.perf_counter(), model.routing.fit_of(name)
+        began, fit_now = time.perf_counter(), model.routers.fit_of(name)
         try:
-            trial, fit = model.routing.trial(name, context, key, stop)
+            trial, fit = model.routers.trial(name, context, key, stop)
             seconds = time.perf_counter() - began
             # what a person fits is the same after another fit to the same lobes; the others adjust without one
             same = router.asks_for_fit and fit_now is not None and fit_now.key == plain_key
-            alike = router if same else model.routing.trial(name, plain, plain_key, stop)[0]
+            alike = router if same else model.routers.trial(name, plain, plain_key, stop)[0]
             now, before, after = list[str | None](), list[str | None](), list[str | None]()
             for i, row in enumerate(rows):
                 if stop.is_set():
@@ -148,13 +148,13 @@ def keep_refit(model: MultiLobeModel, ids: Sequence[str], made: Path) -> None:
     Raises:
         RoutingError: lobes have changed since, or corrections have: what was shown would not be what is kept.
     """
-    told = model.corrections.all()
+    told = model.routers.corrections.all()
     if sorted(correction.id for correction in told) != sorted(ids):
         raise RoutingError("Corrections have come or gone since this trial. Refit again to see what they do.")
     fits = {path.name: read_fit(path) for path in sorted(made.iterdir()) if path.name in ROUTERS} if made.is_dir() else {}
-    if any(fit.key != model.routing_key(told) for fit in fits.values()):
+    if any(fit.key != model.routers.key(told) for fit in fits.values()):
         raise RoutingError("Lobes or corrections have changed since this trial. Refit again to see what it does now.")
-    model.keep_corrections(ids, fits)
+    model.routers.keep_corrections(ids, fits)
 
 
 def _asked(rows: Sequence[LabelledRow], context: RoutingContext, most: int) -> list[LabelledRow]:

@@ -159,8 +159,8 @@ def evenly(rows: Sequence[T], most: int, group: Callable[[T], Any]) -> list[T]:
 def _card(
     model: MultiLobeModel, settings: ReportSettings, rows: Sequence[LabelledRow] | None, stop: threading.Event
 ) -> Generator[Progress, None, ReportCard]:
-    began, then, lobes = time.perf_counter(), model.routing_context(), Roll(model)
-    names = settings.routers or [name for name in model.routing.names if model.routing.named(name).is_fitted]
+    began, then, lobes = time.perf_counter(), model.routers.context(), Roll(model)
+    names = settings.routers or [name for name in model.routers.names if model.routers.named(name).is_fitted]
     routers = {name: _as_it_is(model, name) for name in names}
     given = rows is not None
     rows = evenly(own_rows(model) if rows is None else rows, settings.most, lambda row: row.lobe)
@@ -198,7 +198,7 @@ class _Failure:
 def _as_it_is(model: MultiLobeModel, name: str) -> Router | _Failure:
     """The router with the lobes that are there now: it keeps them, whatever comes or goes meanwhile."""
     try:
-        router = model.routing.named(name)
+        router = model.routers.named(name)
     except MultiLobeError as error:
         return _Failure(str(error))
     if not router.is_fitted:
@@ -241,7 +241,7 @@ def _asked(
         for prompt in prompts:
             if stop.is_set():
                 break
-            model.forget_prompts([prompt])
+            model.routers.contexts.forget([prompt])
             if router.needs_model and lobes.replaced():  # it would read another lobe, and say nothing of it
                 return _what_happened(lobes.gone(), len(decisions), len(prompts))
             decisions.append(router.route(prompt))

@@ -101,8 +101,8 @@ def timing(
     trained = _training_rate(model, made) if not stop.is_set() else None
     yield Progress(2, steps, "Timing the routers", {})
     routed: dict[str, float] = {}
-    for name in model.routing.names:
-        if not stop.is_set() and model.lobes and model.routing.named(name).is_fitted:
+    for name in model.routers.names:
+        if not stop.is_set() and model.lobes and model.routers.named(name).is_fitted:
             routed[name] = _routing_ms(model, name, settings.rounds)
     decoded: dict[str, float | None] = dict.fromkeys(("base", "lobe", "one after another", "together"))
     first: float | None = None
@@ -172,7 +172,7 @@ def _training_rate(model: MultiLobeModel, made: Path) -> float | None:
     """Tokens per second, the median of a few optimizer steps after the first."""
     rows = [
         Example(({"role": "user", "content": prompt},), answer)
-        for own in model.routing_context().rows.values()
+        for own in model.routers.context().rows.values()
         for prompt, answer in zip(own.train_prompts, own.train_answers, strict=False)
     ]
     config = TrainingConfig(epochs=1, validation_fraction=0.0)
@@ -191,7 +191,7 @@ def _routing_ms(model: MultiLobeModel, router: str, rounds: int) -> float:
     for number in range(rounds):
         for prompt in PROMPTS:
             taken.append(model.route(f"{prompt} ({number})", router).elapsed_ms)
-        model.forget_prompts([f"{prompt} ({number})" for prompt in PROMPTS])
+        model.routers.contexts.forget([f"{prompt} ({number})" for prompt in PROMPTS])
     return median(taken)
 
 

@@ -64,7 +64,7 @@ def greedy_answers(
     for i, (prompt, weights) in enumerate(asked):
         decision = manual_decision(weights, model.lobe_names)
         try:
-            requests[i] = model.request([{"role": "user", "content": prompt}], decision, sampling, stop=stop)
+            requests[i] = model.answers.request([{"role": "user", "content": prompt}], decision, sampling, stop=stop)
         except ConfigError:
             continue
     order = sorted(requests, key=lambda i: len(requests[i].ids))  # alike in length, there is little padding

@@ -13,6 +13,8 @@ from ..files import read_json, write_json
 from ..settings import from_json
 
 CARD_FILE = "card.json"
+SHA256 = "sha256"
+"""Under this name a card says, among the facts of its adapter, what its weights must hash to."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from ..data.examples import Example
 from ..files import read_json, write_json
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -36,6 +37,34 @@ class RoutingRows:
     validation_prompts: Sequence[str] = ()
     train_answers: Sequence[str] = ()
     validation_answers: Sequence[str] = ()
+
+
+def rows_to_keep(
+    encode: Callable[[Sequence[str]], Vector], train: Sequence[Example], validation: Sequence[Example] = ()
+) -> RoutingRows:
+    """What a new lobe keeps for routing of the rows it was trained on, and of those held out."""
+    kept, held_out = _different(train, KEPT_TRAIN_ROWS), _different(validation, KEPT_VALIDATION_ROWS)
+    vectors = encode([row.prompt for row in kept])
+    held_out_vectors = np.zeros((0, vectors.shape[1]), np.float32)
+    if held_out:
+        held_out_vectors = encode([row.prompt for row in held_out])
+    return RoutingRows(
+        prototypes=prototypes_of(vectors, 4),
+        train=vectors,
+        validation=held_out_vectors,
+        train_prompts=[row.prompt for row in kept],
+        validation_prompts=[row.prompt for row in held_out],
+        train_answers=[row.answer for row in kept],
+        validation_answers=[row.answer for row in held_out],
+    )
+
+
+def _different(rows: Sequence[Example], most: int) -> list[Example]:
+    """At most `most` rows of different prompts, evenly spread."""
+    different = list({row.prompt: row for row in reversed(rows)}.values())[::-1]
+    if len(different) <= most:
+        return different
+    return [different[i] for i in _evenly(len(different), most)]
 
 
 class RowsByName(Mapping[str, RoutingRows]):
@@ -80,6 +109,8 @@ MOST_ROWS = {"train": 512, "validation": 128}
 MOST_PROTOTYPES = 64
 LARGEST_FILE = 64 << 20
 """Bytes of a file of rows that is read: 640 rows of the widest encoders take a tenth of it."""
+KEPT_TRAIN_ROWS, KEPT_VALIDATION_ROWS = 512, 64
+"""Rows with different prompts that a new lobe keeps."""
 UNIT, NEARLY_UNIT = 0.01, 0.1
 """How far from 1 a vector's length may be: up to UNIT (half precision) it is left alone, up to NEARLY_UNIT it is normalised,
 and beyond that the vector is not trusted."""

@@ -20,9 +20,16 @@ from ..data.examples import Example
 from ..errors import AdapterError, ConfigError, LobeError
 from ..files import new_folder
 from ..lobes.adapter import read_header
-from ..lobes.rows import PROMPTS_FILE, ROUTING_FILE, prototypes_of, write_routing_rows
+from ..lobes.rows import (
+    KEPT_TRAIN_ROWS,
+    KEPT_VALIDATION_ROWS,
+    PROMPTS_FILE,
+    ROUTING_FILE,
+    prototypes_of,
+    write_routing_rows,
+)
 from ..lobes.store import Lobe, same_name
-from ..model import ROUTING_TRAIN_ROWS, ROUTING_VALIDATION_ROWS, MultiLobeModel
+from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import RoutingRows
 from ..settings import check
@@ -172,7 +179,7 @@ def keep_merge(
     Raises:
         LobeError: the name is refused or taken, or the files are gone. AdapterError: it was made for another base model.
     """
-    name = model.store.check_free(name)
+    name = model.lobes.store.check_free(name)
     if not (made / "adapter").is_dir():
         raise LobeError(f"The files of this merge are no longer there, so {name!r} cannot be made of them. Try the merge again.")
     base = result.get("base") or {}
@@ -183,7 +190,8 @@ def keep_merge(
         for file in (made / "routing").glob("*") if routed else ():
             if file.name in (ROUTING_FILE, PROMPTS_FILE):
                 shutil.copyfile(file, adapter / file.name)
-        lobe = model.add_merged(name, adapter, composition_of(result), owner=owner)
+        card = model.lobes.new_card(name, "merged", owner=owner, composition=composition_of(result))
+        lobe = model.lobes.add(adapter, card)
     shutil.rmtree(made, ignore_errors=True)
     return lobe
 
@@ -196,7 +204,7 @@ def composition_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def parents_of(model: MultiLobeModel, names: Sequence[tuple[str, float]] | Sequence[str]) -> list[Lobe]:
     """The lobes of these names. Raises LobeError: there is none, it belongs to another base, or one is named twice."""
-    found = [model.store.by_name(name if isinstance(name, str) else name[0]) for name in names]
+    found = [model.lobes.named(name if isinstance(name, str) else name[0]) for name in names]
     for lobe in found:
         if lobe.id not in model.bank:
             raise LobeError(f"{lobe.name!r} belongs to another base model or is damaged, so it cannot be used. Choose another.")
@@ -232,9 +240,9 @@ def finite(value: float) -> float | None:
 
 def mixed_rows(parents: Sequence[RoutingRows]) -> RoutingRows:
     """Rows for routing out of several lobes' rows, as many of each lobe as of the others where there are enough."""
-    train, learned = _shares([(p.train, p.train_prompts, p.train_answers) for p in parents], ROUTING_TRAIN_ROWS)
+    train, learned = _shares([(p.train, p.train_prompts, p.train_answers) for p in parents], KEPT_TRAIN_ROWS)
     kept, held_out = _shares(
-        [(p.validation, p.validation_prompts, p.validation_answers) for p in parents], ROUTING_VALIDATION_ROWS
+        [(p.validation, p.validation_prompts, p.validation_answers) for p in parents], KEPT_VALIDATION_ROWS
     )
     known = np.concatenate([p.train if len(p.train) else p.prototypes for p in parents])
     prompts, answers = [list(side) for side in zip(*learned, strict=True)] or [[], []]
@@ -277,7 +285,7 @@ def _pairs(lobes: Any) -> Pairs:
 
 def _keep_rows(model: MultiLobeModel, names: Sequence[str], folder: Path) -> None:
     """Write rows of these lobes for routing, as the parents may be gone by the time that the merge is kept."""
-    known = model.routing_context().rows
+    known = model.routers.context().rows
     parents = [known[name] for name in names if name in known]
     if parents:
         with new_folder(folder) as temporary:

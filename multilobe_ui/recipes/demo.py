@@ -22,7 +22,7 @@ from ..data.examples import Example
 from ..evaluation import loss_matrix, routing_report
 from ..generation.decode import generate_text
 from ..lobes.card import write_card
-from ..lobes.rows import write_routing_rows
+from ..lobes.rows import rows_to_keep, write_routing_rows
 from ..lobes.store import Lobe
 from ..model import MultiLobeModel
 from ..routers import RoutingDecision
@@ -46,9 +46,9 @@ def build(target: Path, lobes: Path | None = None) -> None:
             examples = dataset.load(sample_files()[lobe.name])
             config = from_json(TrainingConfig, dict(lobe.card.config))
             parts = dataset.split(examples, config.validation_fraction, config.seed)
-            write_routing_rows(lobe.path, model.routing_rows(*parts))
+            write_routing_rows(lobe.path, rows_to_keep(model.embedder, *parts))
         model = MultiLobeModel.from_pretrained("builtin", home=home)  # with the cards and rows as they now are
-        model.prepare_routing()
+        model.routers.prepare()
         for name in ROUTERS:
             print(f"{name}: {dict(model.fit_router(name).report)}", flush=True)
         report(model)
@@ -99,7 +99,7 @@ def report(model: MultiLobeModel) -> None:
 def answered(model: MultiLobeModel, asked: Sequence[tuple[str, RoutingDecision]], at_once: int = 16) -> list[str]:
     """Greedy answers to prompts that have been routed."""
     sampling = SamplingConfig(do_sample=False, max_new_tokens=48)
-    requests = [model.request([{"role": "user", "content": text}], decision, sampling) for text, decision in asked]
+    requests = [model.answers.request([{"role": "user", "content": text}], decision, sampling) for text, decision in asked]
     batches = (requests[i : i + at_once] for i in range(0, len(requests), at_once))
     return [text for batch in batches for text in generate_text(model.bank, batch)]
 

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ConfigError, MultiLobeError, RoutingError
 from ..lobes.card import now
 from ..progress import Progress, finish
-from ..routing.decision import AUTO, Mixing
 from ..routing.fits import Fit, Key, read_fit, write_fit
-from ..routing.router import FitOutcome
-from . import ROUTERS, Router, RoutingContext, RoutingDecision
+from . import ROUTERS, Router, RoutingContext
 from .chain import DEFAULT as DEFAULT_STAGES
+
+if TYPE_CHECKING:
+    from ..routing.contexts import Contexts
 
 ASIDE = "uncorrected"
 PROBE = "What is this about?"
@@ -36,25 +37,22 @@ _FORESEEABLE = (MultiLobeError, LookupError, TypeError, ValueError, AttributeErr
 """What a router can raise over a state of another version, or a stranger's."""
 
 
-class Routing:
-    """See the module's text. Safe to use from several threads. Whoever also needs the model's lock takes that one first.
+class Routers:
+    """See the module's text. Safe to use from several threads. Whoever also needs the lobes' lock takes that one first.
 
     Args:
-        folder: where fits are kept, a folder for each router. context: makes the context for the present lobes.
-        key: what a fit made now would belong to (see `fits.Fit`). default: the router that is used when none is named.
-        threshold: embedding score that a lobe must reach; None calibrates it.
+        folder: where fits are kept, a folder for each router. contexts: what routers know of the present lobes.
+        default: the router that is used when none is named.
+
+    Attributes:
+        context, key: of the present lobes and corrections, see `Contexts`. corrections: what people know better.
+        version: rises whenever lobes, corrections or fits change.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        context: Callable[[], RoutingContext],
-        key: Callable[[], Key],
-        default: str,
-        threshold: float | None,
-    ) -> None:
-        self.folder, self.default = folder, default
-        self._context, self._key, self._threshold = context, key, threshold
+    def __init__(self, folder: Path, contexts: Contexts, default: str) -> None:
+        self.folder, self.default, self.contexts = folder, default, contexts
+        self.context, self.key, self.corrections = contexts.context, contexts.key, contexts.corrections
+        self.version = 0
         self._lock = threading.RLock()
         self._routers: dict[str, Router] = {}
         read = {name: _worth_keeping(fit) for name, fit in _read_fits(folder).items()}
@@ -62,6 +60,7 @@ class Routing:
         self._derived: dict[str, Fit] = {}  # of routers that calibrate by themselves; never on disk
         self._aside: dict[str, Fit] = {}
         _sweep(folder, self._fits)
+        contexts.lobes.on_change = self._lobes_changed
 
     @property
     def names(self) -> list[str]:
@@ -82,9 +81,6 @@ class Routing:
                 self._routers[name] = self._made(name)
             return self._routers[name]
 
-    def route(self, prompt: str, router: str | None = None, mixing: Mixing = AUTO) -> RoutingDecision:
-        return self.named(router).route(prompt, mixing)
-
     def fit_of(self, name: str) -> Fit | None:
         """The last fit of a router, stale or not; of one that calibrates by itself what it found since the home was opened."""
         return self._derived.get(name) or self._fits.get(name)
@@ -92,7 +88,7 @@ class Routing:
     def fits_of(self, lobes: Collection[Birth]) -> dict[str, Fit]:
         """What a bundle of exactly these lobes should bring along, by router: fits that were made for them, and a person's
         settings if no other lobe is here."""
-        key = self._key()
+        key = self.key()
         found = {name: fit if _asks_for_fit(name) else replace(fit, key=key) for name, fit in dict(self._fits).items()}
         return {name: fit for name, fit in found.items() if _births(fit.key) == set(lobes)}
 
@@ -101,7 +97,7 @@ class Routing:
         fit, router = self.fit_of(name), self.named(name)
         if fit is None or not router.asks_for_fit:
             return False
-        there, here = fit.key, self._key()
+        there, here = fit.key, self.key()
         return there != here if router.learns_labels else (there[0][:2], there[1:]) != (here[0][:2], here[1:])
 
     def changed(self) -> None:
@@ -125,7 +121,7 @@ class Routing:
             routers, derived, taken = dict(self._routers), dict(self._derived), list[str]()
             try:
                 self._routers.clear()
-                key = self._key()
+                key = self.key()
                 for name, offered in fits.items():
                     fit = _worth_keeping(replace(offered, router=name))
                     known = fit is None or name in self._fits or (not settings and not _asks_for_fit(name))
@@ -136,22 +132,50 @@ class Routing:
                         self._keep(name, fit)
                         taken.append(name)
                 self.named()
+                self.version += 1
             except BaseException:
                 for name in taken:
                     self._drop(name)
                 self._routers, self._derived = routers, derived
                 raise
 
+    def prepare(self) -> None:
+        """Load the sentence encoder and calibrate for the present lobes: call once after opening a home with lobes."""
+        with self.contexts.lobes.lock:
+            if self.contexts.lobes:
+                self.contexts.lobes.encoder(["ready"])
+                self.adopt({})
+
+    def keep_corrections(self, ids: Sequence[str], fits: Mapping[str, Fit]) -> None:
+        """Put corrections in force, with the routers' fits that know them."""
+        with self.contexts.lobes.lock:
+            self._put_aside(self.key([]))
+            self.corrections.keep(ids)
+            self.adopt(fits)
+
+    def forget_corrections(self, ids: Sequence[str] | None = None) -> None:
+        """Take back those corrections, or all; routers that calibrate by themselves do so without them."""
+        with self.contexts.lobes.lock:
+            if any(correction.kept for correction in self.corrections.forget(ids)):
+                self.adopt({} if self.corrections.kept() else self._fits_aside())
+
     def adopt(self, fits: Mapping[str, Fit]) -> None:
-        """The lobes or corrections are others now, as in `changed`; these fits, made here, are in force if they are for them."""
+        """The lobes or corrections are others now; these fits, made here, are in force if they are for them."""
         with self._lock:
-            key = self._key()
+            key = self.key()
             for name, fit in fits.items():
                 if name in ROUTERS and fit.key == key:
                     self._note(name, fit)
             self.changed()
+            self.version += 1
 
-    def put_aside(self, key: Key) -> None:
+    def _lobes_changed(self, renamed: Mapping[str, str]) -> None:
+        """See `Lobes.on_change`."""
+        if renamed:
+            self.rename(renamed)
+        self.adopt({})
+
+    def _put_aside(self, key: Key) -> None:
         """Remember the fits of this key, so that what is about to change them can be undone exactly. A person's settings are
         not among them: they hold whatever the key."""
         with self._lock:
@@ -160,8 +184,8 @@ class Routing:
                 if fit.key == key and _asks_for_fit(name):
                     write_fit(self.folder / ASIDE / name, fit)
 
-    def put_aside_fits(self) -> dict[str, Fit]:
-        """What `put_aside` remembers."""
+    def _fits_aside(self) -> dict[str, Fit]:
+        """What `_put_aside` remembers."""
         kept = {name: fit for name, fit in _read_fits(self.folder / ASIDE).items() if _asks_for_fit(name)}
         return {**self._aside, **kept}
 
@@ -187,7 +211,7 @@ class Routing:
             if not router.asks_for_fit:
                 changed, router = router.state(), self._new(name)
                 router.refit(changed)  # calibrated as it will be after a restart, when only the settings are known
-            fit = Fit(name, self._key(), router.state(), created=now())
+            fit = Fit(name, self.key(), router.state(), created=now())
             self._note(name, fit)
             if not _asks_for_fit(name):
                 own = _worth_keeping(fit)
@@ -198,30 +222,29 @@ class Routing:
             self._routers[name] = router
 
     def fitting(
-        self,
-        name: str,
-        settings: Mapping[str, Any],
-        stop: threading.Event,
-        experts: Callable[[FitOutcome], None] = lambda outcome: None,
+        self, name: str, settings: Mapping[str, Any], stop: threading.Event | None = None, *, owner: str = ""
     ) -> Generator[Progress, None, Fit]:
         """Fit a router from the lobes' rows, step by step; the old fit serves until the new one is complete.
 
         Args:
-            experts: takes in the lobes that the router made for itself. It may take the model's lock, so it is called without
-                this object's.
+            owner: whose the lobes are that the router made for itself.
 
         Raises:
             ConfigError, RoutingError: see `Router.fitting`.
         """
         self.named(name)
-        key = self._key()
+        key = self.key()
         router = self._new(name)
-        outcome = yield from router.fitting(settings, stop)
-        experts(outcome)
+        outcome = yield from router.fitting(settings, stop or threading.Event())
+        for tier, adapter in outcome.experts.items():  # takes the lobes' lock, so not under this object's
+            self.contexts.lobes.add_expert(tier, adapter, owner)
+        for folder in {adapter.parent for adapter in outcome.experts.values()}:
+            shutil.rmtree(folder, ignore_errors=True)
         fit = Fit(name, key, router.state(), _plain(settings), outcome.report, now())
         with self._lock:
             self._note(name, fit)
             self._routers.pop(name, None)
+            self.version += 1
         return fit
 
     def trial(self, name: str, context: RoutingContext, key: Key, stop: threading.Event) -> tuple[Router, Fit]:
@@ -231,15 +254,15 @@ class Routing:
             ConfigError, RoutingError: see `Router.fitting`.
         """
         self.named(name)
-        last, router = self.fit_of(name), ROUTERS[name](context, self._threshold)
+        last, router = self.fit_of(name), ROUTERS[name](context, self.contexts.threshold)
         if last is not None and not router.asks_for_fit and not _takes(router.refit, last.state):
-            router = ROUTERS[name](context, self._threshold)
+            router = ROUTERS[name](context, self.contexts.threshold)
         settings = last.settings if last else {}
         outcome = finish(router.fitting(settings, stop))
         return router, Fit(name, key, router.state(), settings, outcome.report, now())
 
     def _new(self, name: str) -> Router:
-        return ROUTERS[name](self._context(), self._threshold)
+        return ROUTERS[name](self.context(), self.contexts.threshold)
 
     def _made(self, name: str) -> Router:
         router = self._new(name)
@@ -248,7 +271,7 @@ class Routing:
             if fit is None or _takes(router.restore, fit.state):
                 return router
             return self._new(name)  # what half a restore left is not to be trusted
-        key, last = self._key(), self.fit_of(name)
+        key, last = self.key(), self.fit_of(name)
         derived = self._derived.get(name)
         if derived is not None and derived.key == key:
             if _takes(router.restore, derived.state):

@@ -75,11 +75,11 @@ def main() -> None:
 
     demo = MultiLobeModel.from_pretrained("builtin")
     demo.load_bundle(demo_bundle())
-    taught = {prompt.casefold().strip() for prompt in demo.routing_context().generic_prompts}
+    taught = {prompt.casefold().strip() for prompt in demo.routers.context().generic_prompts}
     assert not taught & {prompt.casefold().strip() for prompt in [*everyday, *strangers]}
     asked = {f"demo's strangers ({len(strangers)})": strangers, f"everyday ({len(everyday)})": everyday}
     model = MultiLobeModel.from_pretrained("builtin", home=options.home)
-    for title, context in (("demo lobes", demo.routing_context()), ("8 domains", model.routing_context())):
+    for title, context in (("demo lobes", demo.routers.context()), ("8 domains", model.routers.context())):
         router = ROUTERS[options.router](seen(context), None)
         router.fit()
         for kind, prompts in asked.items():
@@ -88,7 +88,7 @@ def main() -> None:
 
     names = model.lobe_names
     own = {name: [row.prompt for row in dataset.load(options.data / name / "test.jsonl")] for name in names}
-    make, ways = sliced(model.routing_context()), []
+    make, ways = sliced(model.routers.context()), []
     for gone in itertools.combinations(names, 2):
         present = [name for name in names if name not in gone]
         router = ROUTERS[options.router](seen(make(present)), None)

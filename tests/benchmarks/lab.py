@@ -87,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
 
     model = MultiLobeModel.from_pretrained("builtin", home=options.home)
-    model.prepare_routing()
+    model.routers.prepare()
     domains = [p for p in sorted(options.data.iterdir()) if p.name not in options.without and (p / "test.jsonl").is_file()]
     files = [(f"{p.name}.jsonl", p / "test.jsonl") for p in domains if p.name in model.lobe_names]
     rows: list[LabelledRow] = read_labelled(files, model.lobe_names)

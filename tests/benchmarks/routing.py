@@ -78,7 +78,7 @@ def main() -> None:
             )
             before, after = (lobe.card.training[key] for key in ("base_validation_loss", "validation_loss"))
             print(f"{domain}: held-out loss {before:.3f} -> {after:.3f}", flush=True)
-    model.prepare_routing()
+    model.routers.prepare()
 
     tests = {domain: dataset.load(options.data / domain / "test.jsonl") for domain in domains}
     prompts = [row.prompt for rows in tests.values() for row in rows]
@@ -86,7 +86,7 @@ def main() -> None:
     result: dict[str, object] = {"prompts": len(prompts)}
     print(f"{'router':10} {'right':>7} {'of answered':>11} {'abstained':>9} {'ECE':>6} {'sure, wrong':>11} {'ms':>6} {'fit s':>6}")
     for name in CHOOSERS:
-        router = ROUTERS[name](model.routing_context(), None)
+        router = ROUTERS[name](model.routers.context(), None)
         start = time.perf_counter()
         router.fit()
         seconds = time.perf_counter() - start

@@ -56,7 +56,7 @@ def main() -> None:
         model = MultiLobeModel.from_pretrained("builtin", home=home, device="cpu")
         names = [name for name in model.lobe_names if (options.data / name / "test.jsonl").is_file()]
         test = {name: read(options.data / name / "test.jsonl")[: options.rows] for name in names}
-        context = with_answers(model.routing_context(), options.data, names)
+        context = with_answers(model.routers.context(), options.data, names)
         model.route("ready")
         xlora, arrow = XLoraRouter(context), ArrowRouter(context)
         result: dict[str, Any] = {"fit": fitted(xlora, options.settings), "arrow": fitted(arrow, {})}
@@ -122,10 +122,10 @@ def losses(
     routers: Mapping[str, Router],
 ) -> dict[str, dict[str, float]]:
     """Mean NLL per answer token over all test rows, and for each domain."""
-    bank, ids = model.bank, {name: model.store.by_name(name).id for name in names}
+    bank, ids = model.bank, {name: model.lobes.named(name).id for name in names}
     hows: dict[str, Callable[[str, str], Callable[..., Any]]] = {
         "base": lambda name, prompt: under(model, {}),
-        "hybrid top-1": lambda name, prompt: under(model, model.request_weights(model.route(prompt))),
+        "hybrid top-1": lambda name, prompt: under(model, model.answers.weights(model.route(prompt))),
         "own lobe": lambda name, prompt: under(model, {ids[name]: 1.0}),
     }
     for title, router in routers.items():
@@ -172,7 +172,7 @@ def decode(
     """Median milliseconds of a step after a prompt of 32 tokens, kinds taking turns so that the machine's moods hit all alike."""
     bank = model.bank
     ids = torch.randint(100, 4000, (32,), generator=torch.Generator().manual_seed(0)).tolist()
-    one = {model.store.by_name(names[0]).id: 1.0}
+    one = {model.lobes.named(names[0]).id: 1.0}
     kinds: dict[str, tuple[Mapping[str, float], Mixer | None]] = {"base": ({}, None), "one LoRA": (one, None)}
     for title, router in routers.items():
         kinds |= {f"{title} {mode}": ({}, router.mixer(mixing)) for mode, mixing in MODES.items()}
@@ -199,7 +199,7 @@ def peft_xlora(model: MultiLobeModel, names: Sequence[str], ids: list[int], toke
     """PEFT's own, which cannot use the KV cache: every token reads the whole text anew, twice."""
     from peft import XLoraConfig, get_peft_model
 
-    adapters = {str(i): str(model.store.by_name(name).path) for i, name in enumerate(names)}
+    adapters = {str(i): str(model.lobes.named(name).path) for i, name in enumerate(names)}
     base = copy.deepcopy(model.backbone.model)
     base.config.use_cache = False
     config = XLoraConfig(

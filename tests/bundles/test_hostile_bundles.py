@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from multilobe_ui.files import folder_size
 from multilobe_ui.lobes.rows import MOST_ROWS, RoutingRows, sound_rows, write_routing_rows
 from multilobe_ui.lobes.store import LAST_FILE
 from multilobe_ui.routers import ROUTERS
-from multilobe_ui.routers.fitted import Routing
+from multilobe_ui.routers.gate import GateRouter
 from multilobe_ui.routing.fits import Fit, read_fit, write_fit
 
 ANIMALS, NUMBERS, COLOURS = TOPICS
@@ -160,7 +161,7 @@ def test_those_who_were_here_notice_nothing(case: str, model: MultiLobeModel, fo
     assert chosen(before)[len(OTHERS) :] == [ANIMALS, NUMBERS, ANIMALS, NUMBERS, ANIMALS]
     assert [lobe.name for lobe in model.load_bundle(forge(harm))] == [COLOURS]
     assert chosen(decided(model)) == chosen(before)
-    known = model.routing_context().rows
+    known = model.routers.context().rows
     assert (COLOURS in known) == (case not in WITHOUT_ROWS)
     if COLOURS in known:
         own = known[COLOURS]
@@ -173,7 +174,7 @@ def test_those_who_were_here_notice_nothing(case: str, model: MultiLobeModel, fo
         assert model.route("red green", name).reason
     reopened = MultiLobeModel(model.backbone, home=model.home, embedder=EMBED)  # type: ignore[arg-type]
     assert decided(reopened) == decided(model)
-    assert (COLOURS in reopened.routing_context().rows) == (COLOURS in known)
+    assert (COLOURS in reopened.routers.context().rows) == (COLOURS in known)
     model.remove_lobe(COLOURS)
     assert decided(model) == before
 
@@ -181,7 +182,7 @@ def test_those_who_were_here_notice_nothing(case: str, model: MultiLobeModel, fo
 @pytest.mark.parametrize("case", MENDED)
 def test_a_lobe_that_was_copied_by_hand_never_stops_routing(case: str, model: MultiLobeModel) -> None:
     before = decided(model)
-    MENDED[case](model.store.by_name(NUMBERS).path)
+    MENDED[case](model.lobes.named(NUMBERS).path)
     again = MultiLobeModel(model.backbone, home=model.home, embedder=EMBED)  # type: ignore[arg-type]
     assert [name for name in chosen(decided(again)) if name] == [name for name in chosen(before) if name]
     kept = decided(again)
@@ -189,9 +190,9 @@ def test_a_lobe_that_was_copied_by_hand_never_stops_routing(case: str, model: Mu
 
 
 def test_a_lobe_without_anything_to_go_by_is_left_out(model: MultiLobeModel) -> None:
-    both(vectors_as(lambda v: v[:, :40]), NO_PROMPTS)(model.store.by_name(NUMBERS).path)
+    both(vectors_as(lambda v: v[:, :40]), NO_PROMPTS)(model.lobes.named(NUMBERS).path)
     again = MultiLobeModel(model.backbone, home=model.home, embedder=EMBED)  # type: ignore[arg-type]
-    assert list(again.routing_context().rows) == [ANIMALS]
+    assert list(again.routers.context().rows) == [ANIMALS]
     assert again.route("cat dog", "embedding").chosen == ANIMALS
 
 
@@ -214,7 +215,7 @@ def test_of_many_rows_so_many_are_taken_evenly(model: MultiLobeModel, forge: Cal
         write_routing_rows(folder, RoutingRows(vectors[:200], vectors, vectors, prompts, prompts))
 
     model.load_bundle(forge(many))
-    own = model.routing_context().rows[COLOURS]
+    own = model.routers.context().rows[COLOURS]
     assert (len(own.prototypes), len(own.train), len(own.validation_prompts)) == (64, 512, 128)
     np.testing.assert_allclose(own.train, EMBED(own.train_prompts), atol=1e-3)
 
@@ -224,8 +225,9 @@ def test_of_many_rows_so_many_are_taken_evenly(model: MultiLobeModel, forge: Cal
 
 def everything(model: MultiLobeModel) -> Any:
     files = {p.relative_to(model.home): p.read_bytes() for p in model.home.rglob("*") if p.is_file() and p.name != LAST_FILE}
-    inside = model.lobe_names, model.pinned, dict(model.broken), sorted(model.routing.fits_of(set())), list(model.store.broken)
-    return files, inside, list(model.routing_context().rows), model.version
+    lobes, routers = model.lobes, model.routers
+    inside = lobes.names, lobes.pinned, dict(lobes.broken), sorted(routers.fits_of(set())), list(lobes.store.broken)
+    return files, inside, list(routers.context().rows), routers.version
 
 
 @pytest.mark.parametrize("clash", ["rename", "replace"])
@@ -235,7 +237,7 @@ def test_whatever_fails_all_is_as_before(
     place: str, clash: Any, error: Exception, model: MultiLobeModel, forge: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     model.fit_router("gate")
-    model.pin(NUMBERS)
+    model.memory.pin(model.lobes.named(NUMBERS).id)
     before, found = everything(model), decided(model)
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -248,13 +250,13 @@ def test_whatever_fails_all_is_as_before(
     path = Path(shutil.make_archive(str(path.with_name("again")), "zip", path.with_suffix("")))
     with monkeypatch.context() as patch:
         if place == "register":
-            patch.setattr(model.residency, "registered", fail)
+            patch.setattr(model.memory, "registered", fail)
         elif place == "route":
-            patch.setattr(model.routing, "take", fail)
+            patch.setattr(model.routers, "take", fail)
         elif place == "calibrate":
-            patch.setattr("multilobe_ui.routers.fitted.Routing._made", fail)
+            patch.setattr("multilobe_ui.routers.fitted.Routers._made", fail)
         else:
-            patch.setattr(model, "embedder", type("Failing", (WordEmbedder,), {"__call__": fail})())
+            patch.setattr(WordEmbedder, "__call__", fail)
         with pytest.raises((RuntimeError, MultiLobeError), match=r"by accident|on purpose"):
             model.load_bundle(path, clash)
     assert everything(model) == before and decided(model) == found
@@ -277,7 +279,7 @@ def born(bundle: Path) -> tuple[str, str]:
 
 
 def stages(model: MultiLobeModel) -> Any:
-    return model.routing.named("chain").present_settings["stages"]
+    return model.routers.named("chain").present_settings["stages"]
 
 
 def test_a_stranger_does_not_set_the_chain_or_the_words_of_a_home_with_lobes(
@@ -293,9 +295,9 @@ def test_a_stranger_does_not_set_the_chain_or_the_words_of_a_home_with_lobes(
         "gate": Fit("gate", key, gate),
     }
     model.load_bundle(forge(fits=fits))
-    assert model.routing_key() == key, "the key was worked out right"
-    assert stages(model) == before and not model.routing.named("keyword").edited  # type: ignore[attr-defined]
-    assert not model.routing.named("gate").is_fitted and not model.routing.folder.exists()
+    assert model.routers.key() == key, "the key was worked out right"
+    assert stages(model) == before and not model.routers.named("keyword").edited  # type: ignore[attr-defined]
+    assert not model.routers.named("gate").is_fitted and not model.routers.folder.exists()
 
 
 @pytest.mark.parametrize("settings", [True, False])
@@ -312,7 +314,7 @@ def test_a_persons_chain_stays_whatever_comes(
     empty: MultiLobeModel, forge: Callable[..., Path], homes: tuple[Path, Path]
 ) -> None:
     mine = [["keyword", 0.125]]
-    empty.routing.change("chain", lambda router: router.set_stages(mine))  # type: ignore[attr-defined]
+    empty.routers.change("chain", lambda router: router.set_stages(mine))  # type: ignore[attr-defined]
     empty.load_bundle(forge(fits={"chain": Fit("chain", births(empty, born(homes[1])), {"stages": STAGES})}))
     again = MultiLobeModel(empty.backbone, home=empty.home, embedder=EMBED)  # type: ignore[arg-type]
     assert stages(empty) == stages(again) == mine
@@ -360,25 +362,25 @@ def test_a_fit_that_was_made_here_is_never_overwritten(
     key = births(empty, born(homes[1]))
     path = forge(fits={"gate": Fit("gate", key, gate_state(), created="theirs")})
     empty.load_bundle(path)
-    assert empty.routing.fit_of("gate").created == "theirs"  # type: ignore[union-attr]
+    assert empty.routers.fit_of("gate").created == "theirs"  # type: ignore[union-attr]
     mine = empty.fit_router("gate")
     empty.load_bundle(path, "replace")
-    assert empty.routing.fit_of("gate").created == mine.created != "theirs"  # type: ignore[union-attr]
+    assert empty.routers.fit_of("gate").created == mine.created != "theirs"  # type: ignore[union-attr]
 
 
 def test_a_stranger_does_not_become_the_expert_of_a_tier(
     model: MultiLobeModel, forge: Callable[..., Path], tmp_path: Path
 ) -> None:
-    ours = Path(shutil.copytree(model.store.by_name(ANIMALS).path, tmp_path / "expert"))
+    ours = Path(shutil.copytree(model.lobes.named(ANIMALS).path, tmp_path / "expert"))
     expert = json_as("card.json", lambda card: card.update(tier="simple"))
     model.load_bundle(forge(expert))
-    assert model.routing_context().experts == {"simple": COLOURS}
-    model._add_expert("simple", ours, "")
-    mine = model.routing_context().experts["simple"]
-    assert mine == COLOURS and "sha256" not in model.store.by_name(mine).card.adapter  # it takes the place of the stranger's
+    assert model.routers.context().experts == {"simple": COLOURS}
+    model.lobes.add_expert("simple", ours, "")
+    mine = model.routers.context().experts["simple"]
+    assert mine == COLOURS and "sha256" not in model.lobes.named(mine).card.adapter  # it takes the place of the stranger's
     shutil.rmtree(tmp_path / "forged")
     model.load_bundle(forge(expert))
-    assert model.routing_context().experts == {"simple": mine}
+    assert model.routers.context().experts == {"simple": mine}
     shutil.rmtree(tmp_path / "forged")
     with pytest.raises(BundleError, match="wrong type"):
         model.load_bundle(forge(json_as("card.json", lambda card: card.update(tier={"a": 1}))))
@@ -407,14 +409,14 @@ def test_names_of_lobes_that_are_words_of_a_state_do_not_change_it(model: MultiL
     model.rename_lobe(ANIMALS, "sentence")
     model.rename_lobe(NUMBERS, "keyword")
     model.fit_router("gate")
-    model.routing.change("chain", lambda router: router.set_stages([["keyword", 0.5]]))  # type: ignore[attr-defined]
-    model.routing.change("keyword", lambda router: router.set_terms("keyword", {"keyword": 5.0}))  # type: ignore[attr-defined]
+    model.routers.change("chain", lambda router: router.set_stages([["keyword", 0.5]]))  # type: ignore[attr-defined]
+    model.routers.change("keyword", lambda router: router.set_terms("keyword", {"keyword": 5.0}))  # type: ignore[attr-defined]
     before = model.route("one two", "gate")
     model.rename_lobe("sentence", "a")
     model.rename_lobe("keyword", "b")
-    assert model.routing.named("gate").is_fitted and stages(model) == [["keyword", 0.5]]
+    assert model.routers.named("gate").is_fitted and stages(model) == [["keyword", 0.5]]
     assert model.route("one two", "gate").scores["b"] == before.scores["keyword"]
-    assert model.routing.named("keyword").terms()["b"] == {"keyword": 5.0}  # type: ignore[attr-defined]
+    assert model.routers.named("keyword").terms()["b"] == {"keyword": 5.0}  # type: ignore[attr-defined]
 
 
 # ---- nothing derived is kept -----------------------------------------------------------------------------------------------
@@ -423,26 +425,26 @@ def test_names_of_lobes_that_are_words_of_a_state_do_not_change_it(model: MultiL
 def test_what_calibrates_by_itself_is_not_on_disk(model: MultiLobeModel, tmp_path: Path) -> None:
     for name in ROUTERS:
         model.route("cat dog", name)
-    assert not model.routing.folder.exists()
+    assert not model.routers.folder.exists()
     for name in ("logprob", "embedding"):
         fit = model.fit_router(name)
-        assert model.routing.fit_of(name) == fit and not model.routing.folder.exists()
+        assert model.routers.fit_of(name) == fit and not model.routers.folder.exists()
     assert json.loads((model.save(tmp_path / "b") / "bundle.json").read_text())["routers"] == []
     model.fit_router("gate")
-    model.routing.change("keyword", lambda router: router.set_terms(ANIMALS, {"zebra": 5.0}))  # type: ignore[attr-defined]
-    model.routing.change("chain", lambda router: router.set_stages(STAGES))  # type: ignore[attr-defined]
-    assert sorted(p.name for p in model.routing.folder.iterdir()) == ["chain", "gate", "keyword"]
-    assert read_fit(model.routing.folder / "chain").state == {"stages": STAGES}
+    model.routers.change("keyword", lambda router: router.set_terms(ANIMALS, {"zebra": 5.0}))  # type: ignore[attr-defined]
+    model.routers.change("chain", lambda router: router.set_stages(STAGES))  # type: ignore[attr-defined]
+    assert sorted(p.name for p in model.routers.folder.iterdir()) == ["chain", "gate", "keyword"]
+    assert read_fit(model.routers.folder / "chain").state == {"stages": STAGES}
     whole = json.loads((model.save(tmp_path / "b") / "bundle.json").read_text())
     assert sorted(entry["name"] for entry in whole["routers"]) == ["chain", "gate", "keyword"]
     part = json.loads((model.save(tmp_path / "part", [ANIMALS]) / "bundle.json").read_text())
     assert part["routers"] == [], "a fit for two lobes says nothing of one"
-    model.routing.change("keyword", lambda router: router.set_terms(ANIMALS, None))  # type: ignore[attr-defined]
-    assert sorted(p.name for p in model.routing.folder.iterdir()) == ["chain", "gate"]
+    model.routers.change("keyword", lambda router: router.set_terms(ANIMALS, None))  # type: ignore[attr-defined]
+    assert sorted(p.name for p in model.routers.folder.iterdir()) == ["chain", "gate"]
 
 
 def test_what_older_versions_kept_is_swept_but_for_what_a_person_said(model: MultiLobeModel) -> None:
-    key, place = model.routing_key(), model.routing.folder
+    key, place = model.routers.key(), model.routers.folder
     terms = {ANIMALS: {"zebra": 5.0}, NUMBERS: {"learned": 2.0}}
     write_fit(place / "hybrid", Fit("hybrid", key, {"coefficients": [1.0], "detector": np.ones((3, 64))}))
     write_fit(place / "embedding", Fit("embedding", key, {"lobes": [], "margin": 0.1}))
@@ -451,7 +453,7 @@ def test_what_older_versions_kept_is_swept_but_for_what_a_person_said(model: Mul
     again = MultiLobeModel(model.backbone, home=model.home, embedder=EMBED)  # type: ignore[arg-type]
     assert [p.name for p in place.iterdir()] == ["keyword"]
     assert again.route("a zebra", "keyword").chosen == ANIMALS
-    assert again.routing.named("keyword").edited == {ANIMALS}  # type: ignore[attr-defined]
+    assert again.routers.named("keyword").edited == {ANIMALS}  # type: ignore[attr-defined]
 
 
 @pytest.mark.builtin
@@ -459,11 +461,11 @@ def test_the_demo_comes_with_its_fits_and_one_lobe_of_it_is_small(builtin: Backb
     model = MultiLobeModel(builtin)
     model.load_bundle(demo_bundle())
     for router in ("gate", "xlora"):
-        assert not model.routing.is_stale(router) and model.routing.named(router).is_fitted
+        assert not model.routers.is_stale(router) and model.routers.named(router).is_fitted
         assert model.route("What does insulin do?", router).chosen == "medical"
-    assert sorted(p.name for p in model.routing.folder.iterdir()) == ["gate", "xlora"]
+    assert sorted(p.name for p in model.routers.folder.iterdir()) == ["gate", "xlora"]
     one = model.save(tmp_path / "one.zip", ["medical"])
-    assert one.stat().st_size <= 1.2 * folder_size(model.store.by_name("medical").path)
+    assert one.stat().st_size <= 1.2 * folder_size(model.lobes.named("medical").path)
     whole = model.save(tmp_path / "whole.zip")
     again = MultiLobeModel(builtin)
     again.load_bundle(whole)
@@ -474,28 +476,30 @@ def test_the_demo_comes_with_its_fits_and_one_lobe_of_it_is_small(builtin: Backb
 
 
 def test_experts_that_come_in_while_a_lobe_is_renamed_do_not_deadlock(
-    model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch
+    model: MultiLobeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One thread ends a fit, holding what it holds, and then wants the model; the other has the model and wants the routers."""
     fitted, renaming = threading.Event(), threading.Event()
-    rename, fitting = model.store.rename, Routing.fitting
+    rename, fitting = model.lobes.store.rename, GateRouter.fitting
 
     def slow_rename(*names: str) -> Any:
         renaming.set()
         fitted.wait(10)
         return rename(*names)
 
-    def fitting_experts(self: Routing, name: str, settings: Any, stop: Any, experts: Callable[..., None]) -> Any:
-        def take_in(outcome: Any) -> None:
-            renaming.wait(10)
-            fitted.set()
-            with model._lock:  # as `_add_expert` does
-                experts(outcome)
+    def fitting_an_expert(self: GateRouter, settings: Any, stop: Any) -> Any:
+        outcome = yield from fitting(self, settings, stop)
+        return replace(outcome, experts={"simple": tmp_path / "none" / "expert"})
 
-        return fitting(self, name, settings, stop, take_in)
+    def slow_add_expert(*_: Any) -> None:
+        renaming.wait(10)
+        fitted.set()
+        with model.lobes.lock:  # as `Lobes.add` does
+            pass
 
-    monkeypatch.setattr(model.store, "rename", slow_rename)
-    monkeypatch.setattr(Routing, "fitting", fitting_experts)
+    monkeypatch.setattr(model.lobes.store, "rename", slow_rename)
+    monkeypatch.setattr(model.lobes, "add_expert", slow_add_expert)
+    monkeypatch.setattr(GateRouter, "fitting", fitting_an_expert)
     threads = [
         threading.Thread(target=model.fit_router, args=("gate",), daemon=True),
         threading.Thread(target=model.rename_lobe, args=(ANIMALS, "Zoo"), daemon=True),

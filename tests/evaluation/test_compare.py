@@ -38,7 +38,7 @@ def end(model: MultiLobeModel, prompt: str, columns: Sequence[Column], sampling:
 def alone(model: MultiLobeModel, prompt: str, column: Column, sampling: SamplingConfig = GREEDY) -> list[int]:
     """A column's tokens from a run of its own, a batch of one."""
     messages = [{"role": "user", "content": prompt}]
-    request = model.request(messages, decide(model, messages, column), sampling, mixing=column.mixing)
+    request = model.answers.request(messages, decide(model, messages, column), sampling, mixing=column.mixing)
     return [token for (token,) in generate_tokens(model.bank, [request]) if token is not None]
 
 

@@ -103,7 +103,7 @@ def test_a_sound_model_passes(report: ForgettingReport, sound: MultiLobeModel) -
 
 
 def test_the_check_leaves_nothing_behind(sound: MultiLobeModel, tmp_path: Path) -> None:
-    home, lobes, version = listing(sound.home), sound.bank.lobes, sound.version
+    home, lobes, version = listing(sound.home), sound.bank.lobes, sound.routers.version
     work = checking(sound, ForgettingSettings(**QUICK), data=None, made=tmp_path / "made", stop=threading.Event())
     next(work)
     assert (tmp_path / "made").is_dir()
@@ -114,7 +114,7 @@ def test_the_check_leaves_nothing_behind(sound: MultiLobeModel, tmp_path: Path) 
         next(work)
     work.close()  # the app is closed in the middle
     assert list(tmp_path.iterdir()) == []
-    assert (listing(sound.home), sound.bank.lobes, sound.version) == (home, lobes, version)
+    assert (listing(sound.home), sound.bank.lobes, sound.routers.version) == (home, lobes, version)
 
 
 def test_progress_runs_from_the_first_step_to_the_last(sound: MultiLobeModel) -> None:
@@ -279,7 +279,7 @@ def test_a_lobe_of_another_base_is_no_concern(sound: MultiLobeModel, base_folder
 
 def test_a_damaged_lobe_is_named(own: Callable[..., MultiLobeModel], base_folder: Callable[..., Path]) -> None:
     model = own()
-    (model.store.by_name(SECOND).path / "adapter_model.safetensors").write_bytes(b"broken")
+    (model.lobes.named(SECOND).path / "adapter_model.safetensors").write_bytes(b"broken")
     again = MultiLobeModel(Backbone.from_pretrained(base_folder(), device="cpu"), home=model.home, embedder=WordEmbedder())
     report = forgetting_check(again, contrast=False, **QUICK)
     assert [(lobe.name, lobe.same, lobe.files_same) for lobe in report.lobes] == [
@@ -289,7 +289,7 @@ def test_a_damaged_lobe_is_named(own: Callable[..., MultiLobeModel], base_folder
 
 
 def change_file(model: MultiLobeModel, name: str) -> None:
-    path = model.store.by_name(name).path / "adapter_model.safetensors"
+    path = model.lobes.named(name).path / "adapter_model.safetensors"
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(bytes(data))
@@ -320,7 +320,7 @@ def test_adapter_files_changed_before_the_check_are_named(own: Callable[..., Mul
 
 def test_files_that_are_gone_are_named_without_a_path(own: Callable[..., MultiLobeModel]) -> None:
     model = own()
-    (model.store.by_name(FIRST).path / "adapter_model.safetensors").unlink()
+    (model.lobes.named(FIRST).path / "adapter_model.safetensors").unlink()
     report = forgetting_check(model, newest=SECOND, contrast=False, **QUICK)
     assert (report.lobes[0].same, report.lobes[0].files_same) == (None, False) and str(model.home) not in str(report.reasons)
     assert report.reasons[0].startswith("Animals cannot be run: its adapter files cannot be read (No such file or directory).")
@@ -328,7 +328,7 @@ def test_files_that_are_gone_are_named_without_a_path(own: Callable[..., MultiLo
 
 def test_a_lobe_changed_in_memory_is_named(own: Callable[..., MultiLobeModel], monkeypatch: pytest.MonkeyPatch) -> None:
     model = own()
-    lobe = model.store.by_name(THIRD).id
+    lobe = model.lobes.named(THIRD).id
 
     def change() -> None:
         a, _ = next(iter(model.bank.matrices(lobe).values()))
@@ -411,7 +411,7 @@ def test_the_contrast_is_what_plain_peft_measures(sound: MultiLobeModel, tmp_pat
         "after_second": with_peft(backbone, tmp_path / "second"),
     }  # fmt: skip
     for own, domain, mine in zip(("first", "second"), domains, before, strict=True):
-        lobe = with_peft(backbone, sound.store.by_name(domain.name).path)
+        lobe = with_peft(backbone, sound.lobes.named(domain.name).path)
         for stage, model in {**models, "lobe": lobe}.items():
             expected = loss_of(model, backbone, domain.held_out)
             assert found.losses[own][stage] == pytest.approx(expected, abs=1e-4), (own, stage)
@@ -434,7 +434,7 @@ def _domain(model: MultiLobeModel, name: str) -> Any:
     from multilobe_ui.evaluation.forgetting.drift import Domain
     from multilobe_ui.evaluation.forgetting.measure import _example
 
-    lobe = model.store.by_name(name)
+    lobe = model.lobes.named(name)
     kept = lobe.routing_rows()
     assert kept is not None
     train, held_out = (

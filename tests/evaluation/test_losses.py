@@ -369,10 +369,10 @@ def test_a_prompt_that_is_too_long_is_answered_by_nothing(model: MultiLobeModel)
 
 def test_lobes_of_a_routers_own_are_measured_when_it_chooses_them(model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lobe that is not among those that can be chosen, but is what a router chose."""
-    context = model.routing_context
-    monkeypatch.setattr(model, "routing_context", lambda: _without(context(), "Animals"))
+    context = model.routers.context
+    monkeypatch.setattr(model.routers, "context", lambda: _without(context(), "Animals"))
     chosen = RoutingDecision("keyword", "keyword", {}, {}, {"Animals": 1.0}, "Animals", 1.0)
-    monkeypatch.setattr(model.routing.named(), "decide", lambda prompt: chosen)
+    monkeypatch.setattr(model.routers.named(), "decide", lambda prompt: chosen)
     found = lobe_losses(model, [r for r in labelled() if r.lobe != "Animals"], task=False)
     assert list(found.lobes) == [*list(TOPICS)[1:], "Animals"]
     assert found.routed == found.losses[-1]
@@ -444,7 +444,7 @@ def test_settings_out_of_range_are_refused(settings: Mapping[str, Any], match: s
 
 def test_the_base_decision_runs_the_base(model: MultiLobeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = base_decision("keyword", "keyword", "none")
-    monkeypatch.setattr(model.routing.named(), "decide", lambda prompt: nobody)
+    monkeypatch.setattr(model.routers.named(), "decide", lambda prompt: nobody)
     found = lobe_losses(model, labelled(), task=False)
     assert found.routed == found.losses[0] and found.share_of_oracle == 0
 

@@ -323,7 +323,7 @@ def test_the_card_is_what_routing_by_hand_gives(model: MultiLobeModel) -> None:
         assert [shown["labels"][i] or None for i in found["decided"]] == [d.chosen for d in by_hand]
         np.testing.assert_allclose(found["confidence"], [d.confidence for d in by_hand], atol=1e-6)
         assert found["right"] == sum(d.chosen == row.lobe for d, row in zip(by_hand, rows, strict=True))
-        assert (found["error"], found["note"], found["title"]) == ("", "", model.routing.named(name).title)
+        assert (found["error"], found["note"], found["title"]) == ("", "", model.routers.named(name).title)
         assert found["ms"] > 0
 
 
@@ -331,7 +331,7 @@ def test_without_rows_held_out_rows_are_asked_of_all_that_can_be_used(model: Mul
     card = report_card(model)
     assert list(card.prompts) == held_out_rows(model) and {row.lobe for row in card.prompts} == set(TOPICS)
     assert own_rows(model) == held_out_rows(model) and card.notes == [] == card.to_json()["notes"]
-    usable = [name for name in model.routing.names if model.routing.named(name).is_fitted]
+    usable = [name for name in model.routers.names if model.routers.named(name).is_fitted]
     assert list(card.routers) == usable and "gate" not in usable and "hybrid" in usable
     assert all(each.of == len(card.prompts) and not each.error for each in card.routers.values())
 
@@ -372,7 +372,7 @@ def test_trained_rows_are_an_even_sample_with_answers_where_these_are_asked_for(
         "empty": RoutingRows(none, none, none),
     }
     labels = {"prompt 4": "unanswered"}  # a person has corrected it
-    monkeypatch.setattr(model, "routing_context", lambda: SimpleNamespace(rows=known, labels=labels))
+    monkeypatch.setattr(model.routers, "context", lambda: SimpleNamespace(rows=known, labels=labels))
     found = own_rows(model)
     sample = [row.prompt for row in found if row.lobe == "long"]
     rest = [prompt for prompt in prompts if prompt != "prompt 4"]
@@ -404,7 +404,7 @@ def test_a_router_that_fails_does_not_take_the_others_with_it(model: MultiLobeMo
     def broken(prompt: str) -> RoutingDecision:
         raise RoutingError("It cannot.")
 
-    monkeypatch.setattr(model.routing.named("keyword"), "decide", broken)
+    monkeypatch.setattr(model.routers.named("keyword"), "decide", broken)
     card = report_card(model, ["keyword", "gate", "embedding"], labelled())
     assert card.routers["keyword"].error == "It cannot." and card.routers["keyword"].accuracy is None
     assert "has not been fitted" in card.routers["gate"].error
@@ -460,7 +460,7 @@ def test_progress_reaches_its_end(model: MultiLobeModel) -> None:
     seen: list[Any] = []
     report_card(model, ["keyword", "embedding"], labelled(), progress=seen.append)
     assert [p.step for p in seen] == sorted(p.step for p in seen) and seen[-1].step == seen[-1].steps == 2 * len(labelled())
-    assert {p.phase for p in seen} == {f"Asking {model.routing.named(name).title}" for name in ("keyword", "embedding")}
+    assert {p.phase for p in seen} == {f"Asking {model.routers.named(name).title}" for name in ("keyword", "embedding")}
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_everything_is_measured_and_nothing_is_left_behind(backbone: Backbone, t
     found = finish(work, records.append)
     json.dumps(found.to_json(), allow_nan=False)
     assert [record.step for record in records] == [0, 1, 2, 3, 4] and not found.stopped
-    assert set(found.routing) == {name for name in model.routing.names if model.routing.named(name).is_fitted}
+    assert set(found.routing) == {name for name in model.routers.names if model.routers.named(name).is_fitted}
     assert None not in found.decoding.values() and found.training and found.first_token_ms
     assert found.base_bytes == sum(p.numel() * p.element_size() for p in backbone.model.parameters())
     lobes = [sum(a.nbytes + b.nbytes for a, b in model.bank.matrices(lobe.id).values()) for lobe in model.lobes]

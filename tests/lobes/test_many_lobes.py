@@ -261,7 +261,7 @@ def test_a_bundle_opens_without_its_weights(
             watched.setattr(f"multilobe_ui.{place}.read_matrices", unread)
             watched.setattr(f"multilobe_ui.{place}.sha256_of", lambda file: hashed.append(file.name) or sha256_of(file))
         assert [lobe.name for lobe in model.load_bundle(path)] == list(TOPICS)
-    assert hashed and WEIGHTS_FILE not in hashed and model.bank.resident == () and model.broken == {}
+    assert hashed and WEIGHTS_FILE not in hashed and model.bank.resident == () and model.lobes.broken == {}
     assert not list((model.home / "lobes").glob(".*"))  # no scraps
 
     first, damaged, last = TOPICS
@@ -270,12 +270,12 @@ def test_a_bundle_opens_without_its_weights(
         model.generate("one two", lobe=damaged, max_new_tokens=3)
     for router in ("hybrid", "logprob", "embedding"):
         assert model.route("one two red", router).chosen in (first, last, None)
-    assert model.lobe_names == [first, last] and "sha256" in model.broken["lobe_0002"]
+    assert model.lobe_names == [first, last] and "sha256" in model.lobes.broken["lobe_0002"]
     model.generate("red green", lobe=last, max_new_tokens=3)
     with pytest.raises(BundleError, match=r"was not saved.*not those of the bundle"):
         model.save(tmp_path / "again", [damaged])
     model.remove_lobe(damaged)
-    assert model.broken == {} and not (model.home / "lobes" / "lobe_0002").exists()
+    assert model.lobes.broken == {} and not (model.home / "lobes" / "lobe_0002").exists()
 
 
 def test_a_damaged_lobe_that_a_router_reads_is_left_out(backbone: Backbone, saved: Path, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_a_damaged_lobe_that_a_router_reads_is_left_out(backbone: Backbone, save
     model = MultiLobeModel(backbone, embedder=WordEmbedder())
     model.load_bundle(path)
     decision = model.route("zebra", "logprob")  # reads every lobe
-    assert set(decision.scores) == set(list(TOPICS)[1:]) and list(model.broken) == ["lobe_0001"]
+    assert set(decision.scores) == set(list(TOPICS)[1:]) and list(model.lobes.broken) == ["lobe_0001"]
     again = MultiLobeModel(backbone, home=model.home, embedder=WordEmbedder())
     assert again.route("zebra", "logprob").scores == decision.scores
 
@@ -293,7 +293,7 @@ def test_a_lobe_of_a_bundle_keeps_its_promise_after_renaming_and_saving(backbone
     model = MultiLobeModel(backbone, embedder=WordEmbedder())
     model.load_bundle(saved)
     name = model.rename_lobe("Animals", "Beasts").name
-    assert model.store.by_name(name).card.adapter["sha256"] == sha256_of(saved / "lobes/lobe_0001" / WEIGHTS_FILE)
+    assert model.lobes.named(name).card.adapter["sha256"] == sha256_of(saved / "lobes/lobe_0001" / WEIGHTS_FILE)
     path = model.save(tmp_path / "again")
     assert "sha256" not in json.loads((path / "lobes/lobe_0001/card.json").read_text())["adapter"]
     assert not (path / "memory.json").exists()
@@ -305,23 +305,23 @@ def test_a_lobe_of_a_bundle_keeps_its_promise_after_renaming_and_saving(backbone
 def test_budget_and_pins_are_kept_in_the_home(backbone: Backbone, tmp_path: Path) -> None:
     model = trained(backbone, tmp_path)
     names, ids = model.lobe_names, [lobe.id for lobe in model.lobes]
-    model.memory_budget_mib = 0.01
-    model.pin(names[2].upper())
-    model.pin(names[0])
-    assert model.pinned == [names[0], names[2]] and model.memory_budget_mib == pytest.approx(0.01, abs=1e-5)
+    model.memory.set_budget(0.01)
+    model.memory.pin(model.lobes.named(names[2].upper()).id)
+    model.memory.pin(model.lobes.named(names[0]).id)
+    assert model.lobes.pinned == [names[0], names[2]] and model.memory.budget_mib == pytest.approx(0.01, abs=1e-5)
     again = MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder())
-    assert set(again.bank.resident) == {ids[0], ids[2]} and again.pinned == model.pinned
+    assert set(again.bank.resident) == {ids[0], ids[2]} and again.lobes.pinned == model.lobes.pinned
     assert again.bank.budget_bytes == int(0.01 * MIB)
-    again.unpin(names[0])
+    again.memory.unpin(again.lobes.named(names[0]).id)
     again.rename_lobe(names[2], "Colours")
-    again.memory_budget_mib = None
+    again.memory.set_budget(None)
     third = MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder(), memory_budget_mib=7)
-    assert third.pinned == ["Colours"] and third.memory_budget_mib == 7
+    assert third.lobes.pinned == ["Colours"] and third.memory.budget_mib == 7
     assert MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder()).memory_budget_mib is None
     third.remove_lobe("Colours")
     assert third.bank.pinned == set() and json.loads((tmp_path / "memory.json").read_text())["pinned"] == []
     with pytest.raises(LobeError, match="no lobe called 'Colours'"):
-        third.pin("Colours")
+        third.memory.pin(third.lobes.named("Colours").id)
 
 
 @pytest.mark.parametrize(
@@ -346,23 +346,23 @@ def test_a_budget_is_a_number_above_zero(bank: LobeBank, tmp_path: Path, mib: An
 def test_a_damaged_pinned_lobe_does_not_stop_a_home(backbone: Backbone, tmp_path: Path) -> None:
     model = trained(backbone, tmp_path)
     for lobe in model.lobes[:2]:
-        model.pin(lobe.name)
+        model.memory.pin(model.lobes.named(lobe.name).id)
     spoil(model.lobes[0].path, np.nan)
     again = MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder())
-    assert again.bank.resident == (model.lobes[1].id,) and "not finite" in again.fault(model.lobes[0].id)
+    assert again.bank.resident == (model.lobes[1].id,) and "not finite" in again.lobes.fault(model.lobes[0].id)
     assert again.route("cat dog").chosen != "Animals" and again.lobe_names == model.lobe_names[1:]
 
 
 def test_training_a_lobe_on_keeps_its_pin(backbone: Backbone, tmp_path: Path) -> None:
     model = trained(backbone, tmp_path)
     old = model.lobes[1]
-    model.pin(old.name)
+    model.memory.pin(model.lobes.named(old.name).id)
     config = {"epochs": 1, "lora_r": 2, "batch_size": 8, "learning_rate": 1e-2}
     from multilobe_ui import TrainingConfig
     from multilobe_ui.progress import finish
 
     new = finish(model.train(old.name, rows(old.name), TrainingConfig(**config), replaces=old.id))
-    assert model.pinned == [new.name] and new.id in model.bank.resident
+    assert model.lobes.pinned == [new.name] and new.id in model.bank.resident
 
 
 def test_deleting_all_lobes_gives_all_memory_back(backbone: Backbone) -> None:
@@ -372,9 +372,9 @@ def test_deleting_all_lobes_gives_all_memory_back(backbone: Backbone) -> None:
     model.route("one cat", "logprob")
     model.generate("cat", weights={lobe.name: 0.5 for lobe in model.lobes}, max_new_tokens=2)
     held = [reference for lobe in model.lobes for reference in tensors(model.bank, lobe.id)]
-    kept = [weakref.ref(own.train) for own in model.routing_context().rows.values()]
+    kept = [weakref.ref(own.train) for own in model.routers.context().rows.values()]
     calibrations: list[int] = []
-    changed, model.routing.changed = model.routing.changed, lambda: calibrations.append(1) or changed()  # type: ignore[method-assign]
+    changed, model.routers.changed = model.routers.changed, lambda: calibrations.append(1) or changed()  # type: ignore[method-assign]
     model.remove_lobe(*model.lobe_names)
     assert len(calibrations) == 1 and model.lobe_names == [] and model.bank.resident_bytes == 0
     assert are_gone(held) and are_gone(kept)  # type: ignore[arg-type]
@@ -410,15 +410,15 @@ def thousand(backbone: Backbone, adapters: dict[str, Path], tmp_path_factory: py
 
 def test_a_thousand_lobes_are_registered_and_those_in_use_are_in_memory(backbone: Backbone, thousand: Path) -> None:
     model = MultiLobeModel(backbone, home=thousand, embedder=WordEmbedder(), memory_budget_mib=1)
-    assert len(model.lobes) == 1000 and model.bank.resident == () and model.version == 0
+    assert len(model.lobes) == 1000 and model.bank.resident == () and model.routers.version == 0
     one = model.bank.matrices("lobe_0001") and model.bank.resident_bytes
-    model.memory_budget_mib = 3 * one / MIB
+    model.memory.set_budget(3 * one / MIB)
     for number in (0, 500, 999, 7, 500):
         assert model.generate("x", lobe=f"Lobe {number}", max_new_tokens=1) is not None
     assert model.bank.resident == ("lobe_1000", "lobe_0008", "lobe_0501")
-    assert model.route("a", "embedding").router == "embedding" and len(model.routing_context().rows) == 1000
+    assert model.route("a", "embedding").router == "embedding" and len(model.routers.context().rows) == 1000
     with pytest.raises(LobeError, match=r"'Nobody'.* Lobe 11 and 988 more\."):
-        model.store.by_name("Nobody")
+        model.lobes.named("Nobody")
 
 
 def test_names_are_looked_up_and_not_searched(thousand: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_losses_are_those_of_plain_peft_on_rows_that_were_held_out(
     result = merge_lobes(model, {ANIMALS: 0.5, "wide": 0.5}, made, combination="svd", rank=2, most_rows=2, progress=seen.append)
     (row,) = result.losses
     assert (row["dataset"], row["rows"], row["held_out"]) == (ANIMALS, 2, True) and result.without_rows == ("wide",)
-    kept = model.store.by_name(ANIMALS).routing_rows()
+    kept = model.lobes.named(ANIMALS).routing_rows()
     assert kept is not None
     places = [i * len(kept.validation_prompts) // 2 for i in range(2)]
     pairs = [(kept.validation_prompts[i], kept.validation_answers[i]) for i in places]
@@ -214,7 +214,7 @@ def test_routers_may_choose_it_by_its_parents_rows_or_not_at_all(model: MultiLob
         words = set(TOPICS[topic].split())
         share = np.mean([set(prompt.split()) <= words for prompt in own.train_prompts])
         assert share == pytest.approx(0.5, abs=0.05)
-    parents = [model.store.by_name(name).routing_rows() for name in (ANIMALS, NUMBERS)]
+    parents = [model.lobes.named(name).routing_rows() for name in (ANIMALS, NUMBERS)]
     vectors = {p: v for rows in parents if rows for p, v in zip(rows.train_prompts, rows.train, strict=True)}
     np.testing.assert_allclose(own.train, [vectors[p] for p in own.train_prompts], atol=1e-3)
     assert len(own.train_answers) == len(own.train_prompts) and own.validation_prompts
@@ -224,7 +224,7 @@ def test_routers_may_choose_it_by_its_parents_rows_or_not_at_all(model: MultiLob
 
     second = merge_lobes(model, {COLOURS: 1.0, "Routed": 0.5}, tmp_path / "b", **asked)
     hidden = keep_merge(model, tmp_path / "b", second.to_json(), "By hand", routed=False)
-    assert hidden.routing_rows() is None and "By hand" not in model.routing_context().rows
+    assert hidden.routing_rows() is None and "By hand" not in model.routers.context().rows
     assert model.generate("cat", lobe="By hand", max_new_tokens=3, do_sample=False) is not None
 
 

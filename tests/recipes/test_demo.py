@@ -127,7 +127,7 @@ def test_two_wishes_in_one_prompt_get_two_lobes_and_one_answer(demo: MultiLobeMo
 
     def logits(mixture: dict[str, float]) -> torch.Tensor:
         with torch.inference_mode():
-            return demo.bank.run(Mix.of({demo.store.by_name(n).id: w for n, w in mixture.items()}), input_ids=ids).logits
+            return demo.bank.run(Mix.of({demo.lobes.named(n).id: w for n, w in mixture.items()}), input_ids=ids).logits
 
     half = logits({"sentiment": 0.5, "summarisation": 0.5})
     for alone in ("sentiment", "summarisation"):
@@ -137,7 +137,7 @@ def test_two_wishes_in_one_prompt_get_two_lobes_and_one_answer(demo: MultiLobeMo
 def test_the_routers_that_come_with_the_demo_are_fitted_and_right(demo: MultiLobeModel, tests: list[dict[str, str]]) -> None:
     some = [t for t in tests if t["lobe"]][::4]
     for router, least in (("gate", 0.9), ("embedding", 0.9), ("xlora", 0.8)):
-        assert not demo.routing.is_stale(router)
+        assert not demo.routers.is_stale(router)
         right = [demo.route(t["input"], router).chosen == t["lobe"] for t in some]
         assert np.mean(right) >= least, router
 

@@ -55,23 +55,23 @@ def test_a_router_that_asks_for_a_fit_says_so_until_it_has_one(make: Callable) -
 def test_a_lobe_that_comes_makes_a_fit_stale_and_a_new_fit_knows_it(make: Callable) -> None:
     model = make()
     model.fit_router("gate")
-    assert not model.routing.is_stale("gate")
+    assert not model.routers.is_stale("gate")
     before = decisions(model, "gate")
     colours = list(TOPICS)[2]
     model.add_lobe(colours, rows(colours), **SETTINGS)
-    assert model.routing.is_stale("gate")
+    assert model.routers.is_stale("gate")
     stale = [model.route(prompt, "gate") for prompt in PROMPTS]
     assert [d.chosen for d in stale] == [chosen for chosen, _ in before]  # it goes on as it was
     assert all(d.chosen != colours for d in stale)
     model.fit_router("gate")
-    assert not model.routing.is_stale("gate") and model.route("red green", "gate").chosen == colours
+    assert not model.routers.is_stale("gate") and model.route("red green", "gate").chosen == colours
 
 
 def test_a_lobe_that_goes_is_never_chosen_again(make: Callable) -> None:
     model = make(topics=3)
     model.fit_router("gate")
     model.remove_lobe("Animals")
-    assert model.routing.is_stale("gate")
+    assert model.routers.is_stale("gate")
     for name in ("gate", "hybrid", "keyword", "embedding", "logprob"):
         assert all(model.route(prompt, name).chosen != "Animals" for prompt in PROMPTS)
         assert all("Animals" not in model.route(prompt, name, Mixing("soft")).weights for prompt in PROMPTS)
@@ -82,7 +82,7 @@ def test_a_renamed_lobe_keeps_what_routers_know_of_it(make: Callable) -> None:
     model.fit_router("gate")
     before = decisions(model, "gate")
     model.rename_lobe("Animals", "Zoo")
-    assert not model.routing.is_stale("gate")
+    assert not model.routers.is_stale("gate")
     after = decisions(model, "gate")
     assert [c for c, _ in after] == ["Zoo" if c == "Animals" else c for c, _ in before]
     assert [p["Zoo"] for _, p in after] == [p["Animals"] for _, p in before]
@@ -92,19 +92,19 @@ def test_a_renamed_lobe_keeps_what_routers_know_of_it(make: Callable) -> None:
 def test_fits_survive_a_restart_and_a_bundle(name: str, make: Callable, tmp_path: Path) -> None:
     model = make(topics=3)
     model.fit_router("gate")
-    model.routing.change("keyword", lambda router: router.set_terms("Animals", {"zebra": 5.0}))  # type: ignore[attr-defined]
+    model.routers.change("keyword", lambda router: router.set_terms("Animals", {"zebra": 5.0}))  # type: ignore[attr-defined]
     routers = ("gate", "keyword", "embedding")
     before = {router: decisions(model, router) for router in routers}
 
     again = make(topics=3)
-    again.prepare_routing()
+    again.routers.prepare()
     assert {router: decisions(again, router) for router in routers} == before
-    assert again.routing.fit_of("gate").report == model.routing.fit_of("gate").report
+    assert again.routers.fit_of("gate").report == model.routers.fit_of("gate").report
 
     model.save(tmp_path / name)
     loaded = make("other", topics=0)
     loaded.load_bundle(tmp_path / name)
-    assert not loaded.routing.is_stale("gate")
+    assert not loaded.routers.is_stale("gate")
     assert {router: decisions(loaded, router) for router in routers} == before
     assert loaded.route("a zebra", "keyword").chosen == "Animals"
 
@@ -117,23 +117,23 @@ def test_a_bundle_into_a_home_that_has_lobes_leaves_its_fits_and_marks_them_stal
     model.save(tmp_path / "b")
     other.fit_router("gate")
     other.load_bundle(tmp_path / "b")  # "Animals" is there already: the newcomer gets another name
-    assert other.routing.is_stale("gate") and other.routing.fit_of("gate").state["lobes"] == ["Animals"]
+    assert other.routers.is_stale("gate") and other.routers.fit_of("gate").state["lobes"] == ["Animals"]
 
 
 def test_a_damaged_fit_is_as_none(make: Callable) -> None:
     model = make()
     model.fit_router("gate")
-    (model.routing.folder / "gate" / "arrays.safetensors").write_bytes(b"broken")
+    (model.routers.folder / "gate" / "arrays.safetensors").write_bytes(b"broken")
     again = make()
-    assert again.routing.fit_of("gate") is None and again.route("cat dog", "gate").chosen is None
+    assert again.routers.fit_of("gate") is None and again.route("cat dog", "gate").chosen is None
 
 
 def test_a_refused_change_changes_nothing(make: Callable) -> None:
     model = make()
-    before = model.routing.named("keyword").state()
+    before = model.routers.named("keyword").state()
     with pytest.raises(RoutingError):
-        model.routing.change("keyword", lambda router: router.set_terms("nobody", {"a": 1.0}))  # type: ignore[attr-defined]
-    assert model.routing.named("keyword").state() == before
+        model.routers.change("keyword", lambda router: router.set_terms("nobody", {"a": 1.0}))  # type: ignore[attr-defined]
+    assert model.routers.named("keyword").state() == before
 
 
 @pytest.mark.parametrize("name", sorted(ROUTERS))
@@ -149,13 +149,13 @@ def test_mixing_modes_reach_the_weights(make: Callable) -> None:
     soft = model.route("lion three orange", "embedding", Mixing("soft"))
     if soft.chosen:
         assert sum(soft.weights.values()) == pytest.approx(1)
-    two = model.decide([{"role": "user", "content": "cat dog"}], router="keyword", mixing=Mixing("top_k", 2))
+    two = model.answers.decide([{"role": "user", "content": "cat dog"}], router="keyword", mixing=Mixing("top_k", 2))
     assert 1 <= len(two.weights) <= 2 and max(two.weights, key=lambda n: two.weights[n]) == two.chosen == "Animals"
 
 
 def test_the_map_is_the_principal_plane_of_the_prototypes(make: Callable) -> None:
     model = make(topics=3)
-    context = model.routing_context()
+    context = model.routers.context()
     prompt = context.embed(["cat dog"])[0]
     shown = prompt_map(context.rows, prompt)
     assert shown.lobes.keys() == shown.prototypes.keys() == set(TOPICS) and 0 < shown.explained <= 1 + 1e-6

@@ -31,12 +31,12 @@ PROMPT = "cat dog"
 @pytest.fixture
 def model(backbone: Backbone, tmp_path: Path) -> MultiLobeModel:
     made = trained(backbone, tmp_path / "home")
-    made.calibrate()
+    made.routers.prepare()
     return made
 
 
 def correct(model: MultiLobeModel, prompt: str, lobe: str | None) -> None:
-    model.corrections.add(prompt, model.store.by_name(lobe).id if lobe else "", "")
+    model.routers.corrections.add(prompt, model.lobes.named(lobe).id if lobe else "", "")
 
 
 def refit(model: MultiLobeModel, made: Path, *routers: str, data: Path | None = None) -> Refit:
@@ -128,7 +128,7 @@ def test_a_trial_on_rows_that_lobes_were_trained_on_says_so(backbone: Backbone, 
     found = refit(model, tmp_path / "made", "keyword").to_json()
     assert found["notes"][0].startswith("2 of 3 lobes held nothing out: their prompts are training rows")
     assert found["routers"]["keyword"]["of"] > 27
-    model.keep_corrections(found["ids"], {})
+    model.routers.keep_corrections(found["ids"], {})
     asked = [row.prompt for row in own_rows(model)]
     assert PROMPT not in asked and len(set(asked)) == len(asked) > 27
 
@@ -147,7 +147,7 @@ def test_a_correction_is_shown_before_it_counts_then_decides_and_can_be_undone(m
     assert (told.chosen, told.stage, told.confidence) == (NUMBERS, "corrected", 1.0) and told.weights == {NUMBERS: 1.0}
     reopened = MultiLobeModel(model.backbone, home=model.home, embedder=WordEmbedder())  # type: ignore[arg-type]
     assert reopened.route(PROMPT).chosen == NUMBERS
-    model.forget_corrections()
+    model.routers.forget_corrections()
     after = model.route(PROMPT)
     assert (after.chosen, after.stage) == (before.chosen, before.stage) and after.scores == pytest.approx(before.scores)
     assert model.route("red green").scores == pytest.approx(bystander.scores)
@@ -167,7 +167,7 @@ def test_a_router_learns_from_it_for_prompts_that_are_alike(model: MultiLobeMode
     keep_refit(model, trial.ids, tmp_path / "made")
     like = model.route("okapi zebra zebra", "embedding")
     assert like.stage != "corrected" and like.chosen == COLOURS
-    model.forget_corrections()
+    model.routers.forget_corrections()
     assert model.route("okapi zebra zebra", "embedding").chosen != COLOURS
 
 
@@ -177,9 +177,9 @@ def test_the_trial_counts_as_a_plain_count_does(model: MultiLobeModel, tmp_path:
     correct(model, PROMPT, NUMBERS)
     trial = refit(model, tmp_path / "made", "embedding", "keyword", data=tmp_path / "rows.jsonl")
     for name in ("embedding", "keyword"):
-        router = ROUTERS[name](model.routing_context(model.corrections.all()), None)
+        router = ROUTERS[name](model.routers.context(model.routers.corrections.all()), None)
         router.fit()
-        plain = ROUTERS[name](model.routing_context(), None)
+        plain = ROUTERS[name](model.routers.context(), None)
         plain.fit()
         found = trial.routers[name]
         assert (found["added"], found["gone"]) == ([], [])
@@ -202,8 +202,8 @@ def test_what_new_lobes_change_is_told_apart_from_what_corrections_change(model:
     found = refit(model, tmp_path / "made", "gate", data=tmp_path / "rows.jsonl").routers["gate"]
     assert (found["added"], found["gone"]) == (["Metals"], [])
     assert found["now"] <= 1, "the gate that serves has never heard of metals"
-    plain, told = ROUTERS["gate"](model.routing_context(), None), ROUTERS["gate"](
-        model.routing_context(model.corrections.all()), None
+    plain, told = ROUTERS["gate"](model.routers.context(), None), ROUTERS["gate"](
+        model.routers.context(model.routers.corrections.all()), None
     )
     for router, count in ((plain, found["before"]), (told, found["after"])):
         router.fit()
@@ -242,9 +242,9 @@ def test_only_fits_that_learn_from_labels_grow_stale(model: MultiLobeModel, tmp_
     model.fit_router("gate")
     correct(model, PROMPT, NUMBERS)
     keep_refit(model, refit(model, tmp_path / "made", "embedding").ids, tmp_path / "made")
-    assert model.routing.is_stale("gate")
+    assert model.routers.is_stale("gate")
     model.fit_router("gate")
-    assert not model.routing.is_stale("gate") and model.route(PROMPT, "gate").chosen == NUMBERS
+    assert not model.routers.is_stale("gate") and model.route(PROMPT, "gate").chosen == NUMBERS
     assert {name for name, make in ROUTERS.items() if not make(context(), None).learns_labels} == {
         "complexity", "xlora", "arrow", "logprob", "chain"
     }  # fmt: skip

@@ -111,7 +111,7 @@ class _Check:
     def __init__(self, model: MultiLobeModel, settings: ForgettingSettings, made: Path, stop: threading.Event) -> None:
         self.model, self.settings, self.made, self.stop = model, settings, made, stop
         self.began = time.perf_counter()
-        self.lobes = model.lobes
+        self.lobes = list(model.lobes)
         self.rows = {lobe.name: rows for lobe in self.lobes if (rows := _rows_of(lobe)) is not None}
         self.ids = {lobe.name: lobe.id for lobe in self.lobes}
         self.newest, self.work, self.config = self._to_train()
@@ -158,11 +158,11 @@ class _Check:
         few: dict[str, Any] = {"epochs": self.settings.epochs, "evaluations_per_epoch": 1, "patience": 0, "keep": "best"}
         name = self._named(self.settings.newest) or next(reversed(self.rows), None)
         if name is None:
-            prompts = self.model.routing_context().generic_prompts[:STAND_IN_ROWS] or ["Good morning.", "How are you?"]
+            prompts = self.model.routers.context().generic_prompts[:STAND_IN_ROWS] or ["Good morning.", "How are you?"]
             rows = [_example(prompt, prompt) for prompt in prompts]
             stand_in = Domain("", "", rows, rows[:4], trained=True)
             return None, stand_in, replace(TrainingConfig(seed=self.settings.seed), **few)
-        card = self.model.store.by_name(name).card
+        card = self.model.lobes.named(name).card
         try:
             config = from_json(TrainingConfig, dict(card.config))
         except (ConfigError, TypeError):  # a card from elsewhere
@@ -208,7 +208,7 @@ class _Check:
         """Token ids of prompts that lobes held out (or were trained on), in turn, and of everyday ones."""
         own = [list(rows.validation_prompts) or list(rows.train_prompts) for rows in self.rows.values()]
         turns = [prompts[i] for i in range(max(map(len, own), default=0)) for prompts in own if i < len(prompts)]
-        generic = list(self.model.routing_context().generic_prompts) or ["What can you do?"]
+        generic = list(self.model.routers.context().generic_prompts) or ["What can you do?"]
         prompts = [*turns[: self.settings.probes], *_evenly(generic, GENERIC_PROBES)]
         backbone = self.model.backbone
         ids = (backbone.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts)

@@ -110,7 +110,7 @@ def judge(model: MultiLobeModel, lobes: Sequence[Lobe], before: Snapshot, after:
         tensors=len(after.weights),
         seconds=0.0,
     )
-    damaged = {lobe.name: model.broken[lobe.id] for lobe in model.store.all() if lobe.id in model.broken}
+    damaged = {lobe.name: model.lobes.broken[lobe.id] for lobe in model.lobes.store.all() if lobe.id in model.lobes.broken}
     checked = [
         *(_lobe(lobe, before, after, fingerprint) for lobe in lobes),
         *(LobeCheck(lobe.name, None, None, None, None, False) for lobe in _of_other_weights(model)),
@@ -142,7 +142,7 @@ def _lobe(lobe: Lobe, before: Snapshot, after: Snapshot, fingerprint: str) -> Lo
 def _of_other_weights(model: MultiLobeModel) -> list[Lobe]:
     """Lobes that say they are of a base of this name, but not of these weights."""
     base = model.backbone
-    cards = ((lobe, lobe.card.base) for lobe in model.store.all() if lobe.id not in model.bank)
+    cards = ((lobe, lobe.card.base) for lobe in model.lobes.store.all() if lobe.id not in model.bank)
     return [o for o, card in cards if card.get("name") == base.name and card.get("fingerprint") != base.fingerprint]
 
 

@@ -56,7 +56,7 @@ def opening(world: World, settings: Settings) -> Iterator[Result]:
             opened = MultiLobeModel(backbone, home=home, embedder=world.embedder)
             opened.load_bundle(path)
             took = time.perf_counter() - start
-            assert len(opened.lobes) == count and opened.routing.named("hybrid").is_fitted
+            assert len(opened.lobes) == count and opened.routers.named("hybrid").is_fitted
             shutil.rmtree(home)
             return took
 

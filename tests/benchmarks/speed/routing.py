@@ -147,7 +147,7 @@ def growing(world: World, settings: Settings, few: int, many: int) -> Result:
 
     models = {lobes: world.model(BUILTIN, lobes) for lobes in (many, few)}
     for model in models.values():
-        model.prepare_routing()
+        model.routers.prepare()
     times = race(3 * settings.rounds, {str(lobes): decision(model) for lobes, model in models.items()}, warm_up=2)
     work = f"hybrid routing, {many} lobes"
     return Result(work, BUILTIN, f"ourselves with {few}", times[str(many)], times[str(few)], "ms", 1.5, "at most")

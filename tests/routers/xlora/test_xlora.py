@@ -606,7 +606,7 @@ def demo(builtin: Backbone) -> MultiLobeModel:
 
 @pytest.mark.builtin
 def test_each_demo_lobe_has_the_largest_weight_on_its_own_prompts(demo: MultiLobeModel) -> None:
-    context = demo.routing_context()
+    context = demo.routers.context()
     router = XLoraRouter(context)
     fit(router, rows_per_lobe=32, supervised_steps=100, language_steps=0)
     for name in context.lobes:
