@@ -317,7 +317,7 @@ def test_budget_and_pins_are_kept_in_the_home(backbone: Backbone, tmp_path: Path
     again.memory.set_budget(None)
     third = MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder(), memory_budget_mib=7)
     assert third.lobes.pinned == ["Colours"] and third.memory.budget_mib == 7
-    assert MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder()).memory_budget_mib is None
+    assert MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder()).memory.budget_mib is None
     third.remove_lobe("Colours")
     assert third.bank.pinned == set() and json.loads((tmp_path / "memory.json").read_text())["pinned"] == []
     with pytest.raises(LobeError, match="no lobe called 'Colours'"):
