@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -35,9 +35,8 @@ from ..routing.regression import (
     shares_of,
 )
 from ..routing.router import FitOutcome, Fitting, Router, RoutingContext
-from ..settings import check, settings_of
+from ..settings import check_all, setting, settings_of
 
-EMBEDDINGS = ("sentence", "base")
 Array = np.ndarray[Any, Any]
 
 
@@ -45,17 +44,19 @@ Array = np.ndarray[Any, Any]
 class GateSettings:
     """How the gate is learned."""
 
-    embedding: str = "sentence"
-    """What the gate reads: "sentence", the sentence encoder's vector, or "base", the base model's mean hidden state."""
-    ridge: float = 1.0
-    """How strongly small weights are preferred; between 0.1 and 3 it hardly matters."""
-    false_abstention: float = FALSE_ABSTENTION
-    """Share of the lobes' own rows that may go to the base model although a lobe fits."""
+    embedding: Literal["sentence", "base"] = setting(
+        "sentence", "Embedding", "What it reads: the sentence encoder, or the base's own hidden state."
+    )
+    ridge: float = setting(
+        1.0, "Ridge", "How strongly small weights are preferred; between 0.1 and 3 it hardly matters.", above=0, high=1000
+    )
+    false_abstention: float = setting(
+        FALSE_ABSTENTION, "False abstention", "Share of held-out rows that may go to the base although a lobe fits.",
+        low=0, below=1,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
-        check(self.embedding in EMBEDDINGS, "embedding", self.embedding, f"one of {', '.join(EMBEDDINGS)}")
-        check(0 < self.ridge <= 1000, "ridge", self.ridge, "above 0 and at most 1,000")
-        check(0 <= self.false_abstention < 1, "false_abstention", self.false_abstention, "from 0 to below 1")
+        check_all(self)
 
 
 class GateRouter(Router):

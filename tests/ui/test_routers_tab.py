@@ -18,8 +18,10 @@ from multilobe_ui.ui.kit import text
 from multilobe_ui.ui.kit.complexity_card import meter, radar, stratification_card
 from multilobe_ui.ui.kit.routing_row import router_choices
 from multilobe_ui.ui.routers import router_card, verdicts
-from multilobe_ui.ui.routers import tab as routers_tab
-from multilobe_ui.ui.routers.tab import PRESET, RoutersTab, moved, on_display
+from multilobe_ui.ui.routers.ask import PRESET
+from multilobe_ui.ui.routers.chain import MOST_STAGES, moved
+from multilobe_ui.ui.routers.fits import on_display
+from multilobe_ui.ui.routers.tab import RoutersTab
 
 SKIP = gr.skip()
 NOBODY = SimpleNamespace(username=None)
@@ -55,7 +57,7 @@ def look(tab, picked="", seen=None, token=""):
 def begin(tab, picked, seen=None, file=None, **given):
     """The Fit button, with the form as it stands but for `given`."""
     values = [given.get(name, c.value) if router == picked else c.value
-              for (router, name), c in zip(tab.fields, tab.components, strict=True)]  # fmt: skip
+              for (router, name), c in zip(tab.settings.names, tab.settings.components, strict=True)]  # fmt: skip
     return tab.begin(NOBODY, picked, seen or {}, file, "", *values)
 
 
@@ -93,12 +95,12 @@ def test_what_has_not_changed_is_not_drawn_again(tab, studio):
 
 
 def test_a_fit_is_watched_from_the_first_step_to_the_report(tab, studio):
-    picked, _ = begin(tab, "gate", steps=50)
+    picked, _ = begin(tab, "gate", ridge="0.5")
     assert picked == "gate"
     verb, arguments = studio.calls[-1]
     assert verb == "fit_router"
     assert arguments == (
-        "gate", {"embedding": "sentence", "steps": 50, "learning_rate": 0.1, "weight_decay": 0.0003}, None, "",
+        "gate", {"embedding": "sentence", "ridge": 0.5, "false_abstention": 0.025}, None, "",
     )  # fmt: skip
     job = studio.jobs()[0]
     studio.advance(job.id, 30)
@@ -180,17 +182,17 @@ def test_a_tick_that_fails_changes_nothing(tab, studio, monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [({"steps": "x"}, "must be a number"), ({"steps": 2.5}, "whole number"), ({"learning_rate": "fast"}, "must be a number")],
+    [({"size": "x"}, "must be a number"), ({"size": 2.5}, "whole number"), ({"learning_rate": "fast"}, "must be a number")],
 )
 def test_odd_settings_are_refused(tab, studio, given, said):
     with pytest.raises(gr.Error, match=said):
-        begin(tab, "gate", **given)
+        begin(tab, "xlora", **given)
     assert not studio.jobs()
 
 
 def test_an_empty_setting_keeps_its_default(tab, studio):
-    begin(tab, "gate", steps=None, learning_rate=" ")
-    assert studio.calls[-1][1][1] == {"embedding": "sentence", "weight_decay": 0.0003}
+    begin(tab, "gate", ridge=None)
+    assert studio.calls[-1][1][1] == {"embedding": "sentence", "false_abstention": 0.025}
 
 
 def test_a_row_that_was_clicked_is_picked(tab):
@@ -210,20 +212,20 @@ def test_who_is_on_display(studio):
 
 
 def test_tiers_can_be_seen_before_a_fit(tab, studio, tmp_path, monkeypatch):
-    card = tab.stratify(0.3, 0.7, None)["value"]
+    card = tab.tiers.stratify(0.3, 0.7, None)["value"]
     for words in ("1,566 rows", ">470<", "30 %", "simple", "complex", "&lt;b&gt;number", "<svg"):
         assert words in card
     assert studio.calls[-1] == ("stratify", (0.3, 0.7, None))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"input": f"q {i}", "output": "a"}) for i in range(10)))
-    assert "10 rows" in tab.stratify(0.3, 0.7, str(path))["value"]
+    assert "10 rows" in tab.tiers.stratify(0.3, 0.7, str(path))["value"]
     begin(tab, "complexity", file=str(path), low=0.2)
     verb, (name, settings, given, _) = studio.calls[-1]
     assert (verb, name, given, settings["low"]) == ("fit_router", "complexity", str(path), 0.2)
     for low, high, file, said in ((0.8, 0.7, None, "below high"), ("x", 0.7, None, "number"), (0.3, 0.7, "/etc/passwd", "uploads")):
         with pytest.raises(gr.Error, match=said):
-            tab.stratify(low, high, file)
+            tab.tiers.stratify(low, high, file)
 
 
 def test_an_empty_tier_is_warned_of():
@@ -246,16 +248,16 @@ def test_radar_and_meter_take_any_number():
 
 
 def test_words_are_shown_changed_and_brought_back(tab, studio):
-    chips = tab.show_words("legal")
+    chips = tab.words.show("legal")
     assert chips["value"][:2] == ["law", "legal"] and chips["choices"][0][0].startswith("law  4.2")
-    assert tab.do_save_words(NOBODY, "legal", ["court", EVIL], "")["value"] == ["court", EVIL]
+    assert tab.words.do_save(NOBODY, "legal", ["court", EVIL], "")["value"] == ["court", EVIL]
     assert studio.keyword_terms("legal") == [("court", 4.2), (EVIL, 4.0)]
-    assert "law" in tab.do_learned(NOBODY, "legal", "")["value"]
+    assert "law" in tab.words.do_learned(NOBODY, "legal", "")["value"]
     many = [f"word {i}" for i in range(400)]
     for terms, said in (([], "0 words"), (None, "must be a list"), ([7], "must be text"), (many, "300")):
         with pytest.raises(gr.Error, match=said):
-            tab.do_save_words(NOBODY, "legal", terms, "")
-    assert tab.show_words("") == gr.update(choices=[], value=[])
+            tab.words.do_save(NOBODY, "legal", terms, "")
+    assert tab.words.show("") == gr.update(choices=[], value=[])
 
 
 STAGES = [["keyword", 0.8], ["gate", 0.7], ["logprob", 0.0]]
@@ -274,21 +276,21 @@ def test_stages_move(place, act, names):
 
 def test_the_last_stage_stays_and_there_are_never_too_many():
     assert moved([["gate", 0.0]], 0, "out") == [["gate", 0.0]]
-    full = [["gate", 0.0]] * routers_tab.MOST_STAGES
+    full = [["gate", 0.0]] * MOST_STAGES
     assert moved(full, 0, "add") == full
 
 
 def test_a_chain_is_saved_and_comes_back(tab, studio):
     values = ["gate", "keyword", None, None, None, None, 0.6, 0, 0.5, 0.5, 0.5, 0.5]
-    tab.do_save_chain(NOBODY, 2, *values, "")
+    tab.chain.do_save(NOBODY, "", 2, *values)
     assert studio.calls[-1] == ("set_chain", ([["gate", 0.6], ["keyword", 0.0]],))
     stages = look(tab, "chain").stages
     assert [row["visible"] for row in stages[:6]] == [True, True, False, False, False, False]
     assert [stage["value"] for stage in stages[6:8]] == ["gate", "keyword"] and stages[-1] == 2
     with pytest.raises(gr.Error, match="1 to 12 stages"):
-        tab.do_save_chain(NOBODY, 0, *values, "")
+        tab.chain.do_save(NOBODY, "", 0, *values)
     with pytest.raises(gr.Error, match="must be text"):
-        tab.do_save_chain(NOBODY, 3, *values, "")
+        tab.chain.do_save(NOBODY, "", 3, *values)
 
 
 # ---- one prompt ------------------------------------------------------------------------------------------------------
@@ -296,7 +298,7 @@ def test_a_chain_is_saved_and_comes_back(tab, studio):
 
 def test_all_routers_side_by_side_in_the_same_colours(tab, studio):
     fitted(studio, "gate")
-    html, words = tab.compare(ASK)
+    html, words = tab.ask.compare(ASK)
     assert words == ASK and studio.calls[-1] == ("compare_routers", (ASK,))
     assert html.count("<article") == 7, "those not fitted cannot say anything"
     assert "<b>7 of 7</b> choose <b>medical</b>" in html
@@ -308,11 +310,11 @@ def test_all_routers_side_by_side_in_the_same_colours(tab, studio):
         assert float(row[0]) == pytest.approx(100 * shown, abs=0.06) and row[1] == text.percent(shown)
         assert f"{row[1]} sure" in card or (decision.per_token and "% sure" not in card and row[1] in card)
     assert html.count('style="--c:#e5484d') >= 14
-    assert tab.compare("  ")[1] == PRESET
+    assert tab.ask.compare("  ")[1] == PRESET
 
 
 def test_abstaining_is_the_base_model(tab):
-    html, _ = tab.compare("Good day to you")
+    html, _ = tab.ask.compare("Good day to you")
     assert "choose <b>the base model</b>" in html
     assert 'is-chosen" aria-current="true" style="--c:var(--ml-base)' in html
 
@@ -330,7 +332,7 @@ def test_strange_decisions_are_drawn():
 
 
 def test_the_prompt_is_put_on_the_map(tab, studio):
-    title, plot = tab.place(ASK)
+    title, plot = tab.ask.place(ASK)
     figure = plot["value"]
     names = {trace.name for trace in figure.data}
     assert names == {"medical", "legal", "python", "maths", "sentiment", "summarisation", "your prompt"}
@@ -339,8 +341,8 @@ def test_the_prompt_is_put_on_the_map(tab, studio):
     assert "41 %" in title["value"]
     assert "&lt;b&gt;" in figure.data[0].text[0] and "<b>" not in figure.data[0].text[0]
     assert figure.data[0].marker.color == figure.data[1].marker.color == "#e5484d"
-    tab.studio = FakeStudio(0)
-    assert tab.place(ASK) == (gr.update(visible=False), gr.update(visible=False))
+    tab.ask.studio = FakeStudio(0)
+    assert tab.ask.place(ASK) == (gr.update(visible=False), gr.update(visible=False))
 
 
 # ---- plots and cards as data -----------------------------------------------------------------------------------------
@@ -406,7 +408,7 @@ def test_the_tab_is_built_while_the_base_loads_and_by_a_studio_that_knows_few_ro
     with gr.Blocks():
         tab = RoutersTab(FakeStudio(0, state="loading"))
         tab.build()
-    assert ("gate", "steps") in tab.fields
+    assert ("gate", "ridge") in tab.settings.names
     assert "Needs a fit" in look(tab).list
     studio = FakeStudio(2)
     few = studio.routers()[:2]

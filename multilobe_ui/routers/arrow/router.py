@@ -25,7 +25,7 @@ from ...progress import Progress
 from ...routing.calibration import fit_temperature, held_out_prompts, softmax
 from ...routing.decision import Mixing, Verdict
 from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
-from ...settings import check, settings_of
+from ...settings import check_all, setting, settings_of
 
 if TYPE_CHECKING:  # torch: not before a prompt is weighed
     from .mixer import ArrowMixer
@@ -41,11 +41,12 @@ Z_SCALE = 10.0
 class ArrowSettings:
     """What can be chosen of Arrow."""
 
-    temperature: float = 1.0
-    """Divides the similarities before the softmax: lower gives more to the lobe that is nearest."""
+    temperature: float = setting(
+        1.0, "Temperature", "Divides the similarities before the softmax: lower gives more to the nearest lobe.", above=0, high=100
+    )
 
     def __post_init__(self) -> None:
-        check(0 < self.temperature <= 100, "temperature", self.temperature, "above 0 and at most 100")
+        check_all(self)
 
 
 class ArrowRouter(Router):

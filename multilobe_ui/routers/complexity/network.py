@@ -23,7 +23,7 @@ import numpy as np
 
 from ...errors import RoutingError
 from ...routing.calibration import softmax
-from ...settings import check, suggested_learning_rate
+from ...settings import check_all, setting, suggested_learning_rate
 from .features import FEATURES, HIGH, LOW, TIERS, check_thresholds
 
 Array = np.ndarray[Any, Any]
@@ -38,63 +38,37 @@ embedding's many numbers are learned by heart (measured: a point of accuracy los
 class ComplexitySettings:
     """How the complexity router and its experts are trained."""
 
-    low: float = LOW
-    """Prompts below this score are simple."""
-    high: float = HIGH
-    """Prompts from this score on are complex."""
-    lora_r: int = 16
-    """Rank of every expert's LoRA matrices."""
-    lora_alpha: int = 32
-    """An expert's delta is scaled by lora_alpha / lora_r."""
-    target_modules: str | tuple[str, ...] | None = None
-    """Linear layers that get a LoRA; None means every one but the output head (for GPT-2: c_attn, c_proj, c_fc)."""
-    hidden: int = 256
-    """Hidden units of the router."""
-    router_learning_rate: float = 1e-3
-    expert_learning_rate: float | None = 5e-5
-    """Peak rate of the experts. 5e-5 suits bases of billions of parameters; None chooses one for the size of the base (see
-    `expert_rate`). Measured on the built-in base, 540 rows, 2 passes: 5e-5 brings a quarter of what None brings."""
-    balance_weight: float = 0.1
-    """Weight of the load-balance loss beside the router's other losses."""
-    router_epochs: int = 60
-    """Passes of phase 1 (a pass takes a tenth of a second); it ends earlier when the held-out loss no longer falls."""
-    expert_epochs: int = 1
-    """Passes of phase 2."""
-    joint_epochs: int = 1
-    """Passes of phase 3."""
-    batch_size: int = 8
-    """Rows in one optimizer step of phases 2 and 3."""
-    max_length: int = 512
-    """Longest row in tokens; longer rows are cut."""
-    max_rows: int = 4000
-    """Most rows to learn from, evenly from all."""
-    seed: int = 0
+    low: float = setting(LOW, "Low", "Prompts below are simple.", low=0, high=1)
+    high: float = setting(HIGH, "High", "Prompts from here on are complex.", low=0, high=1)
+    lora_r: int = setting(16, "Rank (r)", "Size of every expert.", low=1, high=1024)
+    lora_alpha: int = setting(32, "Alpha", "Strength: scaled by alpha / r.", above=0)
+    target_modules: str | tuple[str, ...] | None = setting(
+        None, "Target modules", "Linear layers that get a LoRA. Empty: all."
+    )  # all but the output head (for GPT-2: c_attn, c_proj, c_fc)
+    hidden: int = setting(256, "Hidden", "Hidden units of the router.", low=1, high=65_536)
+    router_learning_rate: float = setting(1e-3, "Router learning rate", "Peak rate of the first phase.", above=0, below=1)
+    expert_learning_rate: float | None = setting(
+        5e-5, "Expert learning rate", "Peak rate of the experts. Empty: automatic.", above=0, below=1
+    )
+    """5e-5 suits bases of billions of parameters; None chooses one for the size of the base (see `expert_rate`). Measured on the
+    built-in base, 540 rows, 2 passes: 5e-5 brings a quarter of what None brings."""
+    balance_weight: float = setting(
+        0.1, "Balance weight", "How much an even use of the experts counts.", low=0, high=10
+    )
+    router_epochs: int = setting(60, "Router epochs", "Passes of phase 1, the router alone.", low=1, high=10_000)
+    """A pass takes a tenth of a second; the phase ends earlier when the held-out loss no longer falls."""
+    expert_epochs: int = setting(1, "Expert epochs", "Passes of phase 2, the experts alone; 0 leaves it out.", low=0, high=1000)
+    joint_epochs: int = setting(1, "Joint epochs", "Passes of phase 3, both together; 0 leaves it out.", low=0, high=1000)
+    batch_size: int = setting(8, "Batch size", "Rows in one step; lower it if memory runs out.", low=1, high=1024)
+    max_length: int = setting(512, "Longest row (tokens)", "Longer rows are cut.", low=8, high=1_000_000)
+    max_rows: int = setting(4000, "Most rows", "Most rows to learn from, evenly from all.", low=10)
+    seed: int = setting(0, "Seed", "Same seed, same data: same fit.", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
         if isinstance(self.target_modules, list):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        check_all(self)
         check_thresholds(self.low, self.high)
-        for name, most in (("lora_r", 1024), ("hidden", 65_536), ("router_epochs", 10_000), ("batch_size", 1024)):
-            value = getattr(self, name)
-            check(isinstance(value, int) and 1 <= value <= most, name, value, f"a whole number from 1 to {most}")
-        for name in ("expert_epochs", "joint_epochs"):
-            value = getattr(self, name)
-            check(
-                isinstance(value, int) and 0 <= value <= 1000,
-                name,
-                value,
-                "a whole number from 0 (leave the phase out) to 1000",
-            )
-        check(self.lora_alpha > 0, "lora_alpha", self.lora_alpha, "above 0")
-        check(
-            0 < self.router_learning_rate < 1, "router_learning_rate", self.router_learning_rate, "above 0 and below 1"
-        )
-        rate = self.expert_learning_rate
-        check(rate is None or 0 < rate < 1, "expert_learning_rate", rate, "above 0 and below 1, or empty for automatic")
-        check(0 <= self.balance_weight <= 10, "balance_weight", self.balance_weight, "from 0 to 10")
-        check(8 <= self.max_length <= 1_000_000, "max_length", self.max_length, "at least 8 tokens")
-        check(self.max_rows >= 10, "max_rows", self.max_rows, "at least 10")
-        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
