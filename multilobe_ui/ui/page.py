@@ -119,8 +119,8 @@ class Header:
     def build(self) -> None:
         brand = html(
             '<div class="ml-brand">{}<div><h1>MultiLobe</h1><p>One frozen language model, many small '
-            "experts. "
-            "Ask in Chat and see which lobe answers, or teach it a new one in Train.</p></div></div>",
+            "experts. Ask in Chat and see which lobe answers, or teach it a new one in Train.</p></div>"
+            "</div>",
             brain_mark(_MARK),
         )
         with gr.Row(elem_classes="ml-head"):
@@ -184,8 +184,7 @@ def _training(job: JobView, waiting: int) -> Markup:
         facts.append(f"{waiting} waiting")
     return html(
         '<span><i class="ml-lamp is-training"></i>{} <b>{}</b><span class="ml-progress"><i '
-        'style="width:{:.0f}%"></i></span>'
-        "{}</span>",
+        'style="width:{:.0f}%"></i></span>{}</span>',
         doing, short(job.name, 24), 100 * share, ", ".join(facts),
     )  # fmt: skip
 

@@ -78,10 +78,6 @@ def test_short_counts_columns_not_characters():
     assert text.short("x" * 30, 10) == "x" * 9 + "…"
 
 
-def test_escape_covers_attributes():
-    assert text.escape("""<b a="1" c='2'>&""") == "&lt;b a=&quot;1&quot; c=&#x27;2&#x27;&gt;&amp;"
-
-
 def test_css_string_cannot_be_left():
     literal = text.css_string('a"</style>\\;}é')
     assert literal.startswith('"a\\22 ')

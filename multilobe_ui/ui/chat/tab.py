@@ -39,9 +39,8 @@ STARTERS = (
     ("Review: The zip was broken when it arrived and the colour had faded.", ""),
     (
         "Condense this into one sentence: Trees clean the air in a city and give shade in summer. They "
-        "slow the rain as "
-        "well, which helps to prevent floods. The city plans to plant ten thousand trees in the next "
-        "five years.",
+        "slow the rain as well, which helps to prevent floods. The city plans to plant ten thousand trees "
+        "in the next five years.",
         "Condense this into one sentence: Trees clean the air in a city and give shade…",
     ),
     ("Good morning! How are you today?", ""),

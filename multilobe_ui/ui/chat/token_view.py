@@ -47,10 +47,8 @@ def token_card(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done:
         kind = ""
     return html(
         '<div class="ml-why ml-token-card {}" data-n="{}"><h4>Token by token <span>{}, coloured by the '
-        'heaviest lobe</span></h4>'
-        '{}{}<output class="ml-readout" aria-live="polite">Point at a word to see who wrote it; or focus '
-        'the text and use the '
-        "arrow keys.</output>{}{}</div>",
+        'heaviest lobe</span></h4>{}{}<output class="ml-readout" aria-live="polite">Point at a word to '
+        "see who wrote it; or focus the text and use the arrow keys.</output>{}{}</div>",
         kind, len(latest), count(len(trace), "token"), _legend(latest, colours),
         strip(latest, colours, KEYS), note,
         heat_map(latest, colours, done=done),
@@ -129,8 +127,8 @@ def heat_map(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done: b
     )
     return html(
         '<figure class="ml-heat"><figcaption>Layer by layer <span>{} × {}</span></figcaption>{}<div '
-        'class="ml-heat-frame" '
-        'style="--rows:{}"><em>first layer</em><div>{}<i></i></div><em>last</em></div></figure>',
+        'class="ml-heat-frame" style="--rows:{}"><em>first layer</em><div>{}<i></i></div><em>last</em>'
+        "</div></figure>",
         count(rows, "adapted layer"), count(tokens, "token"), radios, rows, images,
     )  # fmt: skip
 

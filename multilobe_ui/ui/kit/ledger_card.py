@@ -31,7 +31,6 @@ def cost_note(cost: Cost) -> Markup:
     resident = around(" In memory: {}.", text.listed(text.short(name, 40) for name in cost.resident))
     return html(
         '<p class="ml-cost" title="Tokens of the prompt + of the answer. Speed: answer tokens a second, '
-        'reading the prompt '
-        'included.{}">{}</p>',
+        'reading the prompt included.{}">{}</p>',
         resident, cost_line(cost),
     )  # fmt: skip

@@ -84,7 +84,7 @@ def table(
     body = joined(_row(columns, row, row.id == picked, row.id in checked, tick) for row in rows)
     return html(
         '<div class="ml-table-wrap"><table class="ml-table"><thead><tr>{}{}</tr></thead><tbody>{}</tbody>'
-        '</table></div>',
+        "</table></div>",
         box, heads, body,
     )  # fmt: skip
 

@@ -3,16 +3,14 @@ Gradio."""
 
 from __future__ import annotations
 
-import html as stdlib_html
 import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from ...routing.decision import RoutingDecision
-from .html import Markup, html, joined
 
 NOTHING = "–"
 STAGES = {
@@ -32,16 +30,6 @@ STAGES = {
 }
 NO_ESTIMATE = ("manual", "corrected", "no lobes", "empty prompt", "not fitted", "only lobe")
 """Stages of which nobody estimated how likely they are right."""
-
-
-def escape(value: object) -> str:
-    """Safe inside HTML text and inside a quoted attribute."""
-    return stdlib_html.escape(str(value), quote=True)
-
-
-def remarks(result: Mapping[str, Any]) -> Markup:
-    """What to know when reading a result of the Lab, a paragraph for each of its notes. HTML."""
-    return joined(html('<p class="train-ask">{}</p>', note) for note in result.get("notes") or ())
 
 
 def css_string(value: object) -> str:
@@ -172,9 +160,7 @@ def change(before: float | None, after: float | None) -> str:
 
 
 def loss(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value:.3f}"
+    return known("{:.3f}", value)
 
 
 def score(value: float) -> str:
@@ -236,6 +222,20 @@ def short(value: str, columns: int = 24) -> str:
     while line and width(line) > columns - 1:
         line = line[:-1]
     return line.rstrip() + "…"
+
+
+def known(template: str, value: object) -> str:
+    """The template with the value in it; '–' where there is none."""
+    if value is None:
+        return NOTHING
+    return template.format(value)
+
+
+def phrase(template: str, value: object) -> str:
+    """The template with the value in it; nothing where there is none."""
+    if not value:
+        return ""
+    return template.format(value)
 
 
 def cut(value: str, most: int) -> str:

@@ -18,5 +18,11 @@ def remember_typing() -> None:
     for field in list(root.blocks.values()):
         if isinstance(field, (gr.Number, gr.Checkbox)):
             field.input(  # type: ignore[union-attr]
-                None, field, field, js="(value) => value", queue=False, show_progress="hidden", api_visibility="private"
+                None,
+                field,
+                field,
+                js="(value) => value",
+                queue=False,
+                show_progress="hidden",
+                api_visibility="private",
             )

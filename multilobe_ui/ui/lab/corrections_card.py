@@ -8,8 +8,8 @@ from typing import Any
 from ...evaluation.frames import refit_frame
 from ..kit.frames import column_head, frame_table, row_head, td
 from ..kit.html import Markup, around, html, joined
-from ..kit.text import count, duration, is_number, listed, remarks, short, when
-from .parts import BASE, Colours, Result, asking, if_stopped, named, signed, took
+from ..kit.text import count, duration, is_number, listed, short, when
+from .parts import BASE, Colours, Result, asking, if_stopped, named, remarks, signed, took
 
 MOST_SHOWN = 100
 HEADS = {"before": "Right without corrections", "after": "Right with them", "change": "Change", "seconds": "Fit"}

@@ -12,8 +12,8 @@ from typing import Any
 from ...evaluation.frames import BASE, ORACLE, answers_frame, losses_frame
 from ..kit.frames import column_head, frame_table, row_head, td
 from ..kit.html import Markup, around, html, joined
-from ..kit.text import NOTHING, colour, count, is_number, listed, loss, remarks
-from .parts import BASE_TONE, Colours, Result, asking, if_stopped, named, share, signed, took
+from ..kit.text import NOTHING, colour, count, is_number, listed, loss
+from .parts import BASE_TONE, Colours, Result, asking, if_stopped, named, remarks, share, signed, took
 
 STRONGEST = 62
 """Percent of a lobe's colour in the cell that gains most over the base."""

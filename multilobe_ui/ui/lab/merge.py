@@ -10,9 +10,9 @@ import gradio as gr
 
 from ...errors import ConfigError, JobError
 from ...merging.kinds import COMBINATIONS
-from ..kit import guard, text
+from ..kit import guard
 from ..kit.guard import friendly
-from ..kit.html import Markup, html
+from ..kit.html import Markup, escape, html
 from ..kit.static import script
 from ..kit.table import bare
 from .drawing import Drawing
@@ -78,7 +78,7 @@ class MergePanel(ExperimentPanel):
         name = guard.a_text(name, "The name of the new lobe", 80)
         kept = self.studio.lab.keep_merge(job, name, owner, guard.a_flag(routed, "Let routers choose it"))
         gr.Info(
-            f"{text.escape(kept)} is a lobe now: chat with it, mix it, save it in a bundle.", title="Kept", duration=6
+            f"{escape(kept)} is a lobe now: chat with it, mix it, save it in a bundle.", title="Kept", duration=6
         )
         return (*self.view(owner, job, {}), "")
 

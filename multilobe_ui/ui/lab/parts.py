@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..kit.html import Markup, html
+from ..kit.html import Markup, html, joined
 from ..kit.text import NOTHING, colour, duration, is_number
 
 Result = Mapping[str, Any]
@@ -39,6 +39,11 @@ def signed(value: float, form: str = "+,") -> str:
 def asking(words: str) -> Markup:
     """A remark that stands out."""
     return html('<p class="train-ask">{}</p>', words)
+
+
+def remarks(result: Result) -> Markup:
+    """What to know when reading the result, a paragraph for each of its notes."""
+    return joined(map(asking, result.get("notes") or ()))
 
 
 def if_stopped(result: Result, words: str) -> Markup:

@@ -15,8 +15,8 @@ import pandas as pd
 from ...evaluation.frames import confusion_frame, report_frame, scores_frame
 from ..kit.frames import column_head, element, frame_table, row_head, td
 from ..kit.html import Markup, around, html, joined
-from ..kit.text import colour, count, css_string, is_number, listed, milliseconds, percent, remarks, short, sure
-from .parts import BASE, BASE_TONE, Colours, Result, asking, if_stopped, named, share, took
+from ..kit.text import colour, count, css_string, is_number, listed, milliseconds, percent, short, sure
+from .parts import BASE, BASE_TONE, Colours, Result, asking, if_stopped, named, remarks, share, took
 
 NumberCell = Callable[[str, str, int, Mapping[str, str]], Markup]
 """(label wanted, label decided, number of prompts, how the cell looks) → the cell."""

@@ -15,7 +15,7 @@ import gradio as gr
 from ...errors import ConfigError, LobeError
 from ..kit import guard, text
 from ..kit.guard import friendly
-from ..kit.html import Markup
+from ..kit.html import Markup, escape
 from ..kit.pulse import Pulse
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, shown
@@ -357,7 +357,7 @@ def _has_file(file: Any) -> Any:
 
 def _tell(sentence: str) -> None:
     """A toast; it is HTML, and names are other people's words."""
-    gr.Info(text.escape(sentence), title="Done", duration=6)
+    gr.Info(escape(sentence), title="Done", duration=6)
 
 
 # ---- pure ------------------------------------------------------------------------------------------------------------

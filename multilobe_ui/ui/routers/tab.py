@@ -16,6 +16,7 @@ from ...routers.fitted import without_lobes
 from ..kit import guard, text
 from ..kit.changes import Changes
 from ..kit.guard import friendly
+from ..kit.html import escape
 from ..kit.plots import fit_curves
 from ..kit.pulse import QUICK, Pulse
 from ..kit.static import script, scroll_to
@@ -203,7 +204,7 @@ class RoutersTab:
         if name == COMPLEXITY:
             path = path_of(file)
         job = self.studio.fit_router(name, self.settings.given(name, values), path, owner)
-        words = f"{text.escape(titles[name])} is being fitted."
+        words = f"{escape(titles[name])} is being fitted."
         if job.place:
             words += f" It waits for its turn: place {job.place} in the queue."
         gr.Info(words, title="Routers", duration=6)

@@ -9,6 +9,7 @@ import gradio as gr
 from ...errors import ConfigError
 from ..kit import guard, text
 from ..kit.guard import friendly
+from ..kit.html import escape
 from ..kit.pulse import QUICK
 
 if TYPE_CHECKING:
@@ -52,14 +53,14 @@ class WordsForm:
         if not 1 <= len(words) <= MOST_TERMS:
             raise ConfigError(f"{name} has {len(words)} words; give it 1 to {MOST_TERMS}, or go back to the learned ones.")
         self.studio.set_keyword_terms(name, words, owner)
-        gr.Info(f"{text.count(len(words), 'word')} of {text.escape(name)} saved.", title="Keywords", duration=5)
+        gr.Info(f"{text.count(len(words), 'word')} of {escape(name)} saved.", title="Keywords", duration=5)
         return self._words_of(name)
 
     @friendly
     def do_learned(self, request: gr.Request, lobe: Any, token: Any) -> Any:
         owner, name = guard.acting_owner(self.studio, request, token), guard.a_text(lobe, "The lobe", 200)
         self.studio.set_keyword_terms(name, None, owner)
-        gr.Info(f"{text.escape(name)} has its learned words again.", title="Keywords", duration=5)
+        gr.Info(f"{escape(name)} has its learned words again.", title="Keywords", duration=5)
         return self._words_of(name)
 
     def _words_of(self, lobe: str) -> Any:

@@ -35,8 +35,8 @@ def report_card(seen: DatasetReport, label: str) -> Markup:
     if not seen.rows:
         bad = html('<p class="train-warn">No row can be used. Fix the file and drop it again.</p>{}', bad)
     return html(
-        '<div class="ml-box"><div class="train-file"><b>{}</b><span class="ml-faint">{}</span></div>'
-        '<div class="train-facts">{}</div>{}{}</div>',
+        '<div class="ml-box"><div class="train-file"><b>{}</b><span class="ml-faint">{}</span></div><div '
+        'class="train-facts">{}</div>{}{}</div>',
         label, text.size(seen.bytes), joined(facts), bad, _preview(seen.preview),
     )  # fmt: skip
 
@@ -77,8 +77,7 @@ def refusal_card(error: DataError, label: str) -> Markup:
     if error.columns:
         why = html(
             '<p class="train-ask">{} has columns we do not know: {}. Choose below which column holds the '
-            'prompt and which '
-            "the answer.</p>",
+            "prompt and which the answer.</p>",
             label, text.cut(", ".join(error.columns), 500),
         )  # fmt: skip
     bad = Markup()
@@ -103,8 +102,7 @@ def _preview(rows: Sequence[Example]) -> Markup:
     )
     return around(
         '<table class="train-preview"><thead><tr><th scope="col">Prompt</th><th scope="col">Answer</th>'
-        "</tr></thead>"
-        "<tbody>{}</tbody></table>",
+        "</tr></thead><tbody>{}</tbody></table>",
         body,
     )
 
@@ -138,7 +136,7 @@ def length_histogram(lengths: Sequence[int], limit: Any, rows: int) -> Markup:
         kind = "ml-faint"
     return html(
         '<div class="train-lengths">{}<p class="{}">Rows have {:,} to {:,} tokens, half of them at most '
-        '{:,}. {}</p></div>',
+        "{:,}. {}</p></div>",
         _bars(ordered, int(limit)), kind, ordered[0], ordered[-1], ordered[len(ordered) // 2],
         _cut_off(longer, int(limit), len(lengths), rows),
     )  # fmt: skip

@@ -129,8 +129,7 @@ def new_name(lobes: Sequence[str]) -> str:
 def _box(label: str, inside: Markup) -> Markup:
     return html(
         '<div class="ml-box overlap"><div class="train-file"><b>Among your lobes</b><span '
-        'class="ml-faint">{}</span></div>'
-        "{}</div>",
+        'class="ml-faint">{}</span></div>{}</div>',
         text.short(label, 40), inside,
     )  # fmt: skip
 
@@ -182,7 +181,7 @@ def _bars(report: Report, colours: Colours) -> Markup:
     rows = joined(
         html(
             '<li style="--c:{};--w:{:.1f}%" title="compared with {} that it kept"><span>{}</span><div><i>'
-            '</i></div><b>{}</b></li>',
+            "</i></div><b>{}</b></li>",
             text.colour(colours.get(lobe["lobe"])), 100 * lobe["overlap"], text.count(lobe["rows"], "row"),
             lobe["lobe"],
             text.percent(lobe["overlap"]),
@@ -190,10 +189,9 @@ def _bars(report: Report, colours: Colours) -> Markup:
         for lobe in lobes[:MOST_BARS]
     )  # fmt: skip
     figure = html(
-        "<h4>Overlap <span>share of these rows inside each lobe</span></h4>"
-        '<div class="ml-bars" title="Share of these rows that lie inside each lobe: as near in meaning '
-        "to one of its rows as its "
-        'own rows are to one another, the farthest quarter of them left out."><ol>{}</ol></div>',
+        '<h4>Overlap <span>share of these rows inside each lobe</span></h4><div class="ml-bars" '
+        'title="Share of these rows that lie inside each lobe: as near in meaning to one of its rows as '
+        'its own rows are to one another, the farthest quarter of them left out."><ol>{}</ol></div>',
         rows,
     )
     rest = lobes[MOST_BARS:]

@@ -21,16 +21,14 @@ COLUMNS = (
 )  # fmt: skip
 NOTHING_YET = "No training has been started yet."
 EMPTY_CARD = Markup(
-    '<div class="ml-box train-empty"><svg viewBox="0 0 200 70" aria-hidden="true">'
-    '<path class="axis" d="M8 6V62H192"/><path class="base" d="M8 16H192"/>'
-    '<path class="fall" d="M10 12C40 16 52 40 84 46S150 54 190 55"/></svg>'
-    "<p><b>Your loss curve will grow here.</b></p>"
-    '<p class="ml-faint">Drop a file or choose a sample on this page, then press Start training.</p></div>'
+    '<div class="ml-box train-empty"><svg viewBox="0 0 200 70" aria-hidden="true"><path class="axis" d="M8 '
+    '6V62H192"/><path class="base" d="M8 16H192"/><path class="fall" d="M10 12C40 16 52 40 84 46S150 54 '
+    '190 55"/></svg><p><b>Your loss curve will grow here.</b></p><p class="ml-faint">Drop a file or choose '
+    "a sample on this page, then press Start training.</p></div>"
 )
 STATE_WORDS = {
     "queued": "Waiting", "running": "Training", "stopping": "Stopping", "finished": "Finished",
-    "stopped": "Stopped",
-    "failed": "Failed", "interrupted": "Interrupted",
+    "stopped": "Stopped", "failed": "Failed", "interrupted": "Interrupted",
 }  # fmt: skip
 
 
@@ -79,7 +77,7 @@ def status_line(job: JobView) -> str:
         return f"{job.name}: {doing}."
     loss = _loss_so_far(job)
     if job.state == "running":
-        parts = [f"{doing}, step {job.step:,} of {job.steps:,}", f"epoch {job.epoch:.1f}"]
+        parts = [f"{doing}, step {job.step:,} of {job.steps:,}, epoch {job.epoch:.1f}"]
         if job.tokens_per_second:
             parts.append(text.rate(job.tokens_per_second))
         if job.step:
@@ -87,22 +85,18 @@ def status_line(job: JobView) -> str:
         return f"{job.name}: {', '.join(parts)}.{loss}"
     if job.state == "stopping":
         return f"{job.name}: stopping; {_kept(job, 'the best so far', 'what it has learned')} is kept.{loss}"
-    after = error = ""
+    after = ""
     if job.seconds:
         after = f" after {text.duration(job.seconds)}"
-    if job.error:
-        error = f" {job.error}"
-    return f"{job.name}: {state_word(job).lower()}{after}.{loss}{error}"
+    return f"{job.name}: {state_word(job).lower()}{after}.{loss}{text.phrase(' {}', job.error)}"
 
 
 def _loss_so_far(job: JobView) -> str:
     """The best validation loss and that of the base; the train loss where no rows are held out; ""
     before the first."""
-    if job.best_validation_loss is not None and job.base_validation_loss is not None:
-        base = text.loss(job.base_validation_loss)
-        return f" Best validation loss {text.loss(job.best_validation_loss)}, base model {base}."
     if job.best_validation_loss is not None:
-        return f" Best validation loss {text.loss(job.best_validation_loss)}."
+        base = text.phrase(", base model {:.3f}", job.base_validation_loss)
+        return f" Best validation loss {text.loss(job.best_validation_loss)}{base}."
     if job.step and job.loss is not None:
         return f" Train loss {text.loss(job.loss)}; no rows are held out."
     return ""
@@ -123,11 +117,10 @@ def job_card(job: JobView) -> Markup:
     if job.mine:
         whose = Markup()
     return html(
-        '<div class="ml-box train-job">'
-        '<div class="train-head"><b class="train-title">{name}</b>{pill}{whose}</div>'
-        '<div class="train-bar {state}" role="progressbar" aria-label="Progress of {name}" aria-valuemin="0" '
-        'aria-valuemax="100" aria-valuenow="{percent}"><div style="width:{percent}%"></div>'
-        '</div>{numbers}{next}</div>',
+        '<div class="ml-box train-job"><div class="train-head"><b '
+        'class="train-title">{name}</b>{pill}{whose}</div><div class="train-bar {state}" '
+        'role="progressbar" aria-label="Progress of {name}" aria-valuemin="0" aria-valuemax="100" '
+        'aria-valuenow="{percent}"><div style="width:{percent}%"></div></div>{numbers}{next}</div>',
         name=job.name, pill=pill(job), whose=whose, state=job.state, percent=percent, numbers=_numbers(job),
         next=_next_step(job),
     )  # fmt: skip
@@ -136,25 +129,20 @@ def job_card(job: JobView) -> Markup:
 def _numbers(job: JobView) -> Markup:
     if job.state == "queued":
         return Markup()
-    step, doing, passes = text.NOTHING, "", ""
-    if job.steps:
-        step = f"{job.step:,} / {job.steps:,}"
+    doing, epochs = "", text.phrase("of {}", epochs_of(job))
     if job.state == "running":
         doing = job.phase
-    if epochs := epochs_of(job):
-        passes = f"of {epochs}"
     facts = [
-        fact("Step", step, doing), fact("Epoch", f"{job.epoch:.1f}", passes),
-        fact("Speed", _speed(job), "tokens/s"),
-        _time(job), fact(*_loss(job)),
+        fact("Step", _steps(job), doing), fact("Epoch", f"{job.epoch:.1f}", epochs),
+        fact("Speed", text.known("{:,.0f}", job.tokens_per_second or None), "tokens/s"), _time(job), fact(*_loss(job)),
     ]  # fmt: skip
     return html('<div class="train-facts">{}</div>', joined(facts))
 
 
-def _speed(job: JobView) -> str:
-    if not job.tokens_per_second:
+def _steps(job: JobView) -> str:
+    if not job.steps:
         return text.NOTHING
-    return f"{job.tokens_per_second:,.0f}"
+    return f"{job.step:,} / {job.steps:,}"
 
 
 def _time(job: JobView) -> Markup:
@@ -183,8 +171,7 @@ def _next_step(job: JobView) -> Markup:
     if job.state == "finished":
         return html(
             '<p class="train-good">The lobe is ready, as it was at its {}. Ask it something in Chat, or '
-            "let the router find "
-            "it.</p>",
+            "let the router find it.</p>",
             _kept(job, "step with the lowest validation loss", "last step"),
         )
     if job.state == "stopped" and job.step:
@@ -206,31 +193,23 @@ def _next_step(job: JobView) -> Markup:
 
 
 def run_row(job: JobView, colour: str) -> Row:
-    rows = text.NOTHING
-    if job.rows is not None:
-        rows = f"{job.rows:,}"
-    loss = html("{}<small>{}</small>", text.loss(job.best_validation_loss), _gain_of(job))
-    took, created = text.duration(job.seconds or None), text.when(job.created)
-    cells = (pill(job), rows, _steps_done(job), loss, took, _settings(job), created)
-    return Row(job.id, job.name, colour, cells)
-
-
-def _steps_done(job: JobView) -> str:
+    done, loss = _steps(job), html("{}<small>{}</small>", text.loss(job.best_validation_loss), _gain_of(job))
     if job.state in ACTIVE:
-        return f"{percent_done(job)} %"
-    if not job.steps:
-        return text.NOTHING
-    return f"{job.step:,} / {job.steps:,}"
+        done = f"{percent_done(job)} %"
+    rows, took, created = (
+        text.known("{:,}", job.rows),
+        text.duration(job.seconds or None),
+        text.when(job.created),
+    )
+    return Row(job.id, job.name, colour, (pill(job), rows, done, loss, took, _settings(job), created))
 
 
 def _settings(job: JobView) -> str:
-    config, epochs = job.config or {}, epochs_of(job)
-    rate, passes, learning_rate = config.get("learning_rate"), "epochs auto", "rate auto"
+    config, epochs, passes = job.config or {}, epochs_of(job), "epochs auto"
     if epochs is not None:
         passes = text.count(epochs, "epoch")
-    if isinstance(rate, float):
-        learning_rate = f"rate {rate:g}"
-    return f"r {config.get('lora_r', '?')}, {passes}, {learning_rate}"
+    rate = text.phrase("{:g}", config.get("learning_rate")) or "auto"
+    return f"r {config.get('lora_r', '?')}, {passes}, rate {rate}"
 
 
 def _gain_of(job: JobView) -> str:
