@@ -77,7 +77,9 @@ def answers_frame(result: Result) -> pd.DataFrame:
     titles = {"base": BASE, "routed": "routed", "oracle": ORACLE}
     measured = result.get("task") or {}
     columns = pd.MultiIndex.from_product([titles.values(), ["exact", "f1"]])
-    cells = [[(own.get(who) or {}).get(kind) for who in titles for kind in ("exact", "f1")] for own in measured.values()]
+    cells = [
+        [(own.get(who) or {}).get(kind) for who in titles for kind in ("exact", "f1")] for own in measured.values()
+    ]
     return pd.DataFrame(cells, index=list(measured), columns=columns)
 
 
@@ -151,4 +153,6 @@ def _gain_kept(row: Result, name: str, weights: Mapping[str, float]) -> float | 
 def _frame(rows: Mapping[str, Result] | None, columns: Sequence[str]) -> pd.DataFrame:
     """A row for each mapping, with these of its values."""
     given = rows or {}
-    return pd.DataFrame([[own.get(column) for column in columns] for own in given.values()], index=list(given), columns=columns)
+    return pd.DataFrame(
+        [[own.get(column) for column in columns] for own in given.values()], index=list(given), columns=columns
+    )

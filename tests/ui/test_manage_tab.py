@@ -20,7 +20,7 @@ NOBODY = SimpleNamespace(username=None)
 TOKEN = "t" * 20
 EVIL = "<img src=x onerror=alert(1)>"
 VIEW = [
-    "heading", "table", "save", "restore", "detail", "row", "new_name", "rename", "delete", "base", "find", "memory", "budget",
+    "heading", "table", "save", "restore", "find", "detail", "row", "rename", "delete", "new_name", "base", "memory", "budget",
     "pin_row", "pin", "seen",
 ]  # fmt: skip
 
@@ -158,12 +158,12 @@ def test_names_in_memory_are_escaped_and_not_too_many():
 
 def test_set_the_budget(studio):
     tab = ManageTab(studio)
-    tab.do_set_budget(64)
-    tab.do_set_budget(None)
+    tab.machine.do_set_budget(64)
+    tab.machine.do_set_budget(None)
     assert calls(studio, "set_memory_budget") == [(64.0,), (None,)]
     for wrong in (0, -1, 1e12, float("nan"), "64", True):
         with pytest.raises(gr.Error):
-            tab.do_set_budget(wrong)
+            tab.machine.do_set_budget(wrong)
 
 
 def test_pin_and_unpin(studio):
@@ -179,14 +179,14 @@ def test_pin_and_unpin(studio):
 def test_on_a_shared_server_visitors_set_neither():
     studio = FakeStudio(2, shared=True)
     tab = ManageTab(studio)
-    for act in (lambda: tab.do_set_budget(64), lambda: tab.do_pin(NOBODY, "lobe_0001", TOKEN)):
+    for act in (lambda: tab.machine.do_set_budget(64), lambda: tab.do_pin(NOBODY, "lobe_0001", TOKEN)):
         with pytest.raises(gr.Error, match="shared"):
             act()
     assert not calls(studio, "set_memory_budget") and not calls(studio, "pin")
     assert look(tab, "lobe_0001").pin_row == gr.update(visible=False)
     with gr.Blocks():
         tab.build()
-    assert tab.budget.interactive is tab.set_budget.interactive is False and "shared" in tab.budget.info
+    assert tab.machine.budget.interactive is tab.machine.set_budget.interactive is False and "shared" in tab.machine.budget.info
 
 
 # ---- one lobe --------------------------------------------------------------------------------------------------------
@@ -258,21 +258,21 @@ def test_save_all_or_the_ticked(studio, uploads):
 def test_load_a_bundle(studio, uploads):
     file = uploads / "b.zip"
     file.write_bytes(b"PK")
-    ManageTab(studio).do_load(NOBODY, str(file), "replace", "")
+    ManageTab(studio).arrivals.do_load(NOBODY, str(file), "replace", "")
     assert calls(studio, "load_bundle") == [(file.resolve(), "replace", "")]
     for path, clash in ((None, "rename"), ("/etc/passwd", "rename"), (str(file), "burn"), (str(file), None)):
         with pytest.raises(gr.Error):
-            ManageTab(studio).do_load(NOBODY, path, clash, "")
+            ManageTab(studio).arrivals.do_load(NOBODY, path, clash, "")
 
 
 def test_import_an_adapter(studio, uploads):
     file = uploads / "a.zip"
     file.write_bytes(b"PK")
-    ManageTab(studio).do_import(NOBODY, str(file), "Bare", "")
+    ManageTab(studio).arrivals.do_import(NOBODY, str(file), "Bare", "")
     assert calls(studio, "import_adapter") == [("Bare", file.resolve(), "")]
     for path, name in ((None, "x"), ("/etc/passwd", "x"), (str(file), ""), (str(file), None)):
         with pytest.raises(gr.Error):
-            ManageTab(studio).do_import(NOBODY, path, name, "")
+            ManageTab(studio).arrivals.do_import(NOBODY, path, name, "")
 
 
 def test_restore_the_demo(studio):
@@ -292,24 +292,24 @@ def test_errors_of_the_studio_are_shown(studio):
 
 
 def test_change_base(studio):
-    ManageTab(studio).do_change_base(" gpt2 ")
+    ManageTab(studio).machine.do_change_base(" gpt2 ")
     assert calls(studio, "change_base") == [("gpt2",)]
     assert "Loading" in look(ManageTab(studio)).base
     for name in ("", None, 3, "x" * 501):
         with pytest.raises(gr.Error):
-            ManageTab(studio).do_change_base(name)
+            ManageTab(studio).machine.do_change_base(name)
 
 
 def test_shared_the_base_stays():
     studio = FakeStudio(1, shared=True)
     with pytest.raises(gr.Error, match="shared"):
-        ManageTab(studio).do_change_base("gpt2")
+        ManageTab(studio).machine.do_change_base("gpt2")
     assert not calls(studio, "change_base")
     tab = ManageTab(studio)
     with gr.Blocks():
         tab.build()
-    assert tab.change.interactive is tab.base_name.interactive is False and "shared" in tab.base_name.info
-    assert "replace" not in [value for _, value in tab.clash.choices]
+    assert tab.machine.change.interactive is tab.machine.base_name.interactive is False and "shared" in tab.machine.base_name.info
+    assert "replace" not in [value for _, value in tab.arrivals.clash.choices]
 
 
 def test_the_built_in_base_is_described_honestly(studio):

@@ -97,7 +97,10 @@ class CompareSection:
         self._wire()
 
     def _settings(self) -> None:
-        with gr.Accordion("Settings: longest answer, temperature, seed", open=False, elem_id="lab-compare-settings"), gr.Row():
+        with (
+            gr.Accordion("Settings: longest answer, temperature, seed", open=False, elem_id="lab-compare-settings"),
+            gr.Row(),
+        ):
             self.limit = gr.Slider(1, LONGEST_ANSWER, 120, step=1, label="Longest answer", info="tokens", min_width=200)
             self.temperature = gr.Slider(
                 0, 2, 0, step=0.05, label="Temperature", info="0 is always the likeliest token", min_width=200
@@ -111,7 +114,12 @@ class CompareSection:
         with gr.Column(min_width=0, elem_classes="lab-compare-column"):
             plain: dict[str, Any] = {"show_label": False, "container": False}
             who = gr.Dropdown(
-                offers(names), value=choice, label=f"Column {LETTERS[place]}", elem_id=f"{at}-who", interactive=True, **plain
+                offers(names),
+                value=choice,
+                label=f"Column {LETTERS[place]}",
+                elem_id=f"{at}-who",
+                interactive=True,
+                **plain,
             )
             weights = gr.Textbox(
                 "", label=f"Weights of column {LETTERS[place]}", placeholder="python=0.6, maths=0.4", visible=False,
@@ -126,8 +134,12 @@ class CompareSection:
         with gr.Row(elem_classes="train-actions lab-actions lab-compare-export"):
             self.counts = bare(self.count(), elem_id="lab-compare-feedback")
             private = not self.studio.shared
-            self.routing = gr.Button("Export as labelled prompts", size="sm", visible=private, elem_id="lab-compare-routing")
-            self.training = gr.Button("Export as training set", size="sm", visible=private, elem_id="lab-compare-training")
+            self.routing = gr.Button(
+                "Export as labelled prompts", size="sm", visible=private, elem_id="lab-compare-routing"
+            )
+            self.training = gr.Button(
+                "Export as training set", size="sm", visible=private, elem_id="lab-compare-training"
+            )
             self.download = gr.DownloadButton("Download", size="sm", visible=False, elem_id="lab-compare-download")
 
     def _wire(self) -> None:
@@ -235,7 +247,8 @@ class CompareSection:
             said = "You have voted on these answers." if shown.voted else "There is nothing to vote on yet."
             raise ConfigError(f"{said} Compare again, and let the answers come to their end.")
         answers = [
-            {"choice": one.column.choice, "lobe": one.decision.chosen, "text": one.text} for one in shown.comparison.columns
+            {"choice": one.column.choice, "lobe": one.decision.chosen, "text": one.text}
+            for one in shown.comparison.columns
         ]
         self.studio.lab.vote(shown.prompt, answers, None if place is None else shown.places.index(place))
         after = Shown(shown.prompt, shown.places, shown.comparison, voted=True)

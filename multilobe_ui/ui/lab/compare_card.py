@@ -37,7 +37,9 @@ def cards(comparison: Comparison, colours: Colours, places: Sequence[int], *, en
 def empty_card(place: int, words: str) -> Markup:
     """A column without an answer; `words` say why, or what to do."""
     return html(
-        '<article class="lab-compare-card is-empty"><header><span>{}</span></header><p>{}</p></article>', LETTERS[place], words
+        '<article class="lab-compare-card is-empty"><header><span>{}</span></header><p>{}</p></article>',
+        LETTERS[place],
+        words,
     )
 
 
@@ -118,9 +120,7 @@ def _agrees(agreement: Agreement | None, first: str) -> str:
     return f"Same as {first} for {text.count(agreement.leaves, 'character')}, then it differs."
 
 
-def _card(
-    answer: Answer, colours: Colours, letter: str, note: str, agreement: Agreement | None, done: bool
-) -> Markup:
+def _card(answer: Answer, colours: Colours, letter: str, note: str, agreement: Agreement | None, done: bool) -> Markup:
     decision, mixture = answer.decision, Markup()
     tone = BASE_COLOUR
     if decision.chosen:

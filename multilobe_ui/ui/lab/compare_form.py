@@ -43,7 +43,9 @@ def columns_of(choices: Sequence[Any], weights: Sequence[Any], names: Sequence[s
     """
     found: dict[int, Column] = {}
     for place, (choice, said) in enumerate(zip(choices, weights, strict=True)):
-        value = guard.a_text(choice if choice is not None else NOBODY, f"Column {LETTERS[place]}", 300, may_be_empty=True)
+        value = guard.a_text(
+            choice if choice is not None else NOBODY, f"Column {LETTERS[place]}", 300, may_be_empty=True
+        )
         if value == NOBODY:
             continue
         if value.startswith(LOBE_PREFIX) and value.removeprefix(LOBE_PREFIX) not in names:
@@ -78,7 +80,9 @@ def mixture_of(said: Any, names: Sequence[str], what: str) -> dict[str, float]:
             raise ConfigError(f"{what} has {text.short(part, 40)!r} in its mixture; write it as python=0.6, maths=0.4.")
         lobe = next((known for known in names if same_name(known, name)), None)
         if lobe is None:
-            raise LobeError(f"There is no lobe {text.short(name, 40)!r} for the mixture of {what}. There are: {', '.join(names)}.")
+            raise LobeError(
+                f"There is no lobe {text.short(name, 40)!r} for the mixture of {what}. There are: {', '.join(names)}."
+            )
         if lobe in found:
             raise ConfigError(f"{what} has {lobe} twice in its mixture. Name each lobe once.")
         found[lobe] = weight

@@ -51,7 +51,9 @@ def report_page(title: str, created: str, parts: Sequence[Part]) -> str:
     body, script = [], True
     for part in parts:
         if isinstance(part, go.Figure):
-            body.append(Markup(part.to_html(full_html=False, include_plotlyjs=script, config={"displayModeBar": False})))
+            body.append(
+                Markup(part.to_html(full_html=False, include_plotlyjs=script, config={"displayModeBar": False}))
+            )
             script = False
         elif part:
             body.append(part)

@@ -28,7 +28,8 @@ def contrast_head(result: Result) -> Markup:
     contrast = result.get("contrast")
     if not contrast:
         return around(
-            '<section><h4>One adapter instead of lobes</h4><p class="fg-ask">{}</p></section>', result.get("contrast_why")
+            '<section><h4>One adapter instead of lobes</h4><p class="fg-ask">{}</p></section>',
+            result.get("contrast_why"),
         )
     lobe: Result = next((lobe for lobe in result.get("lobes") or () if lobe.get("name") == contrast["first"]), {})
     kept = bool(lobe.get("same")) and bool((result.get("base") or {}).get("same"))
@@ -36,7 +37,7 @@ def contrast_head(result: Result) -> Markup:
 
 
 def sentence(contrast: Result, lobe_kept: bool) -> Markup:
-    """"One adapter would have forgotten 1.42 nats of legal; your lobe kept all of it." """
+    """ "One adapter would have forgotten 1.42 nats of legal; your lobe kept all of it." """
     first, second = (contrast[which] for which in SIDES)
     one, other = contrast["rows"]
     how = f"The same LoRA learned {count(one, 'row')} of {first}, then {other:,} of {second}, trained as any lobe is."
@@ -62,7 +63,9 @@ def _left(contrast: Result) -> str:
     if contrast["forgotten"] <= NOTHING_MUCH:
         return ""
     if kept <= 0:
-        return f"Of what it had learned of {first} nothing was left: it ended worse than the base that had never seen it."
+        return (
+            f"Of what it had learned of {first} nothing was left: it ended worse than the base that had never seen it."
+        )
     return f"Of what it had learned of {first}, {percent(kept)} was left."
 
 
@@ -158,11 +161,18 @@ def contrast_table(result: Result, colours: Colours) -> Markup:
     if not contrast:
         return Markup()
     first, second = (short(contrast[which], 24) for which in SIDES)
-    titles = {"base": "the base", "after_first": f"after {first}", "after_second": f"after {second}", "lobe": "your lobe"}
+    titles = {
+        "base": "the base",
+        "after_first": f"after {first}",
+        "after_second": f"after {second}",
+        "lobe": "your lobe",
+    }
     lost = contrast["losses"]["first"]["after_second"] - contrast["losses"]["first"]["after_first"]
 
     def row(name: str, cells: Markup) -> Markup:
-        return html("<tr>{}{}</tr>", row_head(named(f"on {name}", {f"on {name}": colours.get(name, "")}, "fg-name")), cells)
+        return html(
+            "<tr>{}{}</tr>", row_head(named(f"on {name}", {f"on {name}": colours.get(name, "")}, "fg-name")), cells
+        )
 
     def cell(name: str, column: str, value: Any) -> Markup:
         if (name, column) == (contrast["first"], "after_second") and lost > NOTHING_MUCH:

@@ -191,7 +191,9 @@ class ExperimentPanel:
         if job.state == "queued":
             return html('<p class="train-status">Waiting, place {} in the queue.</p>', job.place)
         if job.state not in ACTIVE:
-            return html('<p class="train-warn">{}</p>', job.error or "The app was closed during this run. Run it again.")
+            return html(
+                '<p class="train-warn">{}</p>', job.error or "The app was closed during this run. Run it again."
+            )
         percent = round(100 * job.step / max(1, job.steps or 0))
         who, step = Markup(), ""
         if not job.mine:
@@ -234,7 +236,13 @@ def _offered(name: str, content: str | None) -> Any:
 def chart(place: str) -> gr.Plot:
     """An empty figure; `place` is its id on the page."""
     return gr.Plot(
-        show_label=False, label="Figure", container=False, visible=False, buttons=[], elem_id=place, elem_classes="lab-figure"
+        show_label=False,
+        label="Figure",
+        container=False,
+        visible=False,
+        buttons=[],
+        elem_id=place,
+        elem_classes="lab-figure",
     )
 
 

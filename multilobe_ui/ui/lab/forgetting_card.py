@@ -126,7 +126,8 @@ def _checks(result: Result) -> Markup:
     base, lobes = result.get("base") or {}, result.get("lobes") or []
     probes, tensors = count(base.get("probes") or 0, "prompt"), count(base.get("tensors") or 0, "tensor")
     hashes = joined(
-        html('<p class="fg-hash"><span>{}</span>{}</p>', when, _code(base.get(f"hash_{when}"))) for when in ("before", "after")
+        html('<p class="fg-hash"><span>{}</span>{}</p>', when, _code(base.get(f"hash_{when}")))
+        for when in ("before", "after")
     )
     logits = f"Logits on {probes}: {_apart(base)}"
     rows = [
@@ -161,7 +162,10 @@ def _mark(same: bool | None) -> Markup:
     """✓, ✗ or –, with the word for those who do not see it."""
     kind, mark, word = MARKS[same]
     return html(
-        '<span class="fg-mark is-{}"><span aria-hidden="true">{}</span><span class="fg-hidden">{}</span></span>', kind, mark, word
+        '<span class="fg-mark is-{}"><span aria-hidden="true">{}</span><span class="fg-hidden">{}</span></span>',
+        kind,
+        mark,
+        word,
     )
 
 

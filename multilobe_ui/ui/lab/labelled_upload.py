@@ -32,5 +32,7 @@ def uploads(value: Any) -> list[tuple[str, Path]]:
         return []
     listed = list(value) if isinstance(value, (list, tuple)) else [value]
     if len(listed) > MOST_FILES:
-        raise ConfigError(f"{len(listed)} files are too many; {MOST_FILES} is the most. Put their rows into fewer files.")
+        raise ConfigError(
+            f"{len(listed)} files are too many; {MOST_FILES} is the most. Put their rows into fewer files."
+        )
     return [(path.name, path) for path in (guard.an_upload(one, "A labelled file") for one in listed)]

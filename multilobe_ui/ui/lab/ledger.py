@@ -55,7 +55,9 @@ class LedgerSection:
             self.json = gr.Button("Save as JSON", elem_id="ledger-json", **small)
             self.download = gr.DownloadButton("Download", visible=False, elem_id="ledger-download", **small)
             self.clear = gr.Button("Begin anew…", visible=not self.studio.shared, elem_id="ledger-clear", **small)
-            self.really = gr.Button("Delete all entries", variant="stop", visible=False, elem_id="ledger-really", **small)
+            self.really = gr.Button(
+                "Delete all entries", variant="stop", visible=False, elem_id="ledger-really", **small
+            )
             self.keep = gr.Button("Keep them", visible=False, elem_id="ledger-keep", **small)
         self.heading = bare(visible=False)
         self.recent = bare(visible=False, elem_id="ledger-recent")

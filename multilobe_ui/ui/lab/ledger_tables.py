@@ -49,9 +49,7 @@ def ledger_table(totals: Totals, titles: Names, colours: Names) -> Markup:
     sums, foot = frame.sum(numeric_only=True), Markup()
     if len(frame) > 1:
         sums["tokens_per_second"] = sums["answer_tokens"] / max(sums["seconds"], 1e-9)
-        foot = html(
-            "<tr><td><b>All</b></td>{}</tr>", joined(_sum(sums, column) for column in ROUTERS)
-        )
+        foot = html("<tr><td><b>All</b></td>{}</tr>", joined(_sum(sums, column) for column in ROUTERS))
     table = frame_table(
         frame[list(ROUTERS)], "ml-table ledger-table", head=lambda column: _head(*ROUTERS[column]), foot=foot,
         corner=_head("Router", ""), label="Cost of every router", scroll="ml-table-wrap",

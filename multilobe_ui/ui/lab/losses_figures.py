@@ -128,9 +128,7 @@ def matrix(result: Result, colours: Colours) -> Markup:
         return td(_loss_and_perplexity(value, star), kind=" ".join(kinds), style=look)
 
     caption = html('<span class="ll-hidden">{}</span>', "Loss of every lobe on every dataset")
-    return frame_table(
-        frame, "ll-matrix", cell=cell, row=row, head=head, caption=caption, scroll="ll-scroll"
-    )
+    return frame_table(frame, "ll-matrix", cell=cell, row=row, head=head, caption=caption, scroll="ll-scroll")
 
 
 def _sizes(result: Result) -> dict[str, list[str]]:
@@ -205,9 +203,7 @@ def answers(result: Result, colours: Colours) -> Markup:
             '<p class="ll-said">Routed = <b>{} of oracle</b>, by exact matches: the oracle always asks the right lobe.</p>',
             share(result["task_share"]),
         )
-    return html(
-        "<section><h4>Short answers, written out <span>share of rows</span></h4>{}{}</section>", table, below
-    )
+    return html("<section><h4>Short answers, written out <span>share of rows</span></h4>{}{}</section>", table, below)
 
 
 def _judged(result: Result) -> dict[str, bool]:

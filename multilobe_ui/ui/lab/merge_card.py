@@ -18,7 +18,11 @@ from .parts import Colours, Result
 
 FAMILIES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Add them up", "the weighted sum, exact or nearly", ("cat", "svd", "linear")),
-    ("Trim and vote", "small numbers go, and signs that disagree", ("magnitude_prune", "magnitude_prune_svd", "ties", "ties_svd")),
+    (
+        "Trim and vote",
+        "small numbers go, and signs that disagree",
+        ("magnitude_prune", "magnitude_prune_svd", "ties", "ties_svd"),
+    ),
     ("Drop by chance", "what is left is enlarged", ("dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd")),
 )
 BANDS = ((1e-4, "exact"), (0.1, "close"), (0.5, "part is lost"), (1.0, "much is lost"))
@@ -40,7 +44,9 @@ def weight_card(weights: Mapping[str, float], names: Sequence[str], colours: Col
         total = f"Weights add up to {score(math.fsum(used.values()))}"
     if any(weight < 0 for weight in used.values()):
         below = "a weight below zero takes a lobe's habits away"
-    tones = joined(html("#merge-w{}{{--slider-color:{}}}", i, colour(colours.get(name))) for i, name in enumerate(names))
+    tones = joined(
+        html("#merge-w{}{{--slider-color:{}}}", i, colour(colours.get(name))) for i, name in enumerate(names)
+    )
     return html(
         '<style>{}</style><p class="merge-total"><b>{}</b> <span class="ml-faint">{}</span></p>{}',
         tones, total, below, share_bar(used, colours),
@@ -226,7 +232,9 @@ def _parents(result: Result) -> list[tuple[str, float]]:
 
 
 def _name(name: str, colours: Colours, columns: int) -> Markup:
-    return html('<span class="merge-name" title="{}">{}{}</span>', name, dot(colours.get(name, "")), short(name, columns))
+    return html(
+        '<span class="merge-name" title="{}">{}{}</span>', name, dot(colours.get(name, "")), short(name, columns)
+    )
 
 
 def _small(value: float) -> str:

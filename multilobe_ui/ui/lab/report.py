@@ -33,9 +33,7 @@ Picked = dict[str, Any]
 """{"job": id of the run, "router": name, "cell": (wanted, decided) or None, "prompt": place or None}"""
 
 BASE, LOBE = "base", "lobe:"
-CORRECTIONS = (
-    "What you know better than the routers. A refit tries it out first; nothing changes before you keep it."
-)
+CORRECTIONS = "What you know better than the routers. A refit tries it out first; nothing changes before you keep it."
 FILES = "Labelled files: a column “lobe”, or named after lobes. Empty: the lobes’ own rows"
 
 
@@ -50,7 +48,9 @@ class ReportSection:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.panel = ExperimentPanel(studio, "report", Drawing(report_card, taken_away=taken_away), run="Ask the routers")
+        self.panel = ExperimentPanel(
+            studio, "report", Drawing(report_card, taken_away=taken_away), run="Ask the routers"
+        )
         self.refit = ExperimentPanel(studio, "refit", Drawing(refit_card), run="Try a refit with the corrections")
         self.panels: Sequence[ExperimentPanel] = (self.panel, self.refit)
 
@@ -82,7 +82,9 @@ class ReportSection:
         with gr.Column(visible=False, elem_id="report-ask", elem_classes="ml-box") as self.ask:
             self.quote = bare(elem_id="report-quote")
             with gr.Row(elem_classes="rc-correct", visible=not self.studio.shared):
-                self.who = gr.Dropdown([], label="Who should answer?", interactive=True, min_width=220, elem_id="report-who")
+                self.who = gr.Dropdown(
+                    [], label="Who should answer?", interactive=True, min_width=220, elem_id="report-who"
+                )
                 self.correct = gr.Button("Correct it", variant="primary", elem_id="report-correct")
         self._corrections_side()
         self._wire()
@@ -96,7 +98,10 @@ class ReportSection:
             with gr.Row(elem_classes="train-actions"):
                 self.keep = gr.Button("Keep this refit", variant="primary", visible=False, elem_id="report-keep")
                 self.undo = gr.Button(
-                    "Undo: forget all corrections", variant="stop", visible=bool(self._all_told()), elem_id="report-undo"
+                    "Undo: forget all corrections",
+                    variant="stop",
+                    visible=bool(self._all_told()),
+                    elem_id="report-undo",
                 )
 
     def _wire(self) -> None:
@@ -107,7 +112,9 @@ class ReportSection:
         drill = [self.picked, self.details, self.prompts, self.ask, self.quote, self.who, *self.curves]
         told = [self.told, self.undo]
         for block in (self.panel.result, self.details, self.prompts):
-            block.pick(self.pick, [self.panel.seen, self.picked], drill, **quick).success(None, js=script("show_report"), **quick)
+            block.pick(self.pick, [self.panel.seen, self.picked], drill, **quick).success(
+                None, js=script("show_report"), **quick
+            )
         # a result that came, went or changed redraws its block, and with it what is below
         self.panel.result.change(self.redraw, [self.panel.seen, self.picked], drill, **quick)
         self.refit.result.change(self.redraw_refit, self.refit.seen, self.keep, **quick)
@@ -136,7 +143,9 @@ class ReportSection:
     def asked_refit(self, seen: Any) -> Asked:
         """A trial on the prompts of the report on display; without one, on the lobes' own rows."""
         if not self._all_told():
-            raise ConfigError("There is no correction to learn from. Click a number of a matrix, then a prompt, and correct it.")
+            raise ConfigError(
+                "There is no correction to learn from. Click a number of a matrix, then a prompt, and correct it."
+            )
         job, result = self._result(seen)
         return {}, [], job if result else ""
 
@@ -321,7 +330,9 @@ def _router(result: Mapping[str, Any], name: str) -> str:
 def _place(digits: str, size: int) -> int:
     """A place in a list of `size`. Raises ConfigError if it is none."""
     if not (digits.isascii() and digits.isdigit() and len(digits) < 9) or int(digits) >= size:
-        raise ConfigError(f"The page sent {text.short(digits, 20)!r}, which is nothing of this report. Reload the page.")
+        raise ConfigError(
+            f"The page sent {text.short(digits, 20)!r}, which is nothing of this report. Reload the page."
+        )
     return int(digits)
 
 

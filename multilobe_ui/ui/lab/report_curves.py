@@ -118,7 +118,12 @@ def _calibration(asked: Mapping[str, Result], picked: str, bins: pd.DataFrame) -
     """Share right over confidence, a point for each bin; bars below count the picked router's prompts."""
     figure = _figure("confidence", "right", 0.0)
     figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", name=IDEAL, line={"color": INK, "dash": "dash", "width": 1.5}, hoverinfo="skip"
+        x=[0, 1],
+        y=[0, 1],
+        mode="lines",
+        name=IDEAL,
+        line={"color": INK, "dash": "dash", "width": 1.5},
+        hoverinfo="skip",
     )
     _add_lines(figure, asked, picked, calibration_points, "%{x:.1%} sure, %{y:.1%} right")
     width = bins["high"] - bins["low"]
@@ -128,9 +133,7 @@ def _calibration(asked: Mapping[str, Result], picked: str, bins: pd.DataFrame) -
         hovertext=[f"{count(n, 'prompt')} at {bin} confidence" for bin, n in bins["count"].items()], hoverinfo="text",
     )  # fmt: skip
     hidden = {"showgrid": False, "showticklabels": False, "zeroline": False, "fixedrange": True}
-    figure.update_layout(
-        yaxis={"domain": [0.17, 1]}, yaxis2={"domain": [0, 0.13], **hidden}, xaxis={"anchor": "y2"}
-    )
+    figure.update_layout(yaxis={"domain": [0.17, 1]}, yaxis2={"domain": [0, 0.13], **hidden}, xaxis={"anchor": "y2"})
     return figure
 
 
@@ -154,7 +157,12 @@ def _add_lines(
             "showlegend": not any(trace.name == OTHERS for trace in figure.data),
         }  # fmt: skip
         if name == picked:
-            look = {"name": escape(title), "line": {"color": RUN, "width": 3}, "marker": {"size": 7}, "mode": "lines+markers"}
+            look = {
+                "name": escape(title),
+                "line": {"color": RUN, "width": 3},
+                "marker": {"size": 7},
+                "mode": "lines+markers",
+            }
         own = points(asked[name])
         figure.add_scatter(
             x=[x for x, _ in own], y=[y for _, y in own], customdata=[f"router|{name}"] * len(own),

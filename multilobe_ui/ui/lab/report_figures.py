@@ -45,7 +45,11 @@ def report_card(result: Result, colours: Colours) -> Markup:
         return asking("No prompt was asked. Give a labelled file, or train a lobe.")
     early = if_stopped(result, "Stopped early: this is what the routers said so far.")
     return html(
-        '<div class="rc"><p class="rc-headline">{}</p>{}{}{}</div>', headline(result), remarks(result), early, _summary(result)
+        '<div class="rc"><p class="rc-headline">{}</p>{}{}{}</div>',
+        headline(result),
+        remarks(result),
+        early,
+        _summary(result),
     )
 
 
@@ -54,7 +58,11 @@ def headline(result: Result) -> Markup:
 
     Where a router could not be asked everything, nobody knows whether it would have been first, and that is said.
     """
-    asked = [own | {"title": _title(result, name)} for name, own in result["routers"].items() if is_number(own.get("accuracy"))]
+    asked = [
+        own | {"title": _title(result, name)}
+        for name, own in result["routers"].items()
+        if is_number(own.get("accuracy"))
+    ]
     torn = [_title(result, name) for name, own in result["routers"].items() if own.get("unfinished")]
     if not asked and torn:
         return Markup("No router could be asked everything.")
@@ -124,7 +132,9 @@ def _summary(result: Result) -> Markup:
         return td(content)
 
     corner = column_head("Router", title="Click one for its details")
-    return frame_table(report_frame(result)[COLUMNS], "rc-table", cell=cell, row=row, head=_head, corner=corner, scroll="rc-scroll")
+    return frame_table(
+        report_frame(result)[COLUMNS], "rc-table", cell=cell, row=row, head=_head, corner=corner, scroll="rc-scroll"
+    )
 
 
 def _head(column: str) -> Markup:
@@ -185,7 +195,9 @@ def confusion_matrix(confusion: pd.DataFrame, colours: Colours, number: NumberCe
     totals = confusion.sum(axis=1)
 
     def row(wanted: str, cells: Markup) -> Markup:
-        return html("<tr>{}{}<td class=\"of\">{:,}</td></tr>", row_head(named(wanted or NONE, colours)), cells, totals[wanted])
+        return html(
+            '<tr>{}{}<td class="of">{:,}</td></tr>', row_head(named(wanted or NONE, colours)), cells, totals[wanted]
+        )
 
     def cell(wanted: str, decided: str, prompts: int) -> Markup:
         kind, none, tone = "wrong", "is-zero", "var(--ml-bad)"
@@ -281,12 +293,12 @@ def cell_prompts(
     )  # fmt: skip
 
 
-def _prompt(
-    result: Result, router: str, place: int, picked: bool, corrected: Mapping[str, str | None]
-) -> Markup:
+def _prompt(result: Result, router: str, place: int, picked: bool, corrected: Mapping[str, str | None]) -> Markup:
     prompt = result["prompts"][place]
     words = str(prompt["prompt"])
-    marks = joined(html("<em>corrected: {}</em>", short(corrected[key] or BASE, 24)) for key in [words] if key in corrected)
+    marks = joined(
+        html("<em>corrected: {}</em>", short(corrected[key] or BASE, 24)) for key in [words] if key in corrected
+    )
     return html(
         '<li><button type="button" data-row="prompt|{}" aria-pressed="{}">{}<span>{}</span>{}{}</button></li>',
         place, str(picked).lower(), _sure(result, router, place), short(words, 220), marks,

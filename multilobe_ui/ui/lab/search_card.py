@@ -56,7 +56,9 @@ def search_live(records: Sequence[Result], colours: Colours) -> Markup:
     points = _live_points(records)
     if not points:
         return Markup()
-    return html('<div class="merge-card">{}</div>', _total(f"Best so far {loss(points[-1][1])}", "nats per answer token"))
+    return html(
+        '<div class="merge-card">{}</div>', _total(f"Best so far {loss(points[-1][1])}", "nats per answer token")
+    )
 
 
 def live_curve(records: Sequence[Result]) -> go.Figure | None:
@@ -118,5 +120,7 @@ def curve(points: Points, base: Any) -> go.Figure | None:
     )
     room = 0.04 * (high - low)
     figure.update_xaxes(title={"text": "trial", "standoff": 4}, range=[0.5, len(pairs) + 0.5], **AXIS)
-    figure.update_yaxes(title={"text": "loss (nats)", "standoff": 6}, range=[low - room, high + room], tickformat=".3~g", **AXIS)
+    figure.update_yaxes(
+        title={"text": "loss (nats)", "standoff": 6}, range=[low - room, high + room], tickformat=".3~g", **AXIS
+    )
     return figure

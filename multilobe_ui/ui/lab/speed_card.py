@@ -28,7 +28,8 @@ def speed_card(result: Result, colours: Colours) -> Markup:
             fact("Copy in memory", f"{result['copy_gib_s']:,.1f}", "GiB/s"),
         ],
         "Routing, a prompt never seen before": [
-            fact(name, text.milliseconds(ms)) for name, ms in sorted(result["routing"].items(), key=lambda pair: pair[1])
+            fact(name, text.milliseconds(ms))
+            for name, ms in sorted(result["routing"].items(), key=lambda pair: pair[1])
         ],
     }
     body = joined(

@@ -23,6 +23,7 @@ from .report import ReportSection
 if TYPE_CHECKING:
     from ...app.studio import Studio
 
+
 class Section(Protocol):
     """A part of the Lab. `title` names its sub-tab; `panels` are its experiments, kept up to date by the tab."""
 

@@ -6,7 +6,6 @@ server is ever taken from the page, but for the folder of a base model, where on
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,25 +13,23 @@ import gradio as gr
 
 from ...errors import ConfigError, LobeError
 from ..kit import guard, text
+from ..kit.changes import Changes
 from ..kit.guard import friendly
-from ..kit.html import Markup, escape
-from ..kit.pulse import Pulse
+from ..kit.pulse import QUICK, Pulse, digest
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, shown
-from . import memory_card
+from .arrivals import ArrivalsSide
 from .lobe_card import MOST_ROWS, NOTHING_PICKED, base_card, lobe_card, lobe_table, question
+from .machine import SHARED_MEMORY, MachineSide
+from .memory_card import memory_card
+from .telling import tell
 
 if TYPE_CHECKING:
     from ...app.studio import LobeView, MemoryView, Studio
 
 Outputs = tuple[Any, ...]
 
-MOST_MIB = 1_000_000
-CLASHES = (
-    ("Keep both: the new one gets another name", "rename"),
-    ("Replace mine", "replace"),
-    ("Refuse: change nothing", "refuse"),
-)
+PIN, UNPIN = "Keep it in memory", "Let it leave memory"
 
 
 class ManageTab:
@@ -40,6 +37,7 @@ class ManageTab:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
+        self.arrivals, self.machine = ArrivalsSide(studio), MachineSide(studio)
 
     def build(self) -> None:
         """Call it inside gr.Blocks, in the tab or column where it belongs."""
@@ -51,17 +49,16 @@ class ManageTab:
         with gr.Row(elem_classes="manage-row"):
             with gr.Column(scale=8, min_width=320):
                 self._lobes_side()
-                self._memory_side()
-                self._base_side()
+                self.machine.build()
             with gr.Column(scale=5, min_width=320):
                 self._lobe_side()
-                self._arrivals_side()
+                self.arrivals.build()
         self._wire()
 
     # ---- layout --------------------------------------------------------------------------------------------------
 
     def _lobes_side(self) -> None:
-        self.heading = bare(_heading("Lobes", ""), elem_id="manage-heading")
+        self.heading = bare(heading("Lobes", "", "manage-heading"), elem_id="manage-heading")
         self.find = gr.Textbox(
             label="Find a lobe", placeholder="Part of its name", max_length=80, visible=False, elem_id="manage-find"
         )
@@ -84,101 +81,39 @@ class ManageTab:
             with gr.Row(elem_classes="manage-actions"):
                 self.really = gr.Button("Delete", variant="stop", size="sm", elem_id="manage-really")
                 self.keep = gr.Button("Keep it", size="sm", elem_id="manage-keep")
-
-    def _arrivals_side(self) -> None:
-        bare(_heading("Bring lobes in", "A bundle saved here or elsewhere, or any PEFT LoRA adapter."))
-        with gr.Tabs(elem_classes="manage-tabs"):
-            with gr.Tab("Bundle"):
-                self._bundle_form()
-            with gr.Tab("PEFT adapter"):
-                self._adapter_form()
-
-    def _bundle_form(self) -> None:
-        self.bundle = gr.File(
-            label="Bundle (.zip)", file_types=[".zip"], type="filepath", height=180, elem_id="manage-bundle"
-        )
-        clashes = [choice for choice in CLASHES if choice[1] != "replace" or not self.studio.shared]
-        self.clash = gr.Radio(list(clashes), value="rename", label="If a lobe of that name exists", elem_id="manage-clash")
-        self.load = gr.Button("Load the bundle", interactive=False, elem_id="manage-load")
-
-    def _adapter_form(self) -> None:
-        self.adapter = gr.File(
-            label="Adapter folder (.zip)", file_types=[".zip"], type="filepath", height=180, elem_id="manage-adapter"
-        )
-        self.adapter_name = gr.Textbox(
-            label="Name of the new lobe", placeholder="Such as: Medicine", max_length=80, elem_id="manage-adapter-name"
-        )
-        self.take = gr.Button("Import the adapter", interactive=False, elem_id="manage-import")
-
-    def _memory_side(self) -> None:
-        bare(_heading("Memory", "A lobe is read when it is first asked. Beyond the budget, those asked longest ago leave."))
-        self.memory = bare(elem_id="manage-memory")
-        shared = self.studio.shared
-        about = SHARED_MEMORY if shared else "MiB beside the base model. Empty: no limit."
-        with gr.Row(elem_classes="manage-line"):
-            self.budget = gr.Number(
-                label="Most memory for lobes", info=about, placeholder="no limit", minimum=0, interactive=not shared,
-                min_width=180, elem_id="manage-budget",
-            )  # fmt: skip
-            self.set_budget = gr.Button("Set", interactive=not shared, elem_id="manage-set-budget")
-
-    def _base_side(self) -> None:
-        bare(_heading("Base model", "Frozen: training never changes it."))
-        self.base = bare(elem_id="manage-base")
-        shared = self.studio.shared
-        about = SHARED_BASE if shared else "builtin, a folder on this machine, or a Hugging Face id such as gpt2."
-        with gr.Row(elem_classes="manage-line"):
-            self.base_name = gr.Textbox(
-                label="Another base model", info=about, placeholder="builtin", max_length=500, interactive=not shared,
-                min_width=180, elem_id="manage-base-name",
-            )  # fmt: skip
-            self.change = gr.Button("Load", interactive=not shared, elem_id="manage-change-base")
+        self.asking = [self.doomed, self.confirm, self.question, self.really]
 
     # ---- wiring --------------------------------------------------------------------------------------------------
 
     def _wire(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
-        quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+        quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
+        machine = self.machine
         view = [
-            self.heading, self.table, self.save, self.restore, self.detail, self.rename_row, self.new_name, self.rename,
-            self.delete, self.base, self.find, self.memory, self.budget, self.pin_row, self.pin_it, self.seen,
+            self.heading, self.table, self.save, self.restore, self.find, self.detail, self.rename_row, self.rename, self.delete,
+            self.new_name, machine.base, machine.memory, machine.budget, self.pin_row, self.pin_it, self.seen,
         ]  # fmt: skip
         asked = [self.picked, self.ticked, self.find]
-        look: dict[str, Any] = {"fn": self.look, "inputs": [*asked, self.seen, self.token], "outputs": view, **quick}
-        asking = [self.doomed, self.confirm, self.question, self.really]
-        quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
-
-        picked = self.table.pick(self.pick, None, self.picked, **quick)
-        picked.then(self.do_keep, None, asking, **quick).then(**look, js=scroll_to("#manage-detail"))
+        look: dict[str, Any] = {"fn": self.look, "inputs": [*asked, self.seen, self.token], "outputs": view, **QUICK}
+        self.looking = look
+        picked = self.table.pick(self.pick, None, self.picked, **QUICK)
+        picked.then(self.do_keep, None, self.asking, **QUICK).then(**look, js=scroll_to("#manage-detail"))
         self.table.check(self.tick_lobe, self.ticked, self.ticked, **quiet).then(**look)
-        renaming: dict[str, Any] = {"fn": self.do_rename, "inputs": [self.picked, self.new_name, self.token], "outputs": None}
-        self.rename.click(**renaming, **quiet).success(**look)
-        self.new_name.submit(**renaming, **quiet).success(**look)
         self.find.change(**look)
-        budget: dict[str, Any] = {"fn": self.do_set_budget, "inputs": self.budget, "outputs": None, **quiet}
-        self.set_budget.click(**budget).success(**look)
-        self.budget.submit(**budget).success(**look)
+        for act in (self.rename.click, self.new_name.submit):
+            act(self.do_rename, [self.picked, self.new_name, self.token], None, **quiet).success(**look)
         self.pin_it.click(self.do_pin, [self.picked, self.token], None, **quiet).success(**look)
-        self.delete.click(self.ask_delete, [self.picked, self.token], asking, **quiet)
-        self.keep.click(self.do_keep, None, asking, **quick)
-        gone = self.really.click(self.do_delete, [self.picked, self.doomed, self.token], [self.picked, *asking], **quiet)
-        gone.success(**look)
+        self.delete.click(self.ask_delete, [self.picked, self.token], self.asking, **quiet)
+        self.keep.click(self.do_keep, None, self.asking, **QUICK)
+        deleting = [self.picked, self.doomed, self.token]
+        self.really.click(self.do_delete, deleting, [self.picked, *self.asking], **quiet).success(**look)
         self.save.click(self.do_save, self.ticked, self.download, **private)
         self.restore.click(self.do_restore, None, None, **private).success(**look)
-        for file, button in ((self.bundle, self.load), (self.adapter, self.take)):
-            file.change(_has_file, file, button, **quick)
-        # Only success touches the form: on the outputs of what fails Gradio lays "Error", over the file and its name.
-        loaded = self.load.click(self.do_load, [self.bundle, self.clash, self.token], None, **private)
-        loaded.success(lambda: None, None, self.bundle, **quick).then(**look)
-        taken = self.take.click(self.do_import, [self.adapter, self.adapter_name, self.token], None, **private)
-        taken.success(lambda: (None, ""), None, [self.adapter, self.adapter_name], **quick).then(**look)
-        changing: dict[str, Any] = {"fn": self.do_change_base, "inputs": self.base_name, "outputs": None, **private}
-        self.change.click(**changing).success(**look)
-        self.base_name.submit(**changing).success(**look)
-        self.looking = look
+        for side in (self.arrivals, machine):
+            side.wire(look)
         root = gr.context.Context.root_block
         if root is not None:
-            root.load(self.look_anew, [*asked, self.token], view, **quick)  # type: ignore[attr-defined]
+            root.load(self.look_anew, [*asked, self.token], view, **QUICK)  # type: ignore[attr-defined]
 
     def watch(self, pulse: Pulse) -> None:
         """Look whenever something has changed that the tab shows."""
@@ -205,32 +140,32 @@ class ManageTab:
     ) -> Outputs:
         status, memory, owner = self.studio.status(), self.studio.memory(), guard.owner_of(request, token)
         find = guard.a_text(find or "", "What to find", 80, may_be_empty=True)
-        probe = [status.version, status.state, picked, ticked, find, owner, _digest(memory)]
+        probe = [status.version, status.state, picked, ticked, find, owner, digest(memory)]
         if probe == seen.get("probe"):
             return (gr.skip(),) * 16
         lobes = self.studio.lobes(owner)
         lobe = next((one for one in lobes if one.id == picked), None)
         chosen = [one.id for one in lobes if one.id in ticked]
-        # hashed, so that what is remembered of a visitor's page is short however many lobes there are
+        # digests, so that what is remembered of a visitor's page is short however many lobes there are
         keys = {
             "probe": probe,
-            "table": _digest(lobes, lobe and lobe.id, chosen, find),
-            "lobe": _digest(lobe),
-            "base": _digest(status.state, status.message, status.base),
-            "memory": _digest(memory, [(one.id, one.name) for one in lobes]),
-            "budget": _digest(memory.budget_mib),
+            "table": digest((lobes, lobe, chosen, find)),
+            "lobe": digest(lobe),
+            "base": digest((status.state, status.message, status.base)),
+            "memory": digest((memory, [(one.id, one.name) for one in lobes])),
+            "budget": digest(memory.budget_mib),
         }
-        changed = {key for key in keys if keys[key] != seen.get(key, ...)}
-        listed = _listed(lobes, lobe, chosen, find) if "table" in changed else (gr.skip(),) * 4
-        detail = _detail(lobe, bool(lobes)) if changed & {"lobe", "table"} else (gr.skip(),) * 5
-        if seen.get("lobe") == keys["lobe"]:
-            detail = (*detail[:2], gr.skip(), *detail[3:])  # what is being typed stays
-        base = base_card(status) if "base" in changed else gr.skip()
-        finding = gr.update(visible=len(lobes) > MOST_ROWS) if "table" in changed else gr.skip()
-        used = memory_card.memory_card(memory, lobes) if "memory" in changed else gr.skip()
-        budget = memory.budget_mib if "budget" in changed else gr.skip()  # else what is being typed stays
-        pins = _pins(lobe, memory) if changed & {"lobe", "memory"} else (gr.skip(),) * 2
-        return (*listed, *detail, base, finding, used, budget, *pins, keys)
+        changes = Changes(keys, seen)
+        return (
+            *changes.draw("table", _listed, lobes, lobe, chosen, find, width=5),
+            *changes.draw("lobe table", _detail, lobe, bool(lobes), width=4),
+            *changes.draw("lobe", _name, lobe),  # else what is being typed stays
+            *changes.draw("base", lambda: (base_card(status),)),
+            *changes.draw("memory", lambda: (memory_card(memory, lobes),)),
+            *changes.draw("budget", lambda: (memory.budget_mib,)),
+            *changes.draw("lobe memory", _pins, lobe, memory, width=2),
+            keys,
+        )
 
     @friendly(quiet=True)
     def pick(self, event: gr.EventData) -> str:
@@ -250,7 +185,7 @@ class ManageTab:
         owner = guard.acting_owner(self.studio, request, token)
         old, new = self._named(picked, owner).name, guard.a_text(new_name, "The new name", 80)
         self.studio.rename(old, new, owner)
-        _tell(f"{old} is called {new} now.")
+        tell(f"{old} is called {new} now.")
 
     @friendly
     def ask_delete(self, request: gr.Request, picked: Any, token: Any) -> Outputs:
@@ -270,7 +205,7 @@ class ManageTab:
         owner = guard.acting_owner(self.studio, request, token)
         name = self._named(doomed, owner).name
         self.studio.delete(name, owner)
-        _tell(f"{name} has been deleted.")
+        tell(f"{name} has been deleted.")
         return ("", *self.do_keep())
 
     def _named(self, picked: Any, owner: str) -> LobeView:
@@ -287,16 +222,10 @@ class ManageTab:
         if self.studio.shared:
             raise ConfigError(SHARED_MEMORY)
         self.studio.pin(lobe.name, not lobe.pinned)
-        _tell(f"{lobe.name} {'may leave memory now' if lobe.pinned else 'stays in memory now, also after a restart'}.")
-
-    @friendly
-    def do_set_budget(self, mib: Any) -> None:
-        if self.studio.shared:
-            raise ConfigError(SHARED_MEMORY)
-        most = None if mib is None or mib == "" else guard.a_number(mib, "The memory for lobes", 1, MOST_MIB)
-        self.studio.set_memory_budget(most)
-        said = "without a limit" if most is None else f"up to {memory_card.mib(most)}"
-        _tell(f"Lobes stay in memory {said}.")
+        if lobe.pinned:
+            tell(f"{lobe.name} may leave memory now.")
+        else:
+            tell(f"{lobe.name} stays in memory now, also after a restart.")
 
     # ---- handlers: many lobes ------------------------------------------------------------------------------------
 
@@ -306,69 +235,23 @@ class ManageTab:
         names = [lobe.name for lobe in self.studio.lobes() if lobe.id in ticked]
         path = self.studio.save_bundle(names or None)
         label = f"Download {path.name} ({text.size(path.stat().st_size)})"
-        _tell("The bundle is ready to be downloaded.")
+        tell("The bundle is ready to be downloaded.")
         return gr.update(value=guard.downloadable(path), label=label, visible=True)
-
-    @friendly
-    def do_load(self, request: gr.Request, file: Any, clash: Any, token: Any) -> None:
-        owner = guard.acting_owner(self.studio, request, token)
-        allowed = [value for _, value in CLASHES]
-        path = guard.an_upload(file, "The bundle")
-        names = self.studio.load_bundle(path, guard.a_choice(clash, "The choice for clashes", allowed), owner)
-        _tell(f"Loaded {text.count(len(names), 'lobe')}: {text.listed(names)}." if names else "It held nothing new.")
-
-    @friendly
-    def do_import(self, request: gr.Request, file: Any, name: Any, token: Any) -> None:
-        owner = guard.acting_owner(self.studio, request, token)
-        path = guard.an_upload(file, "The adapter")
-        lobe = self.studio.import_adapter(guard.a_text(name, "The name of the lobe", 80), path, owner)
-        _tell(f"{lobe.name} has been imported.")
 
     @friendly
     def do_restore(self) -> None:
         names = self.studio.restore_demo()
-        _tell(f"Back again: {text.listed(names)}." if names else "All the demo lobes are here already.")
-
-    # ---- handlers: base ------------------------------------------------------------------------------------------
-
-    @friendly
-    def do_change_base(self, name: Any) -> None:
-        if self.studio.shared:
-            raise ConfigError(SHARED_BASE)
-        self.studio.change_base(guard.a_text(name, "The base model", 500))
-        _tell("The base model is being loaded. Lobes of another base stay on disk and cannot be used meanwhile.")
-
-
-SHARED_BASE = "This server is shared, so its base model stays. Run your own copy to choose another."
-
-
-SHARED_MEMORY = "This server is shared, so whoever runs it says what stays in memory (MULTILOBE_MEMORY_MIB)."
-PIN, UNPIN = "Keep it in memory", "Let it leave memory"
-
-
-def _digest(*values: object) -> str:
-    """The same for the same values, and short."""
-    return hashlib.sha256(repr(values).encode("utf-8", "replace")).hexdigest()[:16]
-
-
-def _has_file(file: Any) -> Any:
-    return gr.update(interactive=bool(file))
-
-
-def _tell(sentence: str) -> None:
-    """A toast; it is HTML, and names are other people's words."""
-    gr.Info(escape(sentence), title="Done", duration=6)
+        words = "All the demo lobes are here already."
+        if names:
+            words = f"Back again: {text.listed(names)}."
+        tell(words)
 
 
 # ---- pure ------------------------------------------------------------------------------------------------------------
 
 
-def _heading(title: str, about: str) -> Markup:
-    return heading(title, about, "manage-heading")
-
-
 def _listed(lobes: Sequence[LobeView], lobe: LobeView | None, ticked: Sequence[str], find: str = "") -> Outputs:
-    """heading, table, save button, restore button."""
+    """heading, table, save button, restore button, box to find a lobe in."""
     about, picked = "", ""
     label, variant = "Save all as a bundle", "primary"
     if lobes:
@@ -378,8 +261,13 @@ def _listed(lobes: Sequence[LobeView], lobe: LobeView | None, ticked: Sequence[s
         label = f"Save {text.count(len(ticked), 'ticked lobe')} as a bundle"
     if lobe is not None:
         picked = lobe.id
-    save = gr.update(value=label, interactive=bool(lobes))
-    return _heading("Lobes", about), lobe_table(lobes, picked, ticked, find), save, gr.update(variant=variant)
+    return (
+        heading("Lobes", about, "manage-heading"),
+        lobe_table(lobes, picked, ticked, find),
+        gr.update(value=label, interactive=bool(lobes)),
+        gr.update(variant=variant),
+        gr.update(visible=len(lobes) > MOST_ROWS),
+    )
 
 
 def _pins(lobe: LobeView | None, memory: MemoryView) -> Outputs:
@@ -392,11 +280,17 @@ def _pins(lobe: LobeView | None, memory: MemoryView) -> Outputs:
 
 
 def _detail(lobe: LobeView | None, any_lobes: bool) -> Outputs:
-    """detail card, row of actions, new name, rename button, delete button."""
+    """detail card, row of actions, rename button, delete button."""
     if lobe is not None:
         free = gr.update(interactive=not lobe.protected)
-        return shown(lobe_card(lobe)), gr.update(visible=True), lobe.name, free, free
+        return shown(lobe_card(lobe)), gr.update(visible=True), free, free
     card = shown("")
     if any_lobes:
         card = shown(NOTHING_PICKED)
-    return card, gr.update(visible=False), "", gr.skip(), gr.skip()
+    return card, gr.update(visible=False), gr.skip(), gr.skip()
+
+
+def _name(lobe: LobeView | None) -> Outputs:
+    if lobe is None:
+        return ("",)
+    return (lobe.name,)

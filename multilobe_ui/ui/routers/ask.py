@@ -37,7 +37,12 @@ class AskSide:
             results = bare(elem_id="compare-results")
             title = bare(visible=False, elem_id="router-map-title")
             figure = gr.Plot(
-                show_label=False, label="Map of prompts", container=False, visible=False, elem_id="router-map", buttons=[]
+                show_label=False,
+                label="Map of prompts",
+                container=False,
+                visible=False,
+                elem_id="router-map",
+                buttons=[],
             )
         comparing: dict[str, Any] = {
             "fn": self.compare, "inputs": prompt, "outputs": [results, prompt], "show_progress_on": results,

@@ -50,7 +50,9 @@ class ChainForm:
                     gr.Dropdown(offered, value=None, label=f"Stage {place + 1}", interactive=True, min_width=120)
                 )
                 self.limits.append(
-                    gr.Slider(0, 1, 0.5, step=0.05, label="Sure enough from", interactive=True, buttons=[], min_width=120)
+                    gr.Slider(
+                        0, 1, 0.5, step=0.05, label="Sure enough from", interactive=True, buttons=[], min_width=120
+                    )
                 )
                 for sign, act in (("Up", "up"), ("Down", "down"), ("Remove", "out")):
                     moves.append((gr.Button(sign, size="sm", elem_id=f"chain-{act}-{place}"), place, act))
@@ -64,7 +66,12 @@ class ChainForm:
         for button, place, act in moves:
             button.click(_mover(place, act), form, self.outputs, **QUICK)
         save.click(
-            self.do_save, [guard.visitor(), *form], None, show_progress="hidden", api_visibility="private", concurrency_limit=None
+            self.do_save,
+            [guard.visitor(), *form],
+            None,
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_limit=None,
         )
 
     @friendly

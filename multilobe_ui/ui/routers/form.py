@@ -43,7 +43,9 @@ class RouterSettings:
     def given(self, router: str, values: Sequence[Any]) -> dict[str, Any]:
         """What a person set for this router. Raises ConfigError."""
         fields = zip(self.names, values, strict=True)
-        return guard.router_settings(settings_of(router), {name: value for (own, name), value in fields if own == router})
+        return guard.router_settings(
+            settings_of(router), {name: value for (own, name), value in fields if own == router}
+        )
 
 
 @cache

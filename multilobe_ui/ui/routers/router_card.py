@@ -25,14 +25,21 @@ NAMES = {
     "known_to_lobes": "Of these, lobes learned",
 }  # fmt: skip
 SHARES = ("accuracy", "ece", "share", "fraction", "recall", "precision", "coverage", "agreement", "usage")
-STATES = {"fitting": "Fitting", "waiting": "Waiting", "ready": "Ready", "stale": "Stale", "needs": "Needs a fit", "off": "Not now"}
+STATES = {
+    "fitting": "Fitting",
+    "waiting": "Waiting",
+    "ready": "Ready",
+    "stale": "Stale",
+    "needs": "Needs a fit",
+    "off": "Not now",
+}
 ENDS = {"finished": "fitted", "failed": "the fit has failed"}
 MOST_ROWS, MOST_COLUMNS = 40, 8
 """Of a table in a report."""
 
 
 def state_of(view: RouterView, job: JobView | None = None) -> str:
-    """"fitting", "waiting", "stale", "needs", "off" or "ready"."""
+    """ "fitting", "waiting", "stale", "needs", "off" or "ready"."""
     if job is not None and job.state == "queued":
         return "waiting"
     if job is not None and job.state in ACTIVE:
@@ -59,7 +66,8 @@ def _title_and_state(view: RouterView, state: str, kind: str) -> Markup:
 def router_list(views: Sequence[RouterView], jobs: Mapping[str, JobView], picked: str) -> Markup:
     """Buttons, one for each router, with its state and one sentence."""
     return html(
-        '<div class="router-list">{}</div>', joined(_item(view, jobs.get(view.name), view.name == picked) for view in views)
+        '<div class="router-list">{}</div>',
+        joined(_item(view, jobs.get(view.name), view.name == picked) for view in views),
     )
 
 
@@ -90,11 +98,11 @@ def router_detail(view: RouterView, job: JobView | None = None) -> Markup:
 
 def _alert(view: RouterView, state: str) -> Markup:
     if state == "stale":
-        return html(
-            '<p class="train-ask" role="status"><b>The fit is stale.</b> {} Press Fit again.</p>', view.why
-        )
+        return html('<p class="train-ask" role="status"><b>The fit is stale.</b> {} Press Fit again.</p>', view.why)
     if state == "needs":
-        return html('<p class="train-ask" role="status">{} One click learns it from your lobes\' own rows.</p>', view.why)
+        return html(
+            '<p class="train-ask" role="status">{} One click learns it from your lobes\' own rows.</p>', view.why
+        )
     if state in ("fitting", "waiting") and view.fitted:
         return Markup('<p class="train-good">The earlier fit serves until the new one is complete.</p>')
     if state == "off":

@@ -83,7 +83,12 @@ class RoutersTab:
             self.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id="router-cancel")
         self.progress = bare(visible=False, elem_id="router-progress")
         self.plot = gr.Plot(
-            show_label=False, label="Curves of the fit", container=False, visible=False, elem_id="router-plot", buttons=[]
+            show_label=False,
+            label="Curves of the fit",
+            container=False,
+            visible=False,
+            elem_id="router-plot",
+            buttons=[],
         )
         self.report = bare(visible=False, elem_id="router-report")
 
@@ -196,7 +201,9 @@ class RoutersTab:
     # ---- handlers: fits ------------------------------------------------------------------------------------------
 
     @friendly
-    def begin(self, request: gr.Request, picked: Any, seen: Any, file: Any, token: Any, *values: Any) -> tuple[str, Any]:
+    def begin(
+        self, request: gr.Request, picked: Any, seen: Any, file: Any, token: Any, *values: Any
+    ) -> tuple[str, Any]:
         """Queue the fit of the router on display, and keep it on display."""
         owner = guard.acting_owner(self.studio, request, token)
         titles = {view.name: view.title for view in self.studio.routers(owner)}

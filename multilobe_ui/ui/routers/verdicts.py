@@ -20,7 +20,9 @@ def comparison(decisions: Sequence[RoutingDecision], titles: Names, colours: Nam
         return Markup('<p class="train-ask">No router can decide yet. Fit one above, or train a lobe first.</p>')
     shares = [_shares(decision) for decision in decisions]
     order = _order(shares)
-    cards = joined(_card(decision, own, order, titles, colours) for decision, own in zip(decisions, shares, strict=True))
+    cards = joined(
+        _card(decision, own, order, titles, colours) for decision, own in zip(decisions, shares, strict=True)
+    )
     return html(
         '<p class="compare-sum" role="status">{}</p><div class="compare-grid">{}</div>', _agreement(decisions), cards
     )

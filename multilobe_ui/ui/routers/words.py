@@ -51,7 +51,9 @@ class WordsForm:
         owner, name = guard.acting_owner(self.studio, request, token), guard.a_text(lobe, "The lobe", 200)
         words = guard.some_names(terms, "The words")
         if not 1 <= len(words) <= MOST_TERMS:
-            raise ConfigError(f"{name} has {len(words)} words; give it 1 to {MOST_TERMS}, or go back to the learned ones.")
+            raise ConfigError(
+                f"{name} has {len(words)} words; give it 1 to {MOST_TERMS}, or go back to the learned ones."
+            )
         self.studio.set_keyword_terms(name, words, owner)
         gr.Info(f"{text.count(len(words), 'word')} of {escape(name)} saved.", title="Keywords", duration=5)
         return self._words_of(name)
