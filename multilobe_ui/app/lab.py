@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ..data import dataset
-from ..errors import ConfigError, JobError
+from ..errors import ConfigError
 from ..evaluation.compare import Column, Comparison, compare
-from ..files import write_json
 from ..progress import Progress
 from ..routing.map import PromptMap
 from ..settings import SamplingConfig, settings_of
-from .feedback import ROUTING, Counts, Feedback
-from .jobs import RESULT_FILE, Job, JobHandle, Jobs, JobSpec
+from .feedback import Counts, Feedback
+from .jobs import JobHandle, Jobs
 from .ledger import Cost, Ledger
-from .views import JobView
+from .loading import Loading
 
 if TYPE_CHECKING:
     from ..evaluation.overlap import OverlapReport
@@ -94,91 +91,50 @@ EXPERIMENTS: Mapping[str, Experiment] = {
 }
 
 
+def experiment_named(name: str) -> Experiment:
+    """Raises ConfigError if there is none of this name."""
+    if name not in EXPERIMENTS:
+        raise ConfigError(f"There is no experiment {name!r}. There are: {', '.join(EXPERIMENTS)}.")
+    return EXPERIMENTS[name]
+
+
 class Lab:
-    """See the module's text.
+    """What all visitors of the Lab share; what one of them starts or keeps is a verb of their `lab_desk.LabDesk`.
 
     Args:
-        jobs: where experiments run. model: the model once it is loaded, within the seconds given.
-        view: a job as a page shows it, for a visitor. base: name of the present base model.
-        feedback: where votes go. ledger: what answers cost.
+        jobs: where experiments run. loading: the model. feedback: where votes go. ledger: what answers cost.
+
+    Attributes:
+        keeping: held while the result of a run is made a lobe or a fit, so that nobody does it twice.
     """
 
-    def __init__(
-        self,
-        jobs: Jobs,
-        model: Callable[..., MultiLobeModel],
-        view: Callable[[Job, str], JobView],
-        base: Callable[[], str],
-        shared: bool,
-        feedback: Feedback,
-        ledger: Ledger,
-    ) -> None:
-        self._jobs, self._model, self._view, self._base, self._shared = jobs, model, view, base, shared
-        self._feedback, self._ledger = feedback, ledger
-        self._keeping = threading.Lock()
+    def __init__(self, jobs: Jobs, loading: Loading, feedback: Feedback, ledger: Ledger) -> None:
+        self.jobs, self.loading, self.feedback, self.ledger = jobs, loading, feedback, ledger
+        self.keeping = threading.Lock()
         self._exports = tempfile.TemporaryDirectory(prefix="multilobe-feedback-", ignore_cleanup_errors=True)
 
-    def start(
-        self,
-        name: str,
-        settings: Mapping[str, Any] | None = None,
-        files: Sequence[tuple[str, Path]] = (),
-        owner: str = "",
-        *,
-        rows_of: str = "",
-    ) -> JobView:
-        """Queue an experiment.
-
-        Args:
-            name: of `EXPERIMENTS`. files: (what the person calls it, where it is); the rows are copied.
-            rows_of: id of an earlier run whose rows to take instead.
-
-        Raises:
-            ConfigError: no such experiment or setting, a value out of range, or a shared server that does not run it.
-            DataError: a file cannot be read, or has labels that are no lobes.
-        """
-        experiment = self._named(name)
-        if self._shared and experiment.alone:
-            raise ConfigError(f"This server is shared, so it does not run: {experiment.title}. Run your own copy for that.")
-        names = self._model().lobe_names  # loaded, for the settings' module brings torch: see `Studio._ready`
-        settings_of(experiment.settings(), settings or {})
-        spec = JobSpec(
-            name=name,
-            config=dict(settings or {}),
-            owner=owner,
-            data_name=", ".join(called for called, _ in files),
-            extra={"base": self._base()},
-            kind=KIND,
-        )
-        if not files:
-            data = self._jobs.data(rows_of) if rows_of and self._may_see(self._jobs.get(rows_of), owner) else None
-            return self._view(self._jobs.submit(spec, data), owner)
-        from ..evaluation.labelled import read_labelled, write_rows
-
-        rows = read_labelled(files, names, need_label=experiment.needs_label)
-        with tempfile.TemporaryDirectory(prefix="multilobe-lab-") as scratch:
-            write_rows(Path(scratch) / "rows.jsonl", rows)
-            return self._view(self._jobs.submit(spec, Path(scratch) / "rows.jsonl"), owner)
-
-    def runs(self, name: str, owner: str = "") -> list[JobView]:
-        """Every run of an experiment, newest first; on a shared server not those on rows that somebody else has brought."""
-        jobs = [job for job in self._jobs.list() if job.spec.kind == KIND and job.spec.name == name]
-        return [self._view(job, owner) for job in jobs if self._may_see(job, owner)]
+    @property
+    def exports(self) -> Path:
+        """A folder for files that are handed out, which goes with the process."""
+        return Path(self._exports.name)
 
     def result(self, job_id: str) -> Mapping[str, Any] | None:
         """What an experiment found, as its result's `to_json`; None if it has not ended. Raises JobError if there is none."""
-        found = self._jobs.result(job_id)
-        return found if isinstance(found, Mapping) else None
+        found = self.jobs.result(job_id)
+        if isinstance(found, Mapping):
+            return found
+        return None
 
     def run(self, model: MultiLobeModel, handle: JobHandle) -> None:
         """Do what a job asks for, on the jobs' thread."""
         job, made = handle.job, handle.made
-        experiment = self._named(job.spec.name)
+        experiment = experiment_named(job.spec.name)
         settings = settings_of(experiment.settings(), job.spec.config)
         handle.truncate_metrics(-1)
-        work = experiment.run()(
-            model, settings, data=handle.data if handle.data.is_file() else None, made=made, stop=handle.stop
-        )
+        data = None
+        if handle.data.is_file():
+            data = handle.data
+        work = experiment.run()(model, settings, data=data, made=made, stop=handle.stop)
         found = handle.follow(work)
         if found is not None:
             handle.result(found.to_json())
@@ -193,30 +149,14 @@ class Lab:
         stop: threading.Event | None = None,
     ) -> Iterator[Comparison]:
         """One prompt, up to four answers at once: see `comparison.compare`."""
-        return compare(self._model(), prompt, columns, sampling, stop)
+        return compare(self.loading.ready(), prompt, columns, sampling, stop)
 
     def vote(self, prompt: str, answers: Sequence[Mapping[str, Any]], best: int | None) -> None:
         """Keep which of several answers is best, None for a tie: see `feedback.Feedback.vote`."""
-        self._feedback.vote(prompt, answers, best)
+        self.feedback.vote(prompt, answers, best)
 
     def feedback_counts(self) -> Counts:
-        return self._feedback.counts()
-
-    def export_feedback(self, kind: str) -> Path:
-        """What people said, as a JSONL file in a temporary folder: "routing" for labelled prompts of the present lobes,
-        "training" for a training set.
-
-        Raises:
-            ConfigError: another kind, or a shared server: these are the words of others. DataError: there is none yet.
-        """
-        if self._shared:
-            raise ConfigError(
-                "This server is shared, so its feedback is not handed out: it holds the words of others. Run your own copy."
-            )
-        name = "labelled-prompts" if kind == ROUTING else "training-set"
-        target = Path(self._exports.name) / f"feedback-{name}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
-        self._feedback.export(kind, target, self._model().lobe_names if kind == ROUTING else None)
-        return target
+        return self.feedback.counts()
 
     # ---- corrections ------------------------------------------------------------------------------------------------------
 
@@ -226,49 +166,13 @@ class Lab:
         Raises:
             BusyError: the base model is still loading; a page that is being built does not wait for it.
         """
-        model = self._model(0)
+        model = self.loading.ready(0)
         names = {lobe.id: lobe.name for lobe in model.lobes} | {"": None}
         return [
             {**asdict(correction), "lobe": names[correction.lobe]}
             for correction in model.routers.corrections.all()
             if correction.lobe in names
         ]
-
-    def correct(self, prompt: str, lobe: str | None, was: str = "") -> None:
-        """Say who should answer a prompt: a lobe, or None for the base model. It counts once a refit with it has been kept.
-
-        Raises:
-            ConfigError: a shared server, or a prompt that is empty or too long. LobeError: no such lobe.
-        """
-        self._own("correct prompts")
-        model = self._model()
-        model.routers.corrections.add(prompt, model.lobes.named(lobe).id if lobe else "", was)
-
-    def keep_refit(self, job_id: str) -> None:
-        """Put the corrections of a run of "refit" in force, with the fits that it made.
-
-        Raises:
-            ConfigError: a shared server. JobError: no such run. RoutingError: lobes or corrections have changed since.
-        """
-        self._own("keep corrections")
-        with self._keeping:
-            result = self.result(job_id)
-            if self._jobs.get(job_id).spec.name != "refit" or result is None:
-                raise JobError("This run has not refitted anything. Refit with the corrections first.")
-            model = self._model()
-            from ..evaluation.refit import keep_refit
-
-            keep_refit(model, result["ids"], self._jobs.made(job_id))
-            write_json(self._jobs.folder / job_id / RESULT_FILE, {**result, "kept": True})
-
-    def forget_corrections(self, ids: Sequence[str] | None = None) -> None:
-        """Take back these corrections, or all. Raises ConfigError on a shared server."""
-        self._own("take corrections back")
-        self._model().routers.forget_corrections(ids)
-
-    def _own(self, what: str) -> None:
-        if self._shared:
-            raise ConfigError(f"This server is shared, so nobody can {what} here. Run your own copy to do so.")
 
     # ---- merge ------------------------------------------------------------------------------------------------------------
 
@@ -278,38 +182,12 @@ class Lab:
         Raises:
             LobeError, AdapterError: a lobe is gone or cannot be read.
         """
-        store = self._model().lobes.store
+        store = self.loading.ready().lobes.store
         from ..lobes.adapter import read_header
         from ..merging import possible
 
         lobes = [store.by_name(name) for name in names]
         return possible([read_header(lobe.path) for lobe in lobes], [lobe.name for lobe in lobes])
-
-    def keep_merge(self, job_id: str, name: str, owner: str = "", routed: bool = True) -> str:
-        """Make a lobe of what a run of "merge" made; returns its name.
-
-        Args:
-            routed: let routers choose it, by rows of its parents.
-
-        Raises:
-            JobError: no such run, somebody else's, not a merge that has ended, or kept already. LobeError: the name is taken.
-        """
-        job = self._jobs.get(job_id)
-        if self._shared and job.spec.owner != owner:
-            raise JobError("This merge belongs to somebody else, so only they can keep it.")
-        with self._keeping:
-            result = self.result(job_id)
-            if job.spec.name != "merge" or result is None:
-                raise JobError("This run has made no lobe that could be kept. Try a merge first.")
-            if result.get("kept"):
-                raise JobError(f"This merge is kept already, as {result['kept']!r}. Try it again to make another lobe of it.")
-            model = self._model()
-            from ..merging import keep_merge
-
-            lobe = keep_merge(model, self._jobs.made(job_id), result, name, owner=owner, routed=routed)
-            with suppress(OSError):  # a second time is refused all the same: its files have gone into the lobe
-                write_json(self._jobs.folder / job_id / RESULT_FILE, {**result, "kept": lobe.name})
-        return lobe.name
 
     # ---- before training, and costs ---------------------------------------------------------------------------------------
 
@@ -326,7 +204,7 @@ class Lab:
         Raises:
             DataError: it cannot be read. ConfigError: validation_fraction is out of range.
         """
-        model = self._model()
+        model = self.loading.ready()
         from ..evaluation.overlap import MOST_ROWS, overlap
 
         examples = dataset.load(path, mapping, skip_bad, MOST_ROWS + 1)
@@ -342,28 +220,12 @@ class Lab:
         from ..routing.map import prompt_map
 
         new = {name: report.kept} if report.kept is not None else {}
-        return prompt_map({**self._model().routers.context(()).rows, **new}, None)
+        return prompt_map({**self.loading.ready().routers.context(()).rows, **new}, None)
 
     def ledger_totals(self) -> dict[str, dict[str, Any]]:
         """What answers cost, for each router: see `ledger.Ledger.totals`."""
-        return self._ledger.totals()
+        return self.ledger.totals()
 
     def ledger_recent(self, most: int = 20) -> list[Cost]:
         """The latest answers, newest first."""
-        return self._ledger.recent(most)
-
-    def clear_ledger(self, owner: str = "") -> None:
-        """Begin the ledger anew. Raises ConfigError on a shared server: it is everybody's."""
-        if self._shared:
-            raise ConfigError("This server is shared, so its ledger stays. Run your own copy to begin one anew.")
-        self._ledger.clear()
-
-    # ---- inside -----------------------------------------------------------------------------------------------------------
-
-    def _may_see(self, job: Job, owner: str) -> bool:
-        return not self._shared or job.spec.owner == owner or not job.spec.data_name
-
-    def _named(self, name: str) -> Experiment:
-        if name not in EXPERIMENTS:
-            raise ConfigError(f"There is no experiment {name!r}. There are: {', '.join(EXPERIMENTS)}.")
-        return EXPERIMENTS[name]
+        return self.ledger.recent(most)

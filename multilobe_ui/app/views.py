@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ..routing.decision import RoutingDecision
+from ..routing.fits import Fit
+from ..routing.router import Router
+from .jobs import Job
 from .ledger import Cost
+
+if TYPE_CHECKING:
+    from ..lobes.store import Lobe
+    from ..model import MultiLobeModel
+
+PALETTE = (
+    "#e5484d", "#c9880b", "#2f8fe0", "#8e5bd9", "#1f9d6b", "#d6498f",
+    "#6d8f1f", "#c2632d", "#16a0a0", "#5966e0", "#a3752c", "#b14fc0",
+)  # fmt: skip
+"""A lobe keeps the colour of its number for life; mid tones that can be told apart on light and dark grounds."""
+LOADING = "The base model is still loading."
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -165,3 +181,93 @@ class RouterView:
     fitted_at: str = ""
     job_id: str = ""
     experimental: bool = False
+
+
+def job_view(job: Job, mine: bool) -> JobView:
+    """A job as one visitor sees it."""
+    latest = job.latest
+    return JobView(
+        id=job.id,
+        name=job.spec.name,
+        state=job.state,
+        created=job.created,
+        started=job.started or None,
+        finished=job.finished or None,
+        rows=job.rows,
+        step=int(latest.get("step", 0)),
+        steps=int(latest.get("steps", 0)),
+        epoch=float(latest.get("epoch", 0.0)),
+        loss=latest.get("loss"),
+        validation_loss=latest.get("validation_loss"),
+        best_validation_loss=job.best_validation_loss,
+        base_validation_loss=job.base_validation_loss,
+        tokens_per_second=float(latest.get("tokens_per_second", 0.0)),
+        seconds_left=latest.get("seconds_left"),
+        seconds=float(latest.get("seconds", 0.0)),
+        error=job.error,
+        place=job.place,
+        mine=mine,
+        config=job.spec.config,
+        phase=job.phase,
+        kind=job.spec.kind,
+    )
+
+
+def lobe_view(lobe: Lobe, model: MultiLobeModel | None, mine: bool) -> LobeView:
+    """A lobe as one visitor sees it; until the model is loaded every lobe may turn out to be usable."""
+    card = lobe.card
+    view = LobeView(
+        id=lobe.id,
+        name=lobe.name,
+        colour=PALETTE[(int(lobe.id.removeprefix("lobe_")) - 1) % len(PALETTE)],
+        rows=_number(card.data.get("rows"), int),
+        r=_number(card.adapter.get("r"), int) or 0,
+        nbytes=_number(card.adapter.get("bytes"), int) or 0,
+        base_validation_loss=_number(card.training.get("base_validation_loss"), float),
+        validation_loss=_number(card.training.get("validation_loss"), float),
+        train_loss=_number(card.training.get("train_loss"), float),
+        created=card.created,
+        base=card.base.get("name", ""),
+        usable=True,
+        origin=card.origin,
+        target_modules=tuple(map(str, card.adapter.get("target_modules") or ())),
+        protected=not mine,
+    )
+    if model is None:
+        return view
+    pinned = model.memory.is_pinned(lobe.id)
+    return replace(view, usable=lobe.id in model.bank, fault=model.lobes.fault(lobe.id), pinned=pinned)
+
+
+def router_view(router: Router, fit: Fit | None = None, *, stale: bool = False, why: str = "", job_id: str = "") -> RouterView:
+    """A router and its last fit.
+
+    Args:
+        why: it is stale or cannot be used.
+    """
+    usable = router.is_fitted and why != LOADING
+    view = RouterView(
+        name=router.name,
+        title=router.title,
+        sentence=router.sentence,
+        asks_for_fit=router.asks_for_fit,
+        fitted=usable,
+        stale=stale,
+        why=why,
+        per_token=router.per_token,
+        settings=router.present_settings,
+        job_id=job_id,
+        experimental=bool(getattr(router, "experimental", False)),
+    )
+    if fit is None:
+        return view
+    if not usable:
+        return replace(view, report=fit.report)
+    return replace(view, report=fit.report, fitted_at=fit.created)
+
+
+def _number(value: Any, kind: Callable[[Any], N]) -> N | None:
+    """A number from a card, which may be a stranger's; None for anything else."""
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return kind(value)
+    return None

@@ -70,18 +70,18 @@ class Endpoints:
         mapping: {"prompt": column, "answer": column} for a file of unknown layout. skip_bad: use the good rows only. token: on a
         shared server, a secret of your own of 16 characters or more, to be given again to stop the job.
         """
-        owner = guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         path = guard.an_upload(file, "The training file")
         title = guard.a_text(name, "The name of the lobe", 80)
         config = guard.training_config(settings or {})
         columns, skip = _mapping(mapping), guard.a_flag(skip_bad, "skip_bad")
-        job = self.studio.train(title, path, config, mapping=columns, skip_bad=skip, owner=owner)
+        job = desk.train(title, path, config, mapping=columns, skip_bad=skip)
         return asdict(job)
 
     @friendly(markup=False)
     def train_status(self, request: gr.Request, job_id: str, curve: bool = False, token: str = "") -> dict[str, Any]:
         """How a job, training or fit, is: state, step, steps, losses, seconds_left. curve: also "curve", a record for each step."""
-        job = self.studio.job(guard.a_text(job_id, "job_id"), guard.owner_of(request, token))
+        job = guard.desk(self.studio, request, token).job(guard.a_text(job_id, "job_id"))
         more: Json = {"curve": self.studio.metrics(job.id)} if guard.a_flag(curve, "curve") else {}
         return asdict(job) | more
 
@@ -89,8 +89,8 @@ class Endpoints:
     def stop(self, request: gr.Request, job_id: str, token: str = "") -> dict[str, Any]:
         """Stop a running job after the step under way and keep the lobe as it is then (the best so far, where the job keeps the
         best); returns the job."""
-        owner = guard.acting_owner(self.studio, request, token)
-        return asdict(self.studio.stop(guard.a_text(job_id, "job_id"), owner))
+        desk = guard.acting_desk(self.studio, request, token)
+        return asdict(desk.stop(guard.a_text(job_id, "job_id")))
 
     @friendly(markup=False)
     def chat(
@@ -149,7 +149,7 @@ class Endpoints:
     @friendly(markup=False)
     def routers(self, request: gr.Request, token: str = "") -> list[dict[str, Any]]:
         """Every router: name, title, whether it is fitted or stale and why, settings of a fit, report of the last fit, job_id."""
-        return [asdict(view) for view in self.studio.routers(guard.owner_of(request, token))]
+        return [asdict(view) for view in guard.desk(self.studio, request, token).routers()]
 
     @friendly(markup=False)
     def fit_router(
@@ -165,17 +165,17 @@ class Endpoints:
         settings: any that /routers lists for it, such as {"seed": 1}. file: for "complexity", rows to learn from instead of the
         lobes' own.
         """
-        owner = guard.acting_owner(self.studio, request, token)
-        known = {view.name: view for view in self.studio.routers(owner)}
+        desk = guard.acting_desk(self.studio, request, token)
+        known = {view.name: view for view in desk.routers()}
         view = known[guard.a_choice(name, "The router", list(known))]
         chosen = guard.router_settings(view.settings, settings or {})
         path = str(guard.an_upload(file)) if file is not None else None
-        return asdict(self.studio.fit_router(view.name, chosen, path, owner))
+        return asdict(desk.fit_router(view.name, chosen, path))
 
     @friendly(markup=False)
     def lobes(self, request: gr.Request, token: str = "") -> list[dict[str, Any]]:
         """Every lobe: name, rows, rank, size, losses, base, origin, and whether it can be used now."""
-        return [asdict(lobe) for lobe in self.studio.lobes(guard.owner_of(request, token))]
+        return [asdict(lobe) for lobe in guard.desk(self.studio, request, token).lobes()]
 
     @friendly(markup=False)
     def save_bundle(self, names: list[str] | None = None) -> gr.FileData:
@@ -187,16 +187,16 @@ class Endpoints:
     @friendly(markup=False)
     def load_bundle(self, request: gr.Request, file: gr.FileData, on_clash: str = "rename", token: str = "") -> list[str]:
         """Add the lobes of an uploaded bundle and return their names. on_clash: "rename", "replace" or "refuse"."""
-        owner = guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         path = guard.an_upload(file, "The bundle")
-        return self.studio.load_bundle(path, guard.a_choice(on_clash, "on_clash", CLASHES), owner)
+        return desk.load_bundle(path, guard.a_choice(on_clash, "on_clash", CLASHES))
 
     @friendly(markup=False)
     def delete_lobe(self, request: gr.Request, name: str, token: str = "") -> list[str]:
         """Delete a lobe for good; returns the names of those that are left."""
-        owner = guard.acting_owner(self.studio, request, token)
-        self.studio.delete(guard.a_text(name, "The name", 200), owner)
-        return [lobe.name for lobe in self.studio.lobes(owner)]
+        desk = guard.acting_desk(self.studio, request, token)
+        desk.delete(guard.a_text(name, "The name", 200))
+        return [lobe.name for lobe in desk.lobes()]
 
 
 def _mapping(mapping: object) -> dict[str, str] | None:

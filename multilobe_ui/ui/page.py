@@ -26,7 +26,8 @@ from .routers.tab import RoutersTab
 from .train.tab import TrainTab
 
 if TYPE_CHECKING:
-    from ..app.studio import JobView, Studio, StudioStatus
+    from ..app.studio import Studio
+    from ..app.views import JobView, StudioStatus
 
 TITLE = "MultiLobe"
 MOST_WAITING = 64
@@ -132,7 +133,7 @@ class Header:
 
     @friendly(quiet=True)
     def draw(self) -> Markup:
-        jobs = self.studio.jobs()
+        jobs = self.studio.desk().jobs()
         busy = next((job for job in jobs if job.state in _BUSY), None)
         return status_strip(self.studio.status(), busy, sum(job.state == "queued" for job in jobs))
 

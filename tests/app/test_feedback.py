@@ -230,7 +230,7 @@ def make_studio(base_folder: Callable[..., Path], tmp_path: Path, monkeypatch: p
     def make(**options: Any) -> Studio:
         studio = Studio(tmp_path / "home", str(base_folder()), **options)
         studio.start()
-        studio.wait_ready(60)
+        studio.ready(60)
         return studio
 
     return make
@@ -243,12 +243,12 @@ def test_the_studio_keeps_thumbs_and_votes_in_one_file(make_studio: Callable[...
     studio.feedback("cat", "Meow.", None, False)
     studio.lab.vote("red", [{**BASE, "text": "Blue."}, {**PYTHON, "text": "Green."}], 0)
     assert studio.lab.feedback_counts() == Counts(1, 2, 0) == Feedback(studio.home / "feedback.jsonl").counts()
-    path = studio.lab.export_feedback("training")
+    path = studio.desk().lab.export_feedback("training")
     assert [(row.prompt, row.answer) for row in dataset.load(path)] == [("cat dog", "Woof."), ("red", "Blue.")]
-    labelled = studio.lab.export_feedback("routing")  # no lobe of this name is here: only the base's win is left
+    labelled = studio.desk().lab.export_feedback("routing")  # no lobe of this name is here: only the base's win is left
     assert [(row.prompt, row.lobe) for row in read_labelled([("x.jsonl", labelled)], [])] == [("red", None)]
     with pytest.raises(ConfigError, match="routing, training"):
-        studio.lab.export_feedback("../../etc")
+        studio.desk().lab.export_feedback("../../etc")
     studio.close()
 
 
@@ -258,5 +258,5 @@ def test_a_shared_server_takes_votes_and_hands_nothing_out(make_studio: Callable
     assert studio.lab.feedback_counts().votes == 1
     for kind in ("routing", "training"):
         with pytest.raises(ConfigError, match="shared"):
-            studio.lab.export_feedback(kind)
+            studio.desk().lab.export_feedback(kind)
     studio.close()

@@ -40,9 +40,9 @@ def labelled(folder: Path, copies: int = 1) -> Path:
 
 
 def run(studio: Studio, name: str, settings: dict[str, Any] | None = None, files: Any = ()) -> dict[str, Any]:
-    job = studio.lab.start(name, settings, files)
+    job = studio.desk().lab.start(name, settings, files)
     finish(studio, job.id)
-    view = studio.job(job.id)
+    view = studio.desk().job(job.id)
     assert view.state == "finished", view.error
     return dict(studio.lab.result(job.id) or {})
 
@@ -62,19 +62,19 @@ def test_every_experiment_has_settings_with_defaults(name: str) -> None:
 def test_a_report_card_is_what_routing_by_hand_gives_and_outlives_the_studio(
     studio: Studio, make_studio: Callable[..., Studio], tmp_path: Path
 ) -> None:
-    job = studio.lab.start("report", {"routers": ["hybrid", "keyword"]}, [("my prompts.jsonl", labelled(tmp_path))])
+    job = studio.desk().lab.start("report", {"routers": ["hybrid", "keyword"]}, [("my prompts.jsonl", labelled(tmp_path))])
     finish(studio, job.id)
     result = studio.lab.result(job.id)
-    assert result is not None and studio.job(job.id).state == "finished"
+    assert result is not None and studio.desk().job(job.id).state == "finished"
     assert result["labels"] == [*list(TOPICS)[:2], ""] and {p["source"] for p in result["prompts"]} == {"my prompts.jsonl"}
     for name in ("hybrid", "keyword"):
-        by_hand = [studio._model.route(p["prompt"], name).chosen or "" for p in result["prompts"]]
+        by_hand = [studio.loading.model.route(p["prompt"], name).chosen or "" for p in result["prompts"]]
         assert [result["labels"][i] for i in result["routers"][name]["decided"]] == by_hand
     records = studio.metrics(job.id)
     assert records[-1]["step"] == records[-1]["steps"] == 2 * len(result["prompts"])
     studio.close()
     again = make_studio()
-    assert [view.id for view in again.lab.runs("report")] == [job.id] and again.lab.runs("losses") == []
+    assert [view.id for view in again.desk().lab.runs("report")] == [job.id] and again.desk().lab.runs("losses") == []
     assert again.lab.result(job.id) == result
 
 
@@ -86,23 +86,23 @@ def test_without_a_file_held_out_rows_are_taken(studio: Studio) -> None:
 
 
 def test_stop_keeps_what_there_is(studio: Studio, tmp_path: Path) -> None:
-    job = studio.lab.start("report", {"routers": ["logprob"]}, [("p.jsonl", labelled(tmp_path, copies=500))])
-    wait_for(lambda: studio.job(job.id).step > 10)
-    studio.stop(job.id)
+    job = studio.desk().lab.start("report", {"routers": ["logprob"]}, [("p.jsonl", labelled(tmp_path, copies=500))])
+    wait_for(lambda: studio.desk().job(job.id).step > 10)
+    studio.desk().stop(job.id)
     finish(studio, job.id)
     result = studio.lab.result(job.id)
-    assert studio.job(job.id).state in ("stopped", "finished") and result is not None and result["stopped"]
+    assert studio.desk().job(job.id).state in ("stopped", "finished") and result is not None and result["stopped"]
     asked = result["routers"]["logprob"]["of"]
     assert 10 < asked == len(result["prompts"]) < 2000
 
 
 def test_a_result_is_not_there_before_the_end(studio: Studio, tmp_path: Path) -> None:
-    job = studio.lab.start("report", {"routers": ["logprob"]}, [("p.jsonl", labelled(tmp_path, copies=500))])
+    job = studio.desk().lab.start("report", {"routers": ["logprob"]}, [("p.jsonl", labelled(tmp_path, copies=500))])
     assert studio.lab.result(job.id) is None
     with pytest.raises(JobError, match="no training job"):
         studio.lab.result("0" * 32)
-    wait_for(lambda: studio.job(job.id).state == "running")
-    studio.stop(job.id)
+    wait_for(lambda: studio.desk().job(job.id).state == "running")
+    studio.desk().stop(job.id)
     finish(studio, job.id)
 
 
@@ -117,8 +117,8 @@ def test_wrong_settings_are_refused_before_anything_is_queued(make_studio: Calla
         ("losses", {"router": 7}, "router is 7"),
     ):
         with pytest.raises(ConfigError, match=match):
-            studio.lab.start(name, settings)
-    assert studio.jobs() == []
+            studio.desk().lab.start(name, settings)
+    assert studio.desk().jobs() == []
 
 
 def test_wrong_files_are_refused_before_anything_is_queued(make_studio: Callable[..., Studio], tmp_path: Path) -> None:
@@ -132,41 +132,41 @@ def test_wrong_files_are_refused_before_anything_is_queued(make_studio: Callable
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=match):
-            studio.lab.start("report", {}, [("mine.jsonl", path)])
-    assert [view.kind for view in studio.jobs()] == ["lobe"]
+            studio.desk().lab.start("report", {}, [("mine.jsonl", path)])
+    assert [view.kind for view in studio.desk().jobs()] == ["lobe"]
 
 
 def test_a_failed_experiment_says_why(make_studio: Callable[..., Studio]) -> None:
     empty = make_studio()
-    job = empty.lab.start("report")
+    job = empty.desk().lab.start("report")
     finish(empty, job.id)
-    assert empty.job(job.id).state == "failed" and "There are no labelled prompts" in empty.job(job.id).error
+    assert empty.desk().job(job.id).state == "failed" and "There are no labelled prompts" in empty.desk().job(job.id).error
     assert empty.lab.result(job.id) is None
 
 
 def test_a_correction_goes_from_the_report_through_a_trial_into_force_and_back(studio: Studio, tmp_path: Path) -> None:
     animals, numbers, _ = TOPICS
-    report = studio.lab.start("report", {"routers": ["embedding"]}, [("p.jsonl", labelled(tmp_path))])
+    report = studio.desk().lab.start("report", {"routers": ["embedding"]}, [("p.jsonl", labelled(tmp_path))])
     finish(studio, report.id)
     prompt = rows(animals)[0]["input"]
     before = studio.route(prompt).chosen
-    studio.lab.correct(prompt, numbers, was=before or "")
+    studio.desk().lab.correct(prompt, numbers, was=before or "")
     told = studio.lab.corrections()
     assert [(c["prompt"], c["lobe"], c["was"], c["kept"]) for c in told] == [(prompt, numbers, before or "", False)]
-    trial = studio.lab.start("refit", {"routers": ["embedding"]}, rows_of=report.id)
+    trial = studio.desk().lab.start("refit", {"routers": ["embedding"]}, rows_of=report.id)
     finish(studio, trial.id)
     result = studio.lab.result(trial.id)
     asked = len(studio.lab.result(report.id)["prompts"])  # type: ignore[index]
     assert result and result["routers"]["embedding"]["of"] == asked - 1 and not result["kept"]
     assert studio.route(prompt).chosen == before
-    studio.lab.keep_refit(trial.id)
+    studio.desk().lab.keep_refit(trial.id)
     assert studio.route(prompt).chosen == numbers and studio.lab.result(trial.id)["kept"]  # type: ignore[index]
-    studio.lab.forget_corrections([told[0]["id"]])
+    studio.desk().lab.forget_corrections([told[0]["id"]])
     assert studio.route(prompt).chosen == before and studio.lab.corrections() == []
     with pytest.raises(JobError, match="not refitted anything"):
-        studio.lab.keep_refit(report.id)
+        studio.desk().lab.keep_refit(report.id)
     with pytest.raises(LobeError, match="no lobe called 'Nobody'"):
-        studio.lab.correct(prompt, "Nobody")
+        studio.desk().lab.correct(prompt, "Nobody")
 
 
 def test_on_a_shared_server_rows_stay_with_who_brought_them(
@@ -174,20 +174,21 @@ def test_on_a_shared_server_rows_stay_with_who_brought_them(
 ) -> None:
     studio.close()
     shared = make_studio(shared=True)
-    mine = shared.lab.start("report", {"routers": ["keyword"]}, [("p.jsonl", labelled(tmp_path))], "token:me")
-    ours = shared.lab.start("report", {"routers": ["keyword"]}, (), "token:me")
+    me, you = shared.desk("token:me").lab, shared.desk("token:you").lab
+    mine = me.start("report", {"routers": ["keyword"]}, [("p.jsonl", labelled(tmp_path))])
+    ours = me.start("report", {"routers": ["keyword"]})
     for job in (mine, ours):
         finish(shared, job.id)
-    assert [job.id for job in shared.lab.runs("report", "token:me")] == [ours.id, mine.id]
-    assert [job.id for job in shared.lab.runs("report", "token:you")] == [ours.id]
+    assert [job.id for job in me.runs("report")] == [ours.id, mine.id]
+    assert [job.id for job in you.runs("report")] == [ours.id]
     for refused in (
-        lambda: shared.lab.correct("cat", None),
-        lambda: shared.lab.forget_corrections(),
-        lambda: shared.lab.keep_refit(mine.id),
-        lambda: shared.lab.start("merge", {}, (), "token:me"),
-        lambda: shared.lab.start("refit", {}, (), "token:me"),
-        lambda: shared.lab.clear_ledger("token:me"),
-        lambda: shared.lab.export_feedback("routing"),
+        lambda: me.correct("cat", None),
+        me.forget_corrections,
+        lambda: me.keep_refit(mine.id),
+        lambda: me.start("merge"),
+        lambda: me.start("refit"),
+        me.clear_ledger,
+        lambda: me.export_feedback("routing"),
     ):
         with pytest.raises(ConfigError, match="server is shared"):
-            refused()  # type: ignore[no-untyped-call]
+            refused()

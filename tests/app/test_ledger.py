@@ -13,7 +13,9 @@ import pytest
 from test_studio import finish, make_studio, train  # noqa: F401
 
 from multilobe_ui.app import ledger as module
+from multilobe_ui.app.lab_desk import LabDesk
 from multilobe_ui.app.ledger import Cost, Ledger
+from multilobe_ui.app.visitors import Visitor
 from multilobe_ui.errors import ConfigError
 from multilobe_ui.settings import SamplingConfig
 
@@ -166,10 +168,10 @@ def test_every_answer_carries_its_cost_and_is_entered(make_studio: Callable, tmp
     last, found = events[-1], events[-1].cost
     assert (found.router, found.stage) == (last.decision.router, last.decision.stage) and found.lobes == ("Animals",)
     assert (found.prompt_tokens, found.answer_tokens) == (last.prompt_tokens, last.answer_tokens) and found.answer_tokens > 0
-    assert found.prompt_tokens == len(studio._model.backbone.encode_chat([{"role": "user", "content": "cat dog"}]))
+    assert found.prompt_tokens == len(studio.loading.model.backbone.encode_chat([{"role": "user", "content": "cat dog"}]))
     assert (found.seconds, found.tokens_per_second) == (last.seconds, last.tokens_per_second)
     assert found.route_ms == last.decision.elapsed_ms and found.first_token_ms == last.first_token_ms
-    assert found.resident == ("Animals",) and found.resident_bytes == studio._model.bank.resident_bytes > 0
+    assert found.resident == ("Animals",) and found.resident_bytes == studio.loading.model.bank.resident_bytes > 0
     assert not found.stopped
     by_hand = ask(studio, "cat dog", "lobe:Animals")[-1].cost
     base = ask(studio, "cat dog", "base")[-1].cost
@@ -228,18 +230,16 @@ def test_the_file_has_no_words_and_no_owners(make_studio: Callable) -> None:  # 
 def test_clearing_is_refused_on_a_shared_server(make_studio: Callable) -> None:  # noqa: F811
     studio = make_studio()
     ask(studio)
-    studio.lab._shared = True
     with pytest.raises(ConfigError, match="shared"):
-        studio.lab.clear_ledger("user:anyone")
-    studio.lab._shared = False
-    studio.lab.clear_ledger("")
+        LabDesk(studio.lab, Visitor("user:anyone", shared=True)).clear_ledger()
+    studio.desk().lab.clear_ledger()
     assert studio.lab.ledger_totals() == {} and studio.lab.ledger_recent() == []
 
 
 def test_generate_tells_its_cost(make_studio: Callable, tmp_path: Path) -> None:  # noqa: F811
     studio = make_studio()
     finish(studio, train(studio, tmp_path, "Animals"))
-    model = studio._model
+    model = studio.loading.model
     text, details = model.generate("cat dog", return_metadata=True, max_new_tokens=12, do_sample=False)
     found = details["cost"]
     tokens = ask(studio, "cat dog")[-1].cost

@@ -51,7 +51,7 @@ def make_studio(
     def make(**options: object) -> Studio:
         studio = Studio(tmp_path / "home", str(base_folder()), **options)  # type: ignore[arg-type]
         studio.start()
-        studio.wait_ready(60)
+        studio.ready(60)
         wait_for(lambda: studio.status().state == "ready")
         made.append(studio)
         return studio
@@ -62,11 +62,11 @@ def make_studio(
 
 
 def train(studio: Studio, folder: Path, topic: str, config: TrainingConfig = CONFIG, **options: object) -> str:
-    return studio.train(topic, data(folder, topic), config, **options).id  # type: ignore[arg-type]
+    return studio.desk().train(topic, data(folder, topic), config, **options).id  # type: ignore[arg-type]
 
 
 def finish(studio: Studio, job_id: str) -> None:
-    wait_for(lambda: studio.job(job_id).state not in ("queued", "running", "stopping"))
+    wait_for(lambda: studio.desk().job(job_id).state not in ("queued", "running", "stopping"))
 
 
 def chat(studio: Studio, text: str, choice: str = "automatic") -> str:
@@ -86,13 +86,13 @@ from multilobe_ui.errors import BusyError
 from multilobe_ui.app.studio import Studio
 
 studio, waited = Studio(sys.argv[1]), []
-studio._loaded.wait = lambda seconds=None: waited.append(seconds)  # nobody waits long
+studio.loading._loaded.wait = lambda seconds=None: waited.append(seconds)  # nobody waits long
 early = {
     "chat": lambda: list(studio.chat([{"role": "user", "content": "x"}])),
     "route": lambda: studio.route("x"),
     "prompt_map": lambda: studio.prompt_map("x"),
     "stratify": lambda: studio.stratify(),
-    "experiment": lambda: studio.lab.start("losses"),
+    "experiment": lambda: studio.desk().lab.start("losses"),
     "compare": lambda: list(studio.lab.compare("x", [])),
     "merge_options": lambda: studio.lab.merge_options(["x", "y"]),
     "overlap": lambda: studio.lab.overlap(sys.argv[1]),
@@ -116,14 +116,14 @@ def test_a_home_that_cannot_be_made_is_told_with_its_place(tmp_path: Path) -> No
 
 def test_train_then_chat(make_studio: Callable, tmp_path: Path) -> None:
     studio = make_studio()
-    assert studio.lobes() == []
+    assert studio.desk().lobes() == []
     version = studio.status().version
     job = train(studio, tmp_path, "Animals")
     finish(studio, job)
-    view = studio.job(job)
+    view = studio.desk().job(job)
     assert view.state == "finished", view.error
     assert view.step == view.steps and view.rows == len(rows("Animals")) and view.best_validation_loss is not None
-    assert [lobe.name for lobe in studio.lobes()] == ["Animals"]
+    assert [lobe.name for lobe in studio.desk().lobes()] == ["Animals"]
     assert studio.status().version > version
     records = studio.metrics(job)
     assert [r["step"] for r in records if r["loss"] is not None] == list(range(1, view.steps + 1))
@@ -154,7 +154,7 @@ def test_once_ready_a_first_question_is_all_that_is_read(
 def test_choices(make_studio: Callable, tmp_path: Path) -> None:
     studio = make_studio()
     finish(studio, train(studio, tmp_path, "Animals"))
-    model = studio._model
+    model = studio.loading.model
     assert chat(studio, "cat dog", "base") == model.generate("cat dog", weights={}, max_new_tokens=12, do_sample=False)
     assert chat(studio, "cat dog", "lobe:Animals") == model.generate(
         "cat dog", "Animals", max_new_tokens=12, do_sample=False
@@ -182,7 +182,7 @@ def test_two_chats_at_once_while_a_third_lobe_trains(make_studio: Callable, tmp_
     choices = [f"lobe:{first}", f"lobe:{second}", "base"]
     alone = [chat(studio, "red cat one", choice) for choice in choices]
     job = train(studio, tmp_path, third, LONG)
-    wait_for(lambda: studio.job(job).step > 2)
+    wait_for(lambda: studio.desk().job(job).step > 2)
     results: dict[int, list[str]] = {i: [] for i in range(6)}
 
     def talk(i: int) -> None:
@@ -194,10 +194,10 @@ def test_two_chats_at_once_while_a_third_lobe_trains(make_studio: Callable, tmp_
         thread.start()
     for thread in threads:
         thread.join()
-    assert studio.job(job).state == "running"
+    assert studio.desk().job(job).state == "running"
     for i, texts in results.items():
         assert texts == [alone[i % 3]] * 4
-    studio.stop(job)
+    studio.desk().stop(job)
     finish(studio, job)
 
 
@@ -205,19 +205,19 @@ def test_stop_keeps_the_newest_and_resume_goes_on(make_studio: Callable, tmp_pat
     studio = make_studio()
     config = TrainingConfig(epochs=6, lora_r=2, learning_rate=5e-3, batch_size=2)
     job = train(studio, tmp_path, "Animals", config)
-    wait_for(lambda: studio.job(job).step >= 5)
-    studio.stop(job)
+    wait_for(lambda: studio.desk().job(job).step >= 5)
+    studio.desk().stop(job)
     finish(studio, job)
-    stopped = studio.job(job)
+    stopped = studio.desk().job(job)
     assert stopped.state == "stopped" and 5 <= stopped.step < stopped.steps
-    assert [lobe.name for lobe in studio.lobes()] == ["Animals"]
-    studio.rename("Animals", "Beasts")
-    studio.resume(job)
+    assert [lobe.name for lobe in studio.desk().lobes()] == ["Animals"]
+    studio.desk().rename("Animals", "Beasts")
+    studio.desk().resume(job)
     finish(studio, job)
-    assert studio.job(job).state == "finished", studio.job(job).error
-    assert [lobe.name for lobe in studio.lobes()] == ["Beasts"]  # the same lobe, trained to the end
+    assert studio.desk().job(job).state == "finished", studio.desk().job(job).error
+    assert [lobe.name for lobe in studio.desk().lobes()] == ["Beasts"]  # the same lobe, trained to the end
     steps = [r["step"] for r in studio.metrics(job) if r["loss"] is not None]
-    assert steps == list(range(1, studio.job(job).steps + 1))
+    assert steps == list(range(1, studio.desk().job(job).steps + 1))
 
 
 def test_the_queue(make_studio: Callable, tmp_path: Path) -> None:
@@ -226,82 +226,83 @@ def test_the_queue(make_studio: Callable, tmp_path: Path) -> None:
     running = train(studio, tmp_path, first, LONG)
     waiting, last = train(studio, tmp_path, second), train(studio, tmp_path, third)
     with pytest.raises(LobeError, match="being trained already"):
-        studio.train(third.upper(), data(tmp_path, third))
-    wait_for(lambda: studio.job(running).state == "running")
-    assert [studio.job(j).place for j in (waiting, last)] == [1, 2]
-    assert studio.move(last, -1).place == 1
-    studio.cancel(waiting)
+        studio.desk().train(third.upper(), data(tmp_path, third))
+    wait_for(lambda: studio.desk().job(running).state == "running")
+    assert [studio.desk().job(j).place for j in (waiting, last)] == [1, 2]
+    assert studio.desk().move(last, -1).place == 1
+    studio.desk().cancel(waiting)
     with pytest.raises(BusyError, match="training"):
-        studio.change_base("builtin")
-    studio.stop(running)
+        studio.desk().change_base("builtin")
+    studio.desk().stop(running)
     finish(studio, last)
-    assert {lobe.name for lobe in studio.lobes()} == {first, third}
+    assert {lobe.name for lobe in studio.desk().lobes()} == {first, third}
 
 
 def test_failures_are_told_and_leave_no_lobe(make_studio: Callable, tmp_path: Path) -> None:
     studio = make_studio()
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"input": "a", "output": "b"}\nnot json\n')
-    job = studio.train("Bad", bad, CONFIG).id
+    job = studio.desk().train("Bad", bad, CONFIG).id
     finish(studio, job)
-    assert studio.job(job).state == "failed" and "line 2" in studio.job(job).error
-    assert studio.lobes() == []
-    good = studio.train("Good", bad, CONFIG, skip_bad=True).id
+    assert studio.desk().job(job).state == "failed" and "line 2" in studio.desk().job(job).error
+    assert studio.desk().lobes() == []
+    good = studio.desk().train("Good", bad, CONFIG, skip_bad=True).id
     finish(studio, good)
-    assert studio.job(good).state == "finished"
+    assert studio.desk().job(good).state == "finished"
     with pytest.raises(DataError):
-        studio.train("Empty", tmp_path / "nowhere.jsonl")
+        studio.desk().train("Empty", tmp_path / "nowhere.jsonl")
     with pytest.raises(JobError):
-        studio.stop("../../etc")
+        studio.desk().stop("../../etc")
 
 
 def test_shared_use(make_studio: Callable, tmp_path: Path) -> None:
     studio = make_studio(shared=True)
-    job = train(studio, tmp_path, "Animals", LONG, owner="token:anna")
-    wait_for(lambda: studio.job(job).step > 0)
-    assert studio.job(job, "token:anna").mine and not studio.job(job, "token:ben").mine
-    for verb in (studio.stop, studio.resume, studio.cancel, studio.forget):
+    anna, ben, nobody = studio.desk("token:anna"), studio.desk("token:ben"), studio.desk()
+    job = anna.train("Animals", data(tmp_path, "Animals"), LONG).id
+    wait_for(lambda: nobody.job(job).step > 0)
+    assert anna.job(job).mine and not ben.job(job).mine
+    for verb in (ben.stop, ben.resume, ben.cancel, ben.forget, nobody.stop):
         with pytest.raises(JobError, match="somebody else"):
-            verb(job, "token:ben")
-    studio.stop(job, "token:anna")
+            verb(job)
+    anna.stop(job)
     finish(studio, job)
-    for act in (lambda: studio.delete("Animals", "token:ben"), lambda: studio.rename("Animals", "X", "")):
+    for act in (lambda: ben.delete("Animals"), lambda: nobody.rename("Animals", "X")):
         with pytest.raises(LobeError, match="somebody else"):
             act()
     with pytest.raises(ConfigError, match="shared"):
-        studio.change_base("builtin")
+        anna.change_base("builtin")
     bundle = studio.save_bundle()
     with pytest.raises(ConfigError, match="replace"):
-        studio.load_bundle(bundle, "replace", "token:ben")
-    names = studio.load_bundle(bundle, "rename", "token:ben")
-    assert [lobe.protected for lobe in studio.lobes("token:ben")] == [True, False]
-    studio.delete(names[0], "token:ben")
-    studio.delete("Animals", "token:anna")
+        ben.load_bundle(bundle, "replace")
+    names = ben.load_bundle(bundle)
+    assert [lobe.protected for lobe in ben.lobes()] == [True, False]
+    ben.delete(names[0])
+    anna.delete("Animals")
 
 
 def test_another_base(make_studio: Callable, base_folder: Callable, tmp_path: Path) -> None:
     studio = make_studio()
     finish(studio, train(studio, tmp_path, "Animals"))
-    studio.change_base(str(tmp_path / "nowhere"))
+    studio.desk().change_base(str(tmp_path / "nowhere"))
     wait_for(lambda: studio.status().state == "ready")
     assert "nowhere" in studio.status().message  # the old base goes on
     assert chat(studio, "cat dog") is not None
-    studio.change_base(str(base_folder("gpt2")))
+    studio.desk().change_base(str(base_folder("gpt2")))
     wait_for(lambda: studio.status().state == "ready")
     assert studio.status().base["architecture"] == "GPT2LMHeadModel"
-    assert [lobe.usable for lobe in studio.lobes()] == [False]
+    assert [lobe.usable for lobe in studio.desk().lobes()] == [False]
     finish(studio, train(studio, tmp_path, "Numbers v1.0"))
-    assert [lobe.usable for lobe in studio.lobes()] == [False, True]
-    studio.change_base(str(base_folder()))
+    assert [lobe.usable for lobe in studio.desk().lobes()] == [False, True]
+    studio.desk().change_base(str(base_folder()))
     wait_for(lambda: studio.status().state == "ready")
-    assert [lobe.usable for lobe in studio.lobes()] == [True, False]
+    assert [lobe.usable for lobe in studio.desk().lobes()] == [True, False]
 
 
 def test_no_base_at_all(tmp_path: Path) -> None:
     studio = Studio(tmp_path / "home", str(tmp_path / "nowhere"))
     studio.start()
     with pytest.raises(MultiLobeError, match="nowhere"):
-        studio.wait_ready(60)
+        studio.ready(60)
     assert studio.status().state == "failed"
     with pytest.raises(MultiLobeError, match="nowhere"):
         next(studio.chat([{"role": "user", "content": "x"}]))
@@ -314,10 +315,10 @@ import test_model as t, multilobe_ui.model as m
 m.Embedder = lambda *a: t.WordEmbedder()
 from multilobe_ui.app.studio import Studio
 from multilobe_ui.settings import TrainingConfig
-studio = Studio(sys.argv[2], sys.argv[3]); studio.start(); studio.wait_ready()
-job = studio.train("Animals", sys.argv[4], TrainingConfig(**t.json.loads(sys.argv[5]))).id
+studio = Studio(sys.argv[2], sys.argv[3]); studio.start(); studio.ready()
+job = studio.desk().train("Animals", sys.argv[4], TrainingConfig(**t.json.loads(sys.argv[5]))).id
 while True:
-    view = studio.job(job)
+    view = studio.desk().job(job)
     print(job, view.step, (studio.home / "jobs" / job / "checkpoint" / "state.json").exists(), flush=True)
     time.sleep(0.02)
 """
@@ -344,14 +345,14 @@ def test_a_killed_process_leaves_an_interrupted_run_that_resumes(
     process.wait()
 
     studio = make_studio()
-    view = studio.job(job)
+    view = studio.desk().job(job)
     assert view.state == "interrupted" and 0 < view.step < view.steps
-    studio.resume(job)
+    studio.desk().resume(job)
     finish(studio, job)
-    assert studio.job(job).state == "finished", studio.job(job).error
+    assert studio.desk().job(job).state == "finished", studio.desk().job(job).error
     assert [r["step"] for r in studio.metrics(job) if r["loss"] is not None] == list(range(1, view.steps + 1))
 
-    straight = studio.train("Straight", data(tmp_path), TrainingConfig(**config)).id
+    straight = studio.desk().train("Straight", data(tmp_path), TrainingConfig(**config)).id
     finish(studio, straight)
 
     def curve(j: str) -> list[float]:
@@ -366,13 +367,13 @@ def test_a_run_whose_lobe_is_there_already_resumes(make_studio: Callable, tmp_pa
     studio = make_studio()
     job = train(studio, tmp_path, "Animals")
     finish(studio, job)
-    (lobe,) = studio.lobes()
-    jobs = studio._jobs
+    (lobe,) = studio.desk().lobes()
+    jobs = studio.runs.jobs
     jobs._put(replace(jobs.get(job), state="interrupted", lobe_id=""))
-    studio.resume(job)
+    studio.desk().resume(job)
     finish(studio, job)
-    assert studio.job(job).state == "finished", studio.job(job).error
-    assert [(found.name, found.rows) for found in studio.lobes()] == [(lobe.name, lobe.rows)]
+    assert studio.desk().job(job).state == "finished", studio.desk().job(job).error
+    assert [(found.name, found.rows) for found in studio.desk().lobes()] == [(lobe.name, lobe.rows)]
 
 
 def test_bundles_and_adapters(make_studio: Callable, adapters: dict[str, Path], tmp_path: Path) -> None:
@@ -380,12 +381,12 @@ def test_bundles_and_adapters(make_studio: Callable, adapters: dict[str, Path], 
     finish(studio, train(studio, tmp_path, "Animals"))
     before = chat(studio, "cat dog", "lobe:Animals")
     path = studio.save_bundle(["Animals"])
-    studio.delete("Animals")
-    assert studio.lobes() == []
-    assert studio.load_bundle(path) == ["Animals"]
+    studio.desk().delete("Animals")
+    assert studio.desk().lobes() == []
+    assert studio.desk().load_bundle(path) == ["Animals"]
     assert chat(studio, "cat dog", "lobe:Animals") == before
-    assert studio.import_adapter("Plain", adapters["plain"]).r == 4
-    assert len({lobe.colour for lobe in studio.lobes()}) == 2
+    assert studio.desk().import_adapter("Plain", adapters["plain"]).r == 4
+    assert len({lobe.colour for lobe in studio.desk().lobes()}) == 2
 
 
 # ---- routers ---------------------------------------------------------------------------------------------------------
@@ -401,29 +402,29 @@ def with_lobes(make_studio: Callable, tmp_path: Path) -> Studio:
 
 def test_a_router_is_fitted_as_a_job_and_goes_stale(with_lobes: Studio, tmp_path: Path) -> None:
     studio = with_lobes
-    views = {view.name: view for view in studio.routers()}
-    assert studio.routers()[0].name == "hybrid" and all(view.title and view.sentence for view in views.values())
+    views = {view.name: view for view in studio.desk().routers()}
+    assert studio.desk().routers()[0].name == "hybrid" and all(view.title and view.sentence for view in views.values())
     assert views["gate"].asks_for_fit and not views["gate"].fitted and "fit" in views["gate"].why
     version = studio.status().version
-    job = studio.fit_router("gate")
+    job = studio.desk().fit_router("gate")
     assert job.kind == "router" and job.name == "gate"
     finish(studio, job.id)
-    assert studio.job(job.id).state == "finished", studio.job(job.id).error
+    assert studio.desk().job(job.id).state == "finished", studio.desk().job(job.id).error
     assert studio.status().version > version
     curve = studio.metrics(job.id)
     assert curve and all({"step", "steps", "phase", "values"} <= record.keys() for record in curve)
-    view = next(view for view in studio.routers() if view.name == "gate")
+    view = next(view for view in studio.desk().routers() if view.name == "gate")
     assert view.fitted and not view.stale and view.why == "" and view.fitted_at and "accuracy" in view.report
     finish(studio, train(studio, tmp_path, list(TOPICS)[2]))
-    view = next(view for view in studio.routers() if view.name == "gate")
+    view = next(view for view in studio.desk().routers() if view.name == "gate")
     assert view.fitted and view.stale and "again" in view.why
 
 
 def test_a_fit_is_refused_with_the_reason(with_lobes: Studio) -> None:
     with pytest.raises(ConfigError, match=r"no router 'x'"):
-        with_lobes.fit_router("x")
+        with_lobes.desk().fit_router("x")
     with pytest.raises(ConfigError, match="settings"):
-        with_lobes.fit_router("gate", {"nonsense": 1})
+        with_lobes.desk().fit_router("gate", {"nonsense": 1})
 
 
 def test_chat_by_router_mixing_and_hand(with_lobes: Studio) -> None:
@@ -463,13 +464,13 @@ def test_token_routers_give_a_trace_that_adds_up_to_the_answer(with_lobes: Studi
 def test_words_of_the_keyword_router_are_a_persons_to_change(with_lobes: Studio) -> None:
     studio = with_lobes
     first, second = list(TOPICS)[:2]
-    learned = studio.keyword_terms(first)
+    learned = studio.desk().keyword_terms(first)
     assert learned and studio.route("zebra", "keyword").chosen is None
-    changed = studio.set_keyword_terms(first, [*[term for term, _ in learned][:3], "zebra"])
+    changed = studio.desk().set_keyword_terms(first, [*[term for term, _ in learned][:3], "zebra"])
     assert [term for term, _ in changed if term == "zebra"]
     assert studio.route("zebra", "keyword").chosen == first
-    assert studio.set_keyword_terms(first, []) == learned
-    assert studio.keyword_terms(second)
+    assert studio.desk().set_keyword_terms(first, []) == learned
+    assert studio.desk().keyword_terms(second)
 
 
 def test_every_usable_router_is_compared(with_lobes: Studio) -> None:
@@ -483,11 +484,11 @@ def test_every_usable_router_is_compared(with_lobes: Studio) -> None:
 
 def test_a_shared_server_keeps_what_all_use(make_studio: Callable, tmp_path: Path) -> None:
     studio = make_studio(shared=True)
-    finish(studio, train(studio, tmp_path, "Animals", owner="me"))
+    finish(studio, studio.desk("me").train("Animals", data(tmp_path, "Animals"), CONFIG).id)
     for attempt in (
-        lambda: studio.set_keyword_terms("Animals", ["x"]),
-        lambda: studio.set_chain([["keyword", 0.5]]),
-        lambda: studio.fit_router("complexity"),
+        lambda: studio.desk().set_keyword_terms("Animals", ["x"]),
+        lambda: studio.desk().set_chain([["keyword", 0.5]]),
+        lambda: studio.desk().fit_router("complexity"),
     ):
         with pytest.raises(ConfigError, match="shared"):
             attempt()
@@ -501,7 +502,7 @@ def test_on_a_shared_server_chats_are_decoded_together(make_studio: Callable[...
     alone = [chat(single, *one) for one in asked]
     single.close()
     shared = make_studio(shared=True)
-    serving = shared._ready().serving
+    serving = shared.ready().serving
     sizes: list[int] = []
     step, take_in = serving._step, serving._take_in
 

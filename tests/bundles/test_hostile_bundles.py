@@ -391,7 +391,7 @@ def shared(base_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("multilobe_ui.model.Embedder", lambda *_: WordEmbedder())
     studio = Studio(tmp_path / "shared", str(base_folder()), shared=True)
     studio.start()
-    studio.wait_ready(60)
+    studio.ready(60)
     yield studio
     studio.close()
 
@@ -399,10 +399,10 @@ def shared(base_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
 def test_a_visitor_of_a_shared_server_brings_no_chain(
     shared: Studio, forge: Callable[..., Path], homes: tuple[Path, Path]
 ) -> None:
-    model = shared._ready()
+    model = shared.ready()
     before = stages(model)
     path = forge(fits={"chain": Fit("chain", births(model, born(homes[1])), {"stages": STAGES})})
-    assert shared.load_bundle(path, owner="visitor") == [COLOURS] and stages(model) == before
+    assert shared.desk("visitor").load_bundle(path) == [COLOURS] and stages(model) == before
 
 
 def test_names_of_lobes_that_are_words_of_a_state_do_not_change_it(model: MultiLobeModel) -> None:

@@ -466,14 +466,14 @@ def test_the_pair_is_the_one_that_is_farthest_apart(report: ForgettingReport, so
 
 def test_it_runs_as_a_job_of_the_studio(make_studio: Callable[..., Any]) -> None:  # noqa: F811
     studio = make_studio()
-    studio._model.add_lobe(FIRST, rows(FIRST), epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8, validation_fraction=0.1)
-    job = studio.lab.start("forgetting", {**QUICK, "newest": FIRST})
-    wait_for(lambda: studio.job(job.id).state == "finished")
+    studio.loading.model.add_lobe(FIRST, rows(FIRST), epochs=1, lora_r=2, learning_rate=1e-2, batch_size=8, validation_fraction=0.1)
+    job = studio.desk().lab.start("forgetting", {**QUICK, "newest": FIRST})
+    wait_for(lambda: studio.desk().job(job.id).state == "finished")
     found = studio.lab.result(job.id)
     assert found["passed"] and found["newest"] == FIRST and found["lobes"][0]["same"]
     assert not (studio.home / "jobs" / job.id / "made").exists()
     with pytest.raises(ConfigError, match="epochs is 0"):
-        studio.lab.start("forgetting", {"epochs": 0})
+        studio.desk().lab.start("forgetting", {"epochs": 0})
 
 
 @pytest.mark.builtin

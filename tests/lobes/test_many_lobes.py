@@ -474,7 +474,7 @@ def studio(base_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     def make(**options: Any) -> Studio:
         made.append(Studio(tmp_path / "home", str(base_folder()), **options))
         made[-1].start()
-        made[-1].wait_ready(60)
+        made[-1].ready(60)
         return made[-1]
 
     yield make

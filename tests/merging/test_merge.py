@@ -322,8 +322,8 @@ def test_search_takes_the_lobes_own_rows_and_stops_with_what_it_has(learned: Mul
 def test_in_the_lab(make_studio: Callable[..., Any], family: Mapping[str, Path], tmp_path: Path) -> None:
     studio = make_studio()
     for name, folder in family.items():
-        studio._model.import_adapter(name, folder, rows(name) if name in TOPICS else None)
-    lab = studio.lab
+        studio.loading.model.import_adapter(name, folder, rows(name) if name in TOPICS else None)
+    lab, desk = studio.lab, studio.desk()
     options = lab.merge_options([ANIMALS, "wide"])
     assert set(options) == set(COMBINATIONS) and options["cat"] == options["svd"] == ""
     assert "Animals has rank 4 where wide has 6" in options["ties"]
@@ -331,37 +331,37 @@ def test_in_the_lab(make_studio: Callable[..., Any], family: Mapping[str, Path],
     with pytest.raises(LobeError, match="Nobody"):
         lab.merge_options(["Nobody"])
     with pytest.raises(ConfigError, match="at least one"):
-        lab.start("merge", {"lobes": []})
+        desk.lab.start("merge", {"lobes": []})
 
-    job = lab.start("merge", {"lobes": list(WEIGHTS.items()), "combination": "ties", "most_rows": 2})
+    job = desk.lab.start("merge", {"lobes": list(WEIGHTS.items()), "combination": "ties", "most_rows": 2})
     wait(studio, job.id)
-    assert studio.job(job.id).state == "finished", studio.job(job.id).error
+    assert desk.job(job.id).state == "finished", desk.job(job.id).error
     result = lab.result(job.id)
     assert [row["dataset"] for row in result["losses"]] == list(WEIGHTS) and result["kept"] == ""
     with pytest.raises(LobeError, match="exists already"):
-        lab.keep_merge(job.id, NUMBERS)
-    assert lab.keep_merge(job.id, "Both") == "Both" and lab.result(job.id)["kept"] == "Both"
+        desk.lab.keep_merge(job.id, NUMBERS)
+    assert desk.lab.keep_merge(job.id, "Both") == "Both" and lab.result(job.id)["kept"] == "Both"
     with pytest.raises(JobError, match="kept already, as 'Both'"):
-        lab.keep_merge(job.id, "Both again")
-    assert [lobe.origin for lobe in studio.lobes() if lobe.name == "Both"] == ["merged"]
+        desk.lab.keep_merge(job.id, "Both again")
+    assert [lobe.origin for lobe in desk.lobes() if lobe.name == "Both"] == ["merged"]
     assert list(studio.chat([{"role": "user", "content": "cat"}], "lobe:Both"))[-1].done
 
     given = tmp_path / "new.jsonl"
     given.write_text("".join(json.dumps(row) + "\n" for row in rows(ANIMALS)[:3]), encoding="utf-8")
-    search = lab.start("search", {"lobes": [ANIMALS, "wide"], "budget": 4}, [("new.jsonl", given)])
+    search = desk.lab.start("search", {"lobes": [ANIMALS, "wide"], "budget": 4}, [("new.jsonl", given)])
     wait(studio, search.id)
     found = lab.result(search.id)
     assert found and set(found["weights"]) == {ANIMALS, "wide"} and found["rows"] == 3 and len(found["trials"]) == 4
     assert studio.metrics(search.id)[-1]["values"].keys() == {"loss", "best"}
     with pytest.raises(JobError, match="made no lobe"):
-        lab.keep_merge(search.id, "No")
+        desk.lab.keep_merge(search.id, "No")
 
-    failed = lab.start("merge", {"lobes": [[ANIMALS, 1], ["wide", 1]], "combination": "linear"})
+    failed = desk.lab.start("merge", {"lobes": [[ANIMALS, 1], ["wide", 1]], "combination": "linear"})
     wait(studio, failed.id)
-    assert studio.job(failed.id).state == "failed" and "svd or cat" in studio.job(failed.id).error
+    assert desk.job(failed.id).state == "failed" and "svd or cat" in desk.job(failed.id).error
 
 
 def test_a_shared_server_makes_no_lobes_of_lobes(make_studio: Callable[..., Any]) -> None:
     studio = make_studio(shared=True)
     with pytest.raises(ConfigError, match="does not run: Merge lobes"):
-        studio.lab.start("merge", {"lobes": [["a", 1.0]]})
+        studio.desk().lab.start("merge", {"lobes": [["a", 1.0]]})

@@ -52,7 +52,7 @@ def test_the_package_and_the_report_card_have_it(backbone: Backbone) -> None:
 
 def test_the_page_has_it(make_studio: Any) -> None:  # noqa: F811
     studio = make_studio()
-    assert ("Initials", "initial") in router_choices(studio.routers())
+    assert ("Initials", "initial") in router_choices(studio.desk().routers())
 
 
 def test_the_command_line_has_it(

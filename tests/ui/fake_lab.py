@@ -405,7 +405,7 @@ class FakeMerges(FakeLab):
                 reasons[kind] = f"it needs one rank for all lobes, and {said}"
         return reasons
 
-    def keep_merge(self, job_id: str, name: str, owner: str = "", routed: bool = True) -> str:
+    def keep_merge(self, job_id: str, name: str, routed: bool = True, owner: str = "") -> str:
         self._log("lab.keep_merge", job_id, name, owner, routed)
         if self.results[job_id]["kept"]:
             raise JobError("This merge is kept already.")

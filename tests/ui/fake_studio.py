@@ -9,6 +9,7 @@ job = studio.fit_router("gate")             # the same; its last step makes the 
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import threading
@@ -16,6 +17,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -24,6 +26,7 @@ import numpy as np
 
 from multilobe_ui.app.ledger import Cost
 from multilobe_ui.app.views import MemoryView, RouterView, TokenTrace
+from multilobe_ui.app.visitors import Visitor
 from multilobe_ui.assets import folder
 from multilobe_ui.data import dataset
 from multilobe_ui.errors import BusyError, ConfigError, JobError, LobeError, RoutingError
@@ -172,6 +175,21 @@ REPORTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+class FakeDesk:
+    """The verbs of a fake for one visitor: their name goes where a verb asks for the owner."""
+
+    def __init__(self, fake: Any, visitor: str, shared: bool) -> None:
+        self._fake, self.visitor = fake, Visitor(visitor, shared)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._fake, name)
+        if name == "lab":
+            return FakeDesk(found, self.visitor.id, self.visitor.shared)
+        if "owner" in inspect.signature(found).parameters:
+            return partial(found, owner=self.visitor.id)
+        return found
+
+
 class FakeStudio:
     """See the module. `calls` logs (verb, arguments) so that a test can say "one call on the studio"."""
 
@@ -233,7 +251,10 @@ class FakeStudio:
             self._state, said[self._state], base if self._state == "ready" else None, len(self._lobes), self._version
         )
 
-    def wait_ready(self, timeout: float | None = None) -> None:
+    def desk(self, visitor: str = "") -> FakeDesk:
+        return FakeDesk(self, visitor, self.shared)
+
+    def ready(self, timeout: float | None = None) -> None:
         if not self._ready.wait(timeout):
             raise BusyError("The base model is still loading. Try again in a moment.")
 
@@ -245,7 +266,7 @@ class FakeStudio:
 
     def compare_routers(self, prompt: str) -> list[RoutingDecision]:
         self._log("compare_routers", prompt)
-        self.wait_ready()
+        self.ready()
         return [self._route(prompt, view.name, AUTO) for view in self.routers() if view.fitted]
 
     def _route(self, prompt: str, router: str, mixing: Mixing) -> RoutingDecision:
@@ -315,7 +336,7 @@ class FakeStudio:
 
     def prompt_map(self, prompt: str = "") -> PromptMap:
         self._log("prompt_map", prompt)
-        self.wait_ready()
+        self.ready()
         random = np.random.default_rng(7)
         lobes, prototypes, texts = {}, {}, {}
         own = [lobe for lobe in self._lobes if lobe.origin != "complexity expert"]
@@ -341,7 +362,7 @@ class FakeStudio:
         weights: Mapping[str, float] | None = None,
     ) -> Iterator[ChatEvent]:
         self._log("chat", list(messages), choice, sampling, router, mixing, dict(weights or {}))
-        self.wait_ready()
+        self.ready()
         stop = stop or threading.Event()
         if not messages or not messages[-1]["content"].strip():
             raise ConfigError(

@@ -45,10 +45,10 @@ def test_no_token_poses_as_a_login():
 
 
 def test_shared_use_must_know_who_acts():
-    assert guard.acting_owner(FakeStudio(), NOBODY) == ""
+    assert guard.acting_desk(FakeStudio(), NOBODY).visitor.id == ""
     with pytest.raises(JobError, match="token"):
-        guard.acting_owner(FakeStudio(shared=True), NOBODY)
-    assert guard.acting_owner(FakeStudio(shared=True), NOBODY, TOKEN)
+        guard.acting_desk(FakeStudio(shared=True), NOBODY)
+    assert guard.acting_desk(FakeStudio(shared=True), NOBODY, TOKEN).visitor.id
 
 
 def test_first_visit_gets_a_token_and_keeps_it():

@@ -269,10 +269,10 @@ def test_a_run_is_started_and_its_result_drawn(studio):
     begin(NOBODY, "a token of a visitor", "maths", "")
     job = studio.lab.runs("forgetting")[0]
     assert job.config == {"first": "maths"}
-    view = section.panel.view("", None, {})
+    view = section.panel.view(section.studio.desk(), None, {})
     assert view[section.panel.outputs.index(section.panel.result)]["visible"] is False
     studio.lab.finish(job.id, forgetting_result(LOBES))
-    shown = section.panel.view("", None, view[-1])[section.panel.outputs.index(section.panel.result)]
+    shown = section.panel.view(section.studio.desk(), None, view[-1])[section.panel.outputs.index(section.panel.result)]
     assert shown["visible"] and "Passed: nothing was forgotten" in shown["value"]
 
 

@@ -188,7 +188,7 @@ def test_a_finished_run_is_drawn_and_can_be_taken_away(section):
     result = losses_result(LOBES)
     before = copy.deepcopy(result)
     job = section.studio.lab.ran("losses", result)
-    *_, page, data, _progress, drawn, seen = section.panel.view("", job.id, {})
+    *_, page, data, _progress, drawn, seen = section.panel.view(section.studio.desk(), job.id, {})
     assert drawn["visible"] and "Every lobe wins its column" in drawn["value"] and seen["job"] == job.id
     assert result == before
     with open(page["value"], encoding="utf-8") as file:

@@ -61,7 +61,7 @@ def eight(*values: float) -> list[float]:
 
 
 def seen(panel: Any, owner: str = "") -> tuple[dict[str, Any], tuple[Any, ...]]:
-    values = panel.view(owner, None, {})
+    values = panel.view(panel.studio.desk(owner), None, {})
     return next(v for v in values if isinstance(v, dict) and "job" in v and "bar" in v), values
 
 
@@ -268,7 +268,7 @@ def test_a_merge_can_be_kept_once(section: MergeSection, studio: FakeStudio, lab
     lab.ran("merge", merge_result(MIX))
     known, values = seen(panel)
     assert values[-1]["visible"] and "not kept yet" in str(values) and len(values) == len(panel.outputs)
-    assert panel.view("", None, known) == (SKIP,) * len(panel.outputs)
+    assert panel.view(panel.studio.desk(), None, known) == (SKIP,) * len(panel.outputs)
 
     def keep(name: object, routed: object = True, shown: object = known) -> tuple[Any, ...]:
         return panel.keep(NOBODY, None, shown, "", name, routed)  # type: ignore[arg-type]

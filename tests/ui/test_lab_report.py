@@ -330,7 +330,7 @@ def section(studio):
 @pytest.fixture
 def seen(section, studio, result):
     """What the panel shows once a run has ended."""
-    return section.panel.view("", studio.lab.ran("report", result).id, {})[-1]
+    return section.panel.view(section.studio.desk(), studio.lab.ran("report", result).id, {})[-1]
 
 
 def walked(section, seen, *ids):
@@ -398,11 +398,11 @@ def test_a_result_shows_its_default_router_and_clicks_go_down(section, seen, res
 
 def test_what_was_picked_stays_with_a_new_run_of_the_same_routers(section, studio, seen):
     picked = walked(section, seen, "router|gate").picked
-    later = section.panel.view("", studio.lab.ran("report", report_result(LOBES, seed=2)).id, {})[-1]
+    later = section.panel.view(section.studio.desk(), studio.lab.ran("report", report_result(LOBES, seed=2)).id, {})[-1]
     assert section.redraw(later, picked)[0] == {"job": later["job"], "router": "gate"}
-    fewer = section.panel.view("", studio.lab.ran("report", report_result(LOBES, ["keyword"])).id, {})[-1]
+    fewer = section.panel.view(section.studio.desk(), studio.lab.ran("report", report_result(LOBES, ["keyword"])).id, {})[-1]
     assert section.redraw(fewer, picked)[0]["router"] == "keyword"
-    at_work = section.panel.view("", studio.lab.start("report", {"routers": ["gate"]}).id, {})[-1]
+    at_work = section.panel.view(section.studio.desk(), studio.lab.start("report", {"routers": ["gate"]}).id, {})[-1]
     waiting = section.redraw(at_work, picked)
     assert waiting[0]["router"] == "gate" and waiting[1]["visible"] is False
 
@@ -480,7 +480,7 @@ def test_a_refit_asks_the_prompts_of_the_report_on_display(section, studio, seen
 def test_a_refit_is_shown_before_it_is_kept_and_kept_once(section, studio, result):
     studio.lab.correct("one", "legal", was="python")
     job = studio.lab.ran("refit", refit_result(result, studio.lab.told))
-    seen = section.refit.view("", job.id, {})[-1]
+    seen = section.refit.view(section.studio.desk(), job.id, {})[-1]
     assert section.redraw_refit(seen)["visible"] is True
     assert not studio.lab.kept
     drawn, keep, told, _ = section.do_keep(NOBODY, seen, "")
@@ -489,7 +489,7 @@ def test_a_refit_is_shown_before_it_is_kept_and_kept_once(section, studio, resul
     with pytest.raises(gr.Error, match="no refit to keep"):
         section.do_keep(NOBODY, seen, "")
     stopped = studio.lab.ran("refit", {**refit_result(result, []), "stopped": True})
-    assert section.redraw_refit(section.refit.view("", stopped.id, {})[-1])["visible"] is False
+    assert section.redraw_refit(section.refit.view(section.studio.desk(), stopped.id, {})[-1])["visible"] is False
     with pytest.raises(gr.Error):
         section.do_keep(NOBODY, {}, "")
 
@@ -524,7 +524,7 @@ def test_on_a_shared_server_nobody_corrects(result):
         section.build()
     hidden = {block.elem_id for block in page.blocks.values() if getattr(block, "visible", True) is False}
     assert "report-corrections" in hidden
-    seen = section.panel.view("", lab.ran("report", result).id, {})[-1]
+    seen = section.panel.view(section.studio.desk(), lab.ran("report", result).id, {})[-1]
     cell, place = mistake(result)
     picked = walked(section, seen, cell, f"prompt|{place}").picked
     with pytest.raises(gr.Error, match="shared"):

@@ -251,7 +251,7 @@ def test_words_are_shown_changed_and_brought_back(tab, studio):
     chips = tab.words.show("legal")
     assert chips["value"][:2] == ["law", "legal"] and chips["choices"][0][0].startswith("law  4.2")
     assert tab.words.do_save(NOBODY, "legal", ["court", EVIL], "")["value"] == ["court", EVIL]
-    assert studio.keyword_terms("legal") == [("court", 4.2), (EVIL, 4.0)]
+    assert studio.desk().keyword_terms("legal") == [("court", 4.2), (EVIL, 4.0)]
     assert "law" in tab.words.do_learned(NOBODY, "legal", "")["value"]
     many = [f"word {i}" for i in range(400)]
     for terms, said in (([], "0 words"), (None, "must be a list"), ([7], "must be text"), (many, "300")):

@@ -164,7 +164,7 @@ def test_token_lengths_come_when_the_base_does(studio, sample, monkeypatch):
         FakeStudio, "inspect",
         lambda self, *a: plain(self, *a) if ready else replace(plain(self, *a), token_lengths=()),
     )  # fmt: skip
-    monkeypatch.setattr(FakeStudio, "wait_ready", lambda self, timeout=None: ready.append(1))
+    monkeypatch.setattr(FakeStudio, "ready", lambda self, timeout=None: ready.append(1))
     first, second = TrainTab(studio).data.use_sample("legal", "", {}, 512)
     assert "appear when" in named(REPORT, first[1:]).lengths["value"]
     assert "<svg" in named(REPORT, second[1:]).lengths["value"]

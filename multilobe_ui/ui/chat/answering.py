@@ -22,7 +22,8 @@ from .token_view import token_card
 from .why_panel import idle_panel, labels, waiting_panel, why_panel
 
 if TYPE_CHECKING:
-    from ...app.studio import ChatEvent, Studio
+    from ...app.studio import Studio
+    from ...app.views import ChatEvent
 
 PROBE_SECONDS = 0.25
 TRACE_SECONDS = 0.4
@@ -145,7 +146,7 @@ class Answering:
 
     def lobes(self) -> list[tuple[str, str]]:
         """(name, colour) of the lobes that can answer."""
-        return [(lobe.name, lobe.colour) for lobe in self.studio.lobes() if lobe.usable]
+        return [(lobe.name, lobe.colour) for lobe in self.studio.desk().lobes() if lobe.usable]
 
 
 def tokens_of(reply: Reply | None = None) -> Any:

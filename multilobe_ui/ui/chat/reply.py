@@ -13,8 +13,7 @@ from .token_view import mean_weights
 
 if TYPE_CHECKING:
     from ...app.ledger import Cost
-    from ...app.studio import ChatEvent
-    from ...app.views import TokenTrace
+    from ...app.views import ChatEvent, TokenTrace
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class ChatTab:
 
     def offered(self) -> object:
         """What the tab shows of lobes and routers."""
-        lobes = [(lobe.id, lobe.name, lobe.colour, lobe.usable) for lobe in self.studio.lobes()]
+        lobes = [(lobe.id, lobe.name, lobe.colour, lobe.usable) for lobe in self.studio.desk().lobes()]
         routers = [(view.name, view.fitted, view.stale) for view in routers_of(self.studio)]
         return lobes, routers, self.answering.is_loading()
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import gradio as gr
 from gradio.context import Context
@@ -26,6 +26,10 @@ from gradio.utils import get_upload_folder
 
 from ...errors import ConfigError, JobError, MultiLobeError
 from ...settings import TrainingConfig, kind_of
+
+if TYPE_CHECKING:
+    from ...app.desk import Desk
+    from ...app.studio import Studio
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +66,13 @@ def owner_of(request: gr.Request | None, token: object = None) -> str:
     return ""
 
 
-def acting_owner(studio: Any, request: gr.Request | None, token: object = None) -> str:
-    """`owner_of`, for whatever changes something: in shared use it must be known who.
+def desk(studio: Studio, request: gr.Request | None, token: object = None) -> Desk:
+    """The desk of whoever looks."""
+    return studio.desk(owner_of(request, token))
+
+
+def acting_desk(studio: Studio, request: gr.Request | None, token: object = None) -> Desk:
+    """The desk of somebody who changes something: in shared use it must be known who.
 
     Raises:
         JobError: shared use, no login, no token; else all nameless visitors would own each other's jobs.
@@ -74,7 +83,7 @@ def acting_owner(studio: Any, request: gr.Request | None, token: object = None) 
             "This server is shared, so it must know whose jobs are whose. In the browser: reload the page. "
             f"Over the API: pass token, any secret text of {SHORTEST_TOKEN} characters or more."
         )
-    return owner
+    return studio.desk(owner)
 
 
 def visitor() -> gr.BrowserState:

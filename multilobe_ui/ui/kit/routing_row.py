@@ -222,7 +222,7 @@ class RoutingRow:
         return (dropdown, fold, about_router(views, router), *self._filled(shown, weights_of(names, weights)))
 
     def _lobes(self) -> list[tuple[str, str]]:
-        return [(lobe.name, lobe.colour) for lobe in self.studio.lobes() if lobe.usable]
+        return [(lobe.name, lobe.colour) for lobe in self.studio.desk().lobes() if lobe.usable]
 
     def _slider(self, place: int, lobes: Lobes) -> Any:
         names = [name for name, _ in lobes] + [f"lobe {place + 1}"] * MOST_SLIDERS
@@ -239,7 +239,7 @@ class RoutingRow:
 def routers_of(studio: Studio) -> Sequence[RouterView]:
     """The routers; none while the studio cannot say."""
     try:
-        return studio.routers()
+        return studio.desk().routers()
     except MultiLobeError:
         return ()
 

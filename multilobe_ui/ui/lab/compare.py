@@ -259,7 +259,7 @@ class CompareSection:
     @friendly
     def export(self, kind: str) -> Any:
         """A file of the feedback, to be downloaded."""
-        path = self.studio.lab.export_feedback(kind)
+        path = self.studio.desk().lab.export_feedback(kind)
         label = f"Download {path.name} ({text.size(path.stat().st_size)})"
         return gr.update(value=guard.downloadable(path), label=label, visible=True)
 
@@ -296,10 +296,10 @@ class CompareSection:
         return names, note, *(gr.update(choices=offers(names), value=value) for value in values)
 
     def _names(self) -> list[str]:
-        return [lobe.name for lobe in self.studio.lobes() if lobe.usable]
+        return [lobe.name for lobe in self.studio.desk().lobes() if lobe.usable]
 
     def _colours(self) -> dict[str, str]:
-        return {lobe.name: lobe.colour for lobe in self.studio.lobes()}
+        return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
 
 
 # ---- plain values ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ...app.desk import Desk
 from ...app.lab import EXPERIMENTS
 from ...errors import JobError
 from ...evaluation.frames import FRAMES
@@ -27,7 +28,8 @@ from .drawing import Drawing
 from .parts import Colours, Result
 
 if TYPE_CHECKING:
-    from ...app.studio import JobView, Studio
+    from ...app.studio import Studio
+    from ...app.views import JobView
 
 Outputs = tuple[Any, ...]
 Asked = tuple[Mapping[str, Any], Sequence[tuple[str, Path]]] | tuple[Mapping[str, Any], Sequence[tuple[str, Path]], str]
@@ -91,39 +93,39 @@ class ExperimentPanel:
 
         @friendly
         def begin(request: gr.Request, token: Any, *values: Any) -> tuple[Any, Any]:
-            owner = guard.acting_owner(self.studio, request, token)
+            desk = guard.acting_desk(self.studio, request, token)
             settings, files, *rows_of = asked(*values)
-            job = self.studio.lab.start(self.name, settings, files, owner, rows_of="".join(rows_of))
+            job = desk.lab.start(self.name, settings, files, rows_of="".join(rows_of))
             if job.place and job.place > 1:
                 gr.Info(f"It waits for its turn: place {job.place} in the queue.", title="Lab", duration=6)
             return gr.update(value=None), {}
 
         self.run.click(begin, [self.token, *inputs], [self.runs, self.seen], **private).success(**look)
-        for button, act in ((self.stop, self.studio.stop), (self.cancel, self.studio.cancel)):
+        for button, act in ((self.stop, Desk.stop), (self.cancel, Desk.cancel)):
             button.click(self._ender(act), [self.seen, self.token], None, **private).success(**look)
         self.runs.input(**look)
 
-    def _ender(self, act: Callable[[str, str], Any]) -> Any:
+    def _ender(self, act: Callable[[Desk, str], Any]) -> Any:
         @friendly
         def end(request: gr.Request, seen: Any, token: Any) -> None:
             job = seen.get("job") if isinstance(seen, Mapping) else None
             if not job:
                 raise JobError("No run is on display.")
-            act(job, guard.acting_owner(self.studio, request, token))
+            act(guard.acting_desk(self.studio, request, token), job)
 
         return end
 
     @friendly(quiet=True)
     def look(self, request: gr.Request, picked: Any, seen: Any, token: Any) -> Outputs:
-        return self.view(guard.owner_of(request, token), picked, seen)
+        return self.view(guard.desk(self.studio, request, token), picked, seen)
 
-    def view(self, owner: str, picked: Any, seen: Any) -> Outputs:
+    def view(self, desk: Desk, picked: Any, seen: Any) -> Outputs:
         """What has changed since `seen`; reads only."""
         seen = seen if isinstance(seen, Mapping) else {}
-        jobs = self.studio.lab.runs(self.name, owner)[:MOST_RUNS]
+        jobs = desk.lab.runs(self.name)[:MOST_RUNS]
         # the newest, unless another was picked
         job = next((job for job in jobs if job.id == picked), next(iter(jobs), None))
-        colours = {lobe.name: lobe.colour for lobe in self.studio.lobes()}
+        colours = {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
         keys: dict[str, Any] = {
             "job": "",
             "runs": [(one.id, one.state, one.finished) for one in jobs],

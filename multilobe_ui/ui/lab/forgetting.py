@@ -84,7 +84,7 @@ class ForgettingSection:
         )
 
     def _names(self) -> list[str]:
-        return [lobe.name for lobe in self.studio.lobes() if lobe.usable]
+        return [lobe.name for lobe in self.studio.desk().lobes() if lobe.usable]
 
     def _offered(self) -> list[tuple[str, str]]:
         return [("Automatic", AUTOMATIC), *((name, name) for name in self._names())]

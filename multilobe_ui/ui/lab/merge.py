@@ -21,6 +21,7 @@ from .merge_card import combination_cards, merge_result, weight_card
 from .search_card import live_curve, search_curve, search_live, search_result
 
 if TYPE_CHECKING:
+    from ...app.desk import Desk
     from ...app.studio import Studio
 
 MOST_SLIDERS = 8
@@ -60,27 +61,27 @@ class MergePanel(ExperimentPanel):
             api_visibility="private", concurrency_limit=None, show_progress="hidden",
         )  # fmt: skip
 
-    def view(self, owner: str, picked: Any, seen: Any) -> Outputs:
-        values = super().view(owner, picked, seen)
+    def view(self, desk: Desk, picked: Any, seen: Any) -> Outputs:
+        values = super().view(desk, picked, seen)
         if len(values) == len(self.outputs):  # nothing has changed
             return values
-        job = next((job for job in self.studio.lab.runs(self.name, owner) if job.id == values[-1]["job"]), None)
+        job = next((job for job in desk.lab.runs(self.name) if job.id == values[-1]["job"]), None)
         result = self.studio.lab.result(job.id) if job and job.mine else None
         return (*values, gr.update(visible=bool(result) and not (result or {}).get("kept")))
 
     @friendly
     def keep(self, request: gr.Request, picked: Any, seen: Any, token: Any, name: Any, routed: Any) -> Outputs:
         """Make a lobe of the merge on display."""
-        owner = guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         job = seen.get("job") if isinstance(seen, Mapping) else None
         if not job:
             raise JobError("No merge is on display. Try one first.")
         name = guard.a_text(name, "The name of the new lobe", 80)
-        kept = self.studio.lab.keep_merge(job, name, owner, guard.a_flag(routed, "Let routers choose it"))
+        kept = desk.lab.keep_merge(job, name, guard.a_flag(routed, "Let routers choose it"))
         gr.Info(
             f"{escape(kept)} is a lobe now: chat with it, mix it, save it in a bundle.", title="Kept", duration=6
         )
-        return (*self.view(owner, job, {}), "")
+        return (*self.view(desk, job, {}), "")
 
 
 class SearchPanel(ExperimentPanel):
@@ -98,8 +99,8 @@ class SearchPanel(ExperimentPanel):
     def outputs(self) -> list[Any]:
         return [*super().outputs, self.use]
 
-    def view(self, owner: str, picked: Any, seen: Any) -> Outputs:
-        values = super().view(owner, picked, seen)
+    def view(self, desk: Desk, picked: Any, seen: Any) -> Outputs:
+        values = super().view(desk, picked, seen)
         if len(values) == len(self.outputs):
             return values
         job = values[-1]["job"]
@@ -315,7 +316,7 @@ class MergeSection:
         return self.studio.lab.merge_options(names)
 
     def _lobes(self) -> list[tuple[str, str]]:
-        return [(lobe.name, lobe.colour) for lobe in self.studio.lobes() if lobe.usable]
+        return [(lobe.name, lobe.colour) for lobe in self.studio.desk().lobes() if lobe.usable]
 
 
 def weights_of(names: Any, values: Sequence[Any]) -> dict[str, float]:

@@ -202,7 +202,7 @@ class ReportSection:
             prompts = shown(cell_prompts(result, colours, router, cell, place, corrected))
         if cell is None or place is None:
             return (picked, details, prompts, hidden, "", gr.skip(), *curves)
-        names = [lobe.name for lobe in self.studio.lobes() if lobe.usable]
+        names = [lobe.name for lobe in self.studio.desk().lobes() if lobe.usable]
         choices = [*((name, LOBE + name) for name in names), (f"{NONE}: the base model", BASE)]
         label, value = result["prompts"][place]["lobe"], BASE
         if label in names:
@@ -216,33 +216,33 @@ class ReportSection:
     @friendly
     def do_correct(self, request: gr.Request, seen: Any, picked: Any, who: Any, token: Any) -> Outputs:
         """Note who should answer the prompt on display."""
-        guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         job, result = self._result(seen)
         if not result or not isinstance(picked, Mapping) or picked.get("job") != job or picked.get("prompt") is None:
             raise ConfigError("No prompt is on display. Click one in the list.")
-        names = [lobe.name for lobe in self.studio.lobes() if lobe.usable]
+        names = [lobe.name for lobe in self.studio.desk().lobes() if lobe.usable]
         choice = guard.a_choice(who, "Who should answer", [*(LOBE + name for name in names), BASE])
         lobe = choice.removeprefix(LOBE) if choice != BASE else None
         prompt, own = result["prompts"][picked["prompt"]], result["routers"][picked["router"]]
         was = result["labels"][own["decided"][picked["prompt"]]]
-        self.studio.lab.correct(str(prompt["prompt"]), lobe, was)
+        desk.lab.correct(str(prompt["prompt"]), lobe, was)
         gr.Info("Noted. Try a refit below to see what it changes.", title="Correction", duration=5)
         return (*self._drawn(result, {**picked, "prompt": None}), *self._told_updates())
 
     @friendly
     def do_forget(self, request: gr.Request, event: gr.EventData, token: Any) -> Outputs:
         """Take one correction back."""
-        guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         kind, _, id = guard.event_value(event, "id").partition("|")
         if kind != "forget" or id not in [one["id"] for one in self._all_told()]:
             raise ConfigError("This correction is not there any more. Reload the page.")
-        self.studio.lab.forget_corrections([id])
+        desk.lab.forget_corrections([id])
         return self._told_updates()
 
     @friendly
     def do_forget_all(self, request: gr.Request, token: Any) -> Outputs:
-        guard.acting_owner(self.studio, request, token)
-        self.studio.lab.forget_corrections()
+        desk = guard.acting_desk(self.studio, request, token)
+        desk.lab.forget_corrections()
         gr.Info("All corrections are forgotten; the routers answer as before them.", title="Corrections", duration=6)
         return self._told_updates()
 
@@ -255,11 +255,11 @@ class ReportSection:
     @friendly
     def do_keep(self, request: gr.Request, seen: Any, token: Any) -> Outputs:
         """Put the refit on display into service."""
-        guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         job, result = self._result(seen)
         if not can_keep(result):
             raise ConfigError("There is no refit to keep. Try one first.")
-        self.studio.lab.keep_refit(job)
+        desk.lab.keep_refit(job)
         gr.Info("Kept: the routers answer like this from now on.", title="Refit", duration=5)
         after = self.studio.lab.result(job)
         drawn = shown(refit_card(after, self._colours()) if after else "")
@@ -280,7 +280,7 @@ class ReportSection:
         return self._told(), gr.update(visible=bool(self._all_told()))
 
     def _colours(self) -> dict[str, str]:
-        return {lobe.name: lobe.colour for lobe in self.studio.lobes()}
+        return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
 
 
 # ---- pure ------------------------------------------------------------------------------------------------------------

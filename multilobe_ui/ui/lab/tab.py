@@ -79,15 +79,15 @@ class LabTab:
         self.ledger.watch(pulse)
 
     def shows(self) -> object:
-        jobs = [job for job in self.studio.jobs() if job.kind == "lab"]
-        return jobs, [(lobe.name, lobe.colour) for lobe in self.studio.lobes()]
+        jobs = [job for job in self.studio.desk().jobs() if job.kind == "lab"]
+        return jobs, [(lobe.name, lobe.colour) for lobe in self.studio.desk().lobes()]
 
     @friendly(quiet=True)
     def look(self, request: gr.Request, token: Any, *told: Any) -> tuple[Any, ...]:
         """A tick: what has changed since the page last looked."""
-        owner = guard.owner_of(request, token)
+        desk = guard.desk(self.studio, request, token)
         views = zip(self.panels, told[::2], told[1::2], strict=True)
-        return tuple(value for panel, picked, seen in views for value in panel.view(owner, picked, seen))
+        return tuple(value for panel, picked, seen in views for value in panel.view(desk, picked, seen))
 
     @friendly(quiet=True)
     def look_anew(self, request: gr.Request, token: Any, *told: Any) -> tuple[Any, ...]:

@@ -69,10 +69,10 @@ class ArrivalsSide:
 
     @friendly
     def do_load(self, request: gr.Request, file: Any, clash: Any, token: Any) -> None:
-        owner = guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         path = guard.an_upload(file, "The bundle")
         choice = guard.a_choice(clash, "The choice for clashes", [value for _, value in CLASHES])
-        names = self.studio.load_bundle(path, choice, owner)
+        names = desk.load_bundle(path, choice)
         if not names:
             tell("It held nothing new.")
             return
@@ -80,9 +80,9 @@ class ArrivalsSide:
 
     @friendly
     def do_import(self, request: gr.Request, file: Any, name: Any, token: Any) -> None:
-        owner = guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         path = guard.an_upload(file, "The adapter")
-        lobe = self.studio.import_adapter(guard.a_text(name, "The name of the lobe", 80), path, owner)
+        lobe = desk.import_adapter(guard.a_text(name, "The name of the lobe", 80), path)
         tell(f"{lobe.name} has been imported.")
 
 

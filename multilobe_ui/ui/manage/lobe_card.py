@@ -11,7 +11,7 @@ from ..kit.table import Column, Row, dot, table
 from ..kit.text import change
 
 if TYPE_CHECKING:
-    from ...app.studio import LobeView, StudioStatus
+    from ...app.views import LobeView, StudioStatus
 
 BUILTIN = "builtin"
 MOST_ROWS = 100

@@ -66,16 +66,16 @@ class MachineSide:
         if self.studio.shared:
             raise ConfigError(SHARED_MEMORY)
         if mib is None or mib == "":
-            self.studio.set_memory_budget(None)
+            self.studio.desk().set_memory_budget(None)
             tell("Lobes stay in memory without a limit.")
             return
         most = guard.a_number(mib, "The memory for lobes", 1, MOST_MIB)
-        self.studio.set_memory_budget(most)
+        self.studio.desk().set_memory_budget(most)
         tell(f"Lobes stay in memory up to {mib_words(most)}.")
 
     @friendly
     def do_change_base(self, name: Any) -> None:
         if self.studio.shared:
             raise ConfigError(SHARED_BASE)
-        self.studio.change_base(guard.a_text(name, "The base model", 500))
+        self.studio.desk().change_base(guard.a_text(name, "The base model", 500))
         tell("The base model is being loaded. Lobes of another base stay on disk and cannot be used meanwhile.")

@@ -10,7 +10,7 @@ from ..kit.html import Markup, and_more, html, joined
 from ..kit.table import dot
 
 if TYPE_CHECKING:
-    from ...app.studio import LobeView, MemoryView
+    from ...app.views import LobeView, MemoryView
 
 MOST_NAMED = 24
 MIB = 1 << 20

@@ -25,7 +25,9 @@ from .memory_card import memory_card
 from .telling import tell
 
 if TYPE_CHECKING:
-    from ...app.studio import LobeView, MemoryView, Studio
+    from ...app.desk import Desk
+    from ...app.studio import Studio
+    from ...app.views import LobeView, MemoryView
 
 Outputs = tuple[Any, ...]
 
@@ -121,7 +123,7 @@ class ManageTab:
 
     def shows(self) -> object:
         status = self.studio.status()
-        return status.version, status.state, self.studio.memory()
+        return status.version, status.state, self.studio.desk().memory()
 
     # ---- handlers: looking ---------------------------------------------------------------------------------------
 
@@ -138,12 +140,13 @@ class ManageTab:
     def _view(
         self, request: gr.Request, picked: str, ticked: list[str], find: Any, seen: dict[str, Any], token: Any
     ) -> Outputs:
-        status, memory, owner = self.studio.status(), self.studio.memory(), guard.owner_of(request, token)
+        status, desk = self.studio.status(), guard.desk(self.studio, request, token)
+        memory = desk.memory()
         find = guard.a_text(find or "", "What to find", 80, may_be_empty=True)
-        probe = [status.version, status.state, picked, ticked, find, owner, digest(memory)]
+        probe = [status.version, status.state, picked, ticked, find, desk.visitor.id, digest(memory)]
         if probe == seen.get("probe"):
             return (gr.skip(),) * 16
-        lobes = self.studio.lobes(owner)
+        lobes = desk.lobes()
         lobe = next((one for one in lobes if one.id == picked), None)
         chosen = [one.id for one in lobes if one.id in ticked]
         # digests, so that what is remembered of a visitor's page is short however many lobes there are
@@ -182,15 +185,15 @@ class ManageTab:
 
     @friendly
     def do_rename(self, request: gr.Request, picked: Any, new_name: Any, token: Any) -> None:
-        owner = guard.acting_owner(self.studio, request, token)
-        old, new = self._named(picked, owner).name, guard.a_text(new_name, "The new name", 80)
-        self.studio.rename(old, new, owner)
+        desk = guard.acting_desk(self.studio, request, token)
+        old, new = self._named(picked, desk).name, guard.a_text(new_name, "The new name", 80)
+        desk.rename(old, new)
         tell(f"{old} is called {new} now.")
 
     @friendly
     def ask_delete(self, request: gr.Request, picked: Any, token: Any) -> Outputs:
         """First click: ask, by name."""
-        lobe = self._named(picked, guard.owner_of(request, token))
+        lobe = self._named(picked, guard.desk(self.studio, request, token))
         return lobe.id, gr.update(visible=True), question(lobe), f"Delete {text.short(lobe.name, 28)}"
 
     def do_keep(self) -> Outputs:
@@ -202,15 +205,15 @@ class ManageTab:
         """Second click. Without a first one for this very lobe nothing is deleted."""
         if not doomed or doomed != picked:
             raise LobeError("Press Delete first, then confirm; nothing has been deleted.")
-        owner = guard.acting_owner(self.studio, request, token)
-        name = self._named(doomed, owner).name
-        self.studio.delete(name, owner)
+        desk = guard.acting_desk(self.studio, request, token)
+        name = self._named(doomed, desk).name
+        desk.delete(name)
         tell(f"{name} has been deleted.")
         return ("", *self.do_keep())
 
-    def _named(self, picked: Any, owner: str) -> LobeView:
+    def _named(self, picked: Any, desk: Desk) -> LobeView:
         """The lobe that is picked. Raises LobeError if there is none (any more)."""
-        for lobe in self.studio.lobes(owner):
+        for lobe in desk.lobes():
             if lobe.id == picked:
                 return lobe
         raise LobeError("No lobe is chosen, or it is gone. Choose one in the table.")
@@ -218,10 +221,11 @@ class ManageTab:
     @friendly
     def do_pin(self, request: gr.Request, picked: Any, token: Any) -> None:
         """Keep the lobe in memory, or let it leave again."""
-        lobe = self._named(picked, guard.acting_owner(self.studio, request, token))
+        desk = guard.acting_desk(self.studio, request, token)
+        lobe = self._named(picked, desk)
         if self.studio.shared:
             raise ConfigError(SHARED_MEMORY)
-        self.studio.pin(lobe.name, not lobe.pinned)
+        desk.pin(lobe.name, not lobe.pinned)
         if lobe.pinned:
             tell(f"{lobe.name} may leave memory now.")
         else:
@@ -232,7 +236,7 @@ class ManageTab:
     @friendly
     def do_save(self, ticked: Any) -> Any:
         """A bundle of the ticked lobes, or of all."""
-        names = [lobe.name for lobe in self.studio.lobes() if lobe.id in ticked]
+        names = [lobe.name for lobe in self.studio.desk().lobes() if lobe.id in ticked]
         path = self.studio.save_bundle(names or None)
         label = f"Download {path.name} ({text.size(path.stat().st_size)})"
         tell("The bundle is ready to be downloaded.")
@@ -240,7 +244,7 @@ class ManageTab:
 
     @friendly
     def do_restore(self) -> None:
-        names = self.studio.restore_demo()
+        names = self.studio.desk().restore_demo()
         words = "All the demo lobes are here already."
         if names:
             words = f"Back again: {text.listed(names)}."

@@ -60,7 +60,7 @@ class AskSide:
         """What every router says of a message; of the example, if there is none."""
         words = _words(prompt)
         decisions = self.studio.compare_routers(words)
-        titles = {view.name: view.title for view in self.studio.routers()}
+        titles = {view.name: view.title for view in self.studio.desk().routers()}
         return comparison(decisions, titles, self._colours()), words
 
     @friendly
@@ -78,7 +78,7 @@ class AskSide:
         return shown(heading("Where it lies among the lobes", about)), gr.update(value=figure, visible=True)
 
     def _colours(self) -> dict[str, str]:
-        return {lobe.name: lobe.colour for lobe in self.studio.lobes()}
+        return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
 
 
 def _words(prompt: Any) -> str:

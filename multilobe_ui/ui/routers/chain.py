@@ -76,9 +76,9 @@ class ChainForm:
 
     @friendly
     def do_save(self, request: gr.Request, token: Any, length: Any, *values: Any) -> None:
-        guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         stages = guard.stages(_read(length, values))
-        self.studio.set_chain(stages)
+        desk.set_chain(stages)
         gr.Info(f"The chain has {text.count(len(stages), 'stage')} now.", title="Chain", duration=5)
 
 

@@ -30,6 +30,7 @@ from .tiers import TiersForm, path_of
 from .words import WordsForm
 
 if TYPE_CHECKING:
+    from ...app.desk import Desk
     from ...app.studio import Studio
     from ...app.views import JobView, RouterView
 
@@ -119,7 +120,7 @@ class RoutersTab:
 
     def shows(self) -> object:
         status = self.studio.status()
-        return status.version, status.state, router_jobs(self.studio.jobs())
+        return status.version, status.state, router_jobs(self.studio.desk().jobs())
 
     # ---- handlers: looking ---------------------------------------------------------------------------------------
 
@@ -134,17 +135,17 @@ class RoutersTab:
         return self._view(request, picked, seen, token)
 
     def _view(self, request: gr.Request, picked: str, seen: Mapping[str, Any], token: Any) -> Outputs:
-        owner = guard.owner_of(request, token)
-        status, jobs = self.studio.status(), router_jobs(self.studio.jobs(owner))
-        probe = (status.version, status.state, picked, owner, [(j.id, j.state, j.phase, j.step, j.place) for j in jobs])
+        desk = guard.desk(self.studio, request, token)
+        status, jobs = self.studio.status(), router_jobs(desk.jobs())
+        probe = (status.version, status.state, picked, desk.visitor.id, [(j.id, j.state, j.phase, j.step, j.place) for j in jobs])
         if probe == seen.get("probe"):
             return (gr.skip(),) * self.width
-        views, by_name = self.studio.routers(owner), newest(jobs)
+        views, by_name = desk.routers(), newest(jobs)
         view = on_display(views, by_name, picked)
         if view is None:
             return (gr.skip(),) * self.width
         job = by_name.get(view.name)
-        lobes, chain = self._usable(owner), stages_of(views)
+        lobes, chain = self._usable(desk), stages_of(views)
         keys: dict[str, Any] = {
             "probe": probe,
             "router": view.name,
@@ -172,11 +173,11 @@ class RoutersTab:
             keys,
         )
 
-    def _usable(self, owner: str) -> list[str]:
+    def _usable(self, desk: Desk) -> list[str]:
         """Names of the lobes that have words; none while the base loads."""
         if self.studio.status().state != "ready":
             return []
-        return [lobe.name for lobe in self.studio.lobes(owner) if lobe.usable]
+        return [lobe.name for lobe in desk.lobes() if lobe.usable]
 
     @staticmethod
     def _listed(views: Sequence[RouterView], jobs: Mapping[str, JobView], picked: str) -> Outputs:
@@ -205,12 +206,12 @@ class RoutersTab:
         self, request: gr.Request, picked: Any, seen: Any, file: Any, token: Any, *values: Any
     ) -> tuple[str, Any]:
         """Queue the fit of the router on display, and keep it on display."""
-        owner = guard.acting_owner(self.studio, request, token)
-        titles = {view.name: view.title for view in self.studio.routers(owner)}
+        desk = guard.acting_desk(self.studio, request, token)
+        titles = {view.name: view.title for view in desk.routers()}
         name, path = guard.a_choice(picked or seen.get("router"), "The router", list(titles)), None
         if name == COMPLEXITY:
             path = path_of(file)
-        job = self.studio.fit_router(name, self.settings.given(name, values), path, owner)
+        job = desk.fit_router(name, self.settings.given(name, values), path)
         words = f"{escape(titles[name])} is being fitted."
         if job.place:
             words += f" It waits for its turn: place {job.place} in the queue."
@@ -220,23 +221,23 @@ class RoutersTab:
     @friendly
     def begin_all(self, request: gr.Request, token: Any) -> dict[str, Any]:
         """Queue the fits of all routers that need one, with the settings as they come."""
-        owner = guard.acting_owner(self.studio, request, token)
-        waiting = needing(self.studio.routers(owner), newest(router_jobs(self.studio.jobs(owner))))
+        desk = guard.acting_desk(self.studio, request, token)
+        waiting = needing(desk.routers(), newest(router_jobs(desk.jobs())))
         for view in waiting:
-            self.studio.fit_router(view.name, {}, None, owner)
+            desk.fit_router(view.name)
         gr.Info(f"{text.count(len(waiting), 'router')} will be fitted, one after another.", title="Routers", duration=6)
         return {}
 
     @friendly
     def do_stop(self, request: gr.Request, seen: Any, token: Any) -> None:
-        self.studio.stop(*self._acting(request, seen, token))
+        guard.acting_desk(self.studio, request, token).stop(self._on_display(seen))
 
     @friendly
     def do_cancel(self, request: gr.Request, seen: Any, token: Any) -> None:
-        self.studio.cancel(*self._acting(request, seen, token))
+        guard.acting_desk(self.studio, request, token).cancel(self._on_display(seen))
 
-    def _acting(self, request: gr.Request, seen: Any, token: Any) -> tuple[str, str]:
-        """(the fit on display, who asks)."""
+    def _on_display(self, seen: Any) -> str:
+        """The id of the fit on display."""
         if not isinstance(seen, Mapping) or not seen.get("job"):
             raise JobError("No fit is on display. Choose a router in the list.")
-        return seen["job"], guard.acting_owner(self.studio, request, token)
+        return str(seen["job"])

@@ -48,25 +48,25 @@ class WordsForm:
 
     @friendly
     def do_save(self, request: gr.Request, lobe: Any, terms: Any, token: Any) -> Any:
-        owner, name = guard.acting_owner(self.studio, request, token), guard.a_text(lobe, "The lobe", 200)
+        desk, name = guard.acting_desk(self.studio, request, token), guard.a_text(lobe, "The lobe", 200)
         words = guard.some_names(terms, "The words")
         if not 1 <= len(words) <= MOST_TERMS:
             raise ConfigError(
                 f"{name} has {len(words)} words; give it 1 to {MOST_TERMS}, or go back to the learned ones."
             )
-        self.studio.set_keyword_terms(name, words, owner)
+        desk.set_keyword_terms(name, words)
         gr.Info(f"{text.count(len(words), 'word')} of {escape(name)} saved.", title="Keywords", duration=5)
         return self._words_of(name)
 
     @friendly
     def do_learned(self, request: gr.Request, lobe: Any, token: Any) -> Any:
-        owner, name = guard.acting_owner(self.studio, request, token), guard.a_text(lobe, "The lobe", 200)
-        self.studio.set_keyword_terms(name, None, owner)
+        desk, name = guard.acting_desk(self.studio, request, token), guard.a_text(lobe, "The lobe", 200)
+        desk.set_keyword_terms(name, None)
         gr.Info(f"{escape(name)} has its learned words again.", title="Keywords", duration=5)
         return self._words_of(name)
 
     def _words_of(self, lobe: str) -> Any:
         """Every word with its weight, as chips."""
-        terms = self.studio.keyword_terms(lobe)
+        terms = self.studio.desk().keyword_terms(lobe)
         chips = [(f"{term}  {weight:.1f}", term) for term, weight in terms]
         return gr.update(choices=chips, value=[term for term, _ in terms], label=f"Words of {text.short(lobe, 40)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ...assets import sample_files
 from ...errors import DataError, MultiLobeError
 from ...settings import about, suggested_epochs
 from ..kit import guard
@@ -50,7 +51,7 @@ class DataSide:
         bare(Markup('<p class="ml-faint train-or">or try one of ours</p>'))
         self.samples: dict[str, gr.Button] = {}
         with gr.Row(elem_classes="train-samples"):
-            for domain in self.studio.sample_files():
+            for domain in sample_files():
                 label = domain.replace("_", " ").capitalize()
                 self.samples[domain] = gr.Button(
                     label, size="sm", min_width=90, elem_id=f"train-sample-{domain}"
@@ -129,7 +130,7 @@ class DataSide:
     @friendly
     def use_sample(self, domain: str, name: Any, source: Any, limit: Any) -> Iterator[Outputs]:
         """One of our own data sets; the dropped file, if any, makes way."""
-        files = self.studio.sample_files()
+        files = sample_files()
         file = files[guard.a_choice(domain, "The sample", list(files))]
         for outputs in self._report(file, file.name, None, name, source, limit):
             yield (None, *outputs)
@@ -189,7 +190,7 @@ class DataSide:
         yield self._accepted(seen, path, label, mapping, name, source, limit)
         if seen.rows and not seen.token_lengths:
             try:
-                self.studio.wait_ready(READY_SECONDS)
+                self.studio.ready(READY_SECONDS)
                 seen = self.studio.inspect(path, mapping)
             except MultiLobeError:
                 return
@@ -225,7 +226,7 @@ class DataSide:
 
     def _free_name(self, label: str) -> str:
         """A name from the file's name that no lobe and no run has, so that Start works at once."""
-        lobes, jobs = self.studio.lobes(), lobe_jobs(self.studio.jobs())
+        lobes, jobs = self.studio.desk().lobes(), lobe_jobs(self.studio.desk().jobs())
         return free_name(label, [lobe.name for lobe in lobes] + [job.name for job in jobs])
 
 

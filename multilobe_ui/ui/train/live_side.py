@@ -20,7 +20,9 @@ from .run_card import COLUMNS, EMPTY_CARD, NOTHING_YET, job_card, run_row, statu
 from .runs import STOP, buttons, curve_key, lobe_jobs, numbered, on_display, run_key
 
 if TYPE_CHECKING:
-    from ...app.studio import JobView, Studio
+    from ...app.desk import Desk
+    from ...app.studio import Studio
+    from ...app.views import JobView
 
 MOST_RUNS = 50
 MOST_COMPARED = 8
@@ -36,13 +38,13 @@ class LiveSide:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.acts: dict[str, Callable[[str, str], Any]] = {
-            "stop": studio.stop,
-            "resume": studio.resume,
-            "cancel": studio.cancel,
-            "forget": studio.forget,
-            "earlier": lambda job, owner: studio.move(job, -1, owner),
-            "later": lambda job, owner: studio.move(job, 1, owner),
+        self.acts: dict[str, Callable[[Desk, str], Any]] = {
+            "stop": lambda desk, job: desk.stop(job),
+            "resume": lambda desk, job: desk.resume(job),
+            "cancel": lambda desk, job: desk.cancel(job),
+            "forget": lambda desk, job: desk.forget(job),
+            "earlier": lambda desk, job: desk.move(job, -1),
+            "later": lambda desk, job: desk.move(job, 1),
         }
 
     def build(self) -> None:
@@ -119,7 +121,7 @@ class LiveSide:
         def act(request: gr.Request, seen: Any, token: Any) -> None:
             if not seen.get("job"):
                 raise JobError("No run is on display. Choose one in the list of runs.")
-            self.acts[verb](seen["job"], guard.acting_owner(self.studio, request, token))
+            self.acts[verb](guard.acting_desk(self.studio, request, token), str(seen["job"]))
 
         return act
 
@@ -154,7 +156,7 @@ class LiveSide:
     def _view(
         self, request: gr.Request, shown: str, ticked: list[str], seen: dict[str, Any], token: Any
     ) -> Outputs:
-        jobs = lobe_jobs(self.studio.jobs(guard.owner_of(request, token)))
+        jobs = lobe_jobs(guard.desk(self.studio, request, token).jobs())
         job, rate = on_display(jobs, shown), self.studio.suggested_learning_rate()
         compared = [other for id in ticked for other in jobs if other.id == id]
         picked = ""
@@ -195,7 +197,7 @@ class LiveSide:
         )
 
     def _colours(self) -> dict[str, str]:
-        return {lobe.name: lobe.colour for lobe in self.studio.lobes()}
+        return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
 
     def _runs(self, jobs: Sequence[JobView], picked: str, ticked: Sequence[str]) -> Outputs:
         if not jobs:

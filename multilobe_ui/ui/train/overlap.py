@@ -70,7 +70,7 @@ class OverlapCard:
         if not isinstance(source, Mapping) or not source.get("rows"):
             yield self.nothing()
             return
-        colours = {lobe.name: lobe.colour for lobe in self.studio.lobes()}
+        colours = {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
         now = repr((source["path"], source.get("mapping"), fraction, seed, sorted(colours)))
         if now == seen:
             yield (gr.skip(),) * 4
@@ -80,7 +80,7 @@ class OverlapCard:
         loading = status.state == "loading" and status.base is None
         yield shown(waiting_card(label, LOADING if loading else COMPARING)), hidden, gr.skip(), ""
         try:
-            self.studio.wait_ready(READY_SECONDS)
+            self.studio.ready(READY_SECONDS)
             with self._turns:
                 compared = self._compared(source, fraction, seed)
             yield (*compared, now)
@@ -95,7 +95,7 @@ class OverlapCard:
         return hidden, hidden, gr.skip(), ""
 
     def _compared(self, source: Mapping[str, Any], fraction: Any, seed: Any) -> Outputs:
-        lab, colours = self.studio.lab, {lobe.name: lobe.colour for lobe in self.studio.lobes()}
+        lab, colours = self.studio.lab, {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
         report = lab.overlap(
             Path(source["path"]), source.get("mapping"), guard.a_share(fraction),
             guard.a_whole(seed, "The seed", 0, 2**31 - 1),

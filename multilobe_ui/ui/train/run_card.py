@@ -9,7 +9,7 @@ from ..kit.html import Markup, html, joined
 from ..kit.table import Column, Row, fact
 
 if TYPE_CHECKING:
-    from ...app.studio import JobView
+    from ...app.views import JobView
 
 ACTIVE = ("running", "stopping")
 RESUMABLE = ("stopped", "interrupted", "failed")

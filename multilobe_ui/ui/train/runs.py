@@ -11,7 +11,7 @@ import gradio as gr
 from .run_card import ACTIVE, ENDED, RESUMABLE, has_lobe, percent_done
 
 if TYPE_CHECKING:
-    from ...app.studio import JobView
+    from ...app.views import JobView
 
 STOP = "Stop and keep the lobe"
 

@@ -58,21 +58,20 @@ class TrainTab:
         pulse.when(self.shows)(**self.live.looking)
 
     def shows(self) -> object:
-        return lobe_jobs(self.studio.jobs()), self.studio.suggested_learning_rate()
+        return lobe_jobs(self.studio.desk().jobs()), self.studio.suggested_learning_rate()
 
     @friendly
     def begin(
         self, request: gr.Request, token: Any, source: Any, name: Any, skip_bad: Any, *settings: Any
     ) -> tuple[str, dict[str, Any]]:
         """Queue a job and put it on display; the form stays as it is, for another run with other settings."""
-        owner = guard.acting_owner(self.studio, request, token)
+        desk = guard.acting_desk(self.studio, request, token)
         if not source.get("path"):
             raise DataError("There is no data yet. Drop a file, or choose one of the samples.")
         config = guard.training_config(dict(zip((of.name for of in SETTINGS), settings, strict=True)))
-        job = self.studio.train(
+        job = desk.train(
             guard.a_text(name, "The name of the lobe", 80), Path(source["path"]), config,
             mapping=source.get("mapping"), skip_bad=guard.a_flag(skip_bad, "Use the good rows only"),
-            owner=owner,
         )  # fmt: skip
         words = f"Training of {job.name} has been started."
         if job.place:
