@@ -21,8 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..assets import builtin_base
 from ..errors import BackboneError
-from .fast.linear import pack
-from .fast.modules import lay_out
+from .fast import Report, for_every_tree
 
 BUILTIN = "builtin"
 OPTIONAL_ARGUMENTS = ("position_ids", "logits_to_keep")
@@ -53,7 +52,10 @@ class Backbone:
             processor. Nobody hooks or changes this tree: serving and training each wrap a twin of it, which shares its weights.
         tokenizer: its tokenizer; always has a pad token and a chat template.
         stop_ids: token ids that end an answer.
+        fast: what was made faster in its weights.
     """
+
+    fast = Report()
 
     def __init__(self, name: str, model: nn.Module, tokenizer: Any) -> None:
         self.name = name
@@ -127,9 +129,8 @@ class Backbone:
             raise BackboneError(
                 f"{name!r} is an encoder, which reads text but cannot write it. Choose a causal language model."
             )
-        lay_out(model)
         backbone = cls(name, model, tokenizer)
-        pack(backbone.model)  # now that its weights are frozen
+        backbone.fast = for_every_tree(backbone.model)  # now that its weights are frozen
         return backbone
 
     # ---- what it is -------------------------------------------------------------------------------------------------------

@@ -88,7 +88,8 @@ def speed(result: Mapping[str, Any]) -> str:
         ["memory, a lobe", number(result["lobe_bytes"] and result["lobe_bytes"] / 2**20, ",.1f"), "MiB"],
     ]
     told = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {machine['device']}"
-    return f"{result['base']['name']} on {told}\n{table(rows)}"
+    tricks = (f"{trick['name']}: {trick['reason'] or trick['changed']}" for trick in result["fast"])
+    return "\n".join((f"{result['base']['name']} on {told}", table(rows), "made faster, or why not:", *tricks))
 
 
 TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {

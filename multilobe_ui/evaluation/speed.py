@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from ..base.backbone import describe
+from ..base.fast import Trick, for_training
 from ..data.examples import Example
 from ..generation.batch import RunningBatch
 from ..generation.decode import Request
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..settings import SamplingConfig, TrainingConfig, check
+from ..training.adapters import lora_twin
 from ..training.lobe import train_lobe
 
 PROMPTS = (
@@ -69,6 +71,7 @@ class Speed:
         routing: router → ms of a decision on a prompt that it has not seen.
         decoding: tokens per second: "base" and "lobe" alone, "together" of all chats at once, "one after another" of the same.
         first_token_ms: from the request to the first token of a chat that is alone.
+        fast: what was made faster in the base, for serving and then for training, and what was left alone for which reason.
         base_bytes: of the base's weights. lobe_bytes: mean of a lobe's in memory.
     """
 
@@ -85,6 +88,7 @@ class Speed:
     chats: int
     stopped: bool
     seconds: float
+    fast: tuple[Trick, ...]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,6 +133,7 @@ def timing(
         chats=settings.chats,
         stopped=stop.is_set(),
         seconds=time.perf_counter() - began,
+        fast=(model.bank.fast + for_training(lora_twin(model.backbone, TrainingConfig()).eval())).tricks,
     )
 
 

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from ..base.backbone import pad_left
-from ..base.fast.cache import is_plain, new_cache
+from ..base.fast import is_plain
+from ..base.fast.cache import keeps_all_tokens, new_cache
 from ..lobes.bank import LobeBank
 from ..lobes.weights import Mix
 from .decode import Request, Sampler, draw, stream_tokens
@@ -330,7 +331,7 @@ def _padded(states: Tensor, length: int) -> Tensor:
 
 def can_batch(bank: LobeBank) -> bool:
     """Whether caches of this base can be put under each other: plain keys and values of all tokens, no windows, no states."""
-    return all(map(is_plain, new_cache(bank.backbone.config).layers))
+    return all(map(keeps_all_tokens, new_cache(bank.backbone.config).layers))
 
 
 def score_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
@@ -344,6 +345,8 @@ def takes_score_masks(bank: LobeBank) -> bool:
 
     Bases that work out more from the mask than who sees whom (ALiBi's distances) do not.
     """
+    if is_plain():
+        return False
     device, found = bank.backbone.device, list[Tensor]()
     ids = torch.tensor([[3, 4, 5], [6, 7, 8]], device=device) % bank.backbone.config.get_text_config().vocab_size
     mask = torch.tensor([[0, 1, 1], [1, 1, 1]], device=device)

@@ -14,7 +14,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base.backbone import Backbone
-from ..base.fast.linear import PackedLinear, product
-from ..base.fast.modules import call_directly, fuse_norms
+from ..base.fast import Report, for_serving
+from ..base.fast.linear import product, product_at_hand
 from ..errors import AdapterError, LobeError
 from ..files import sha256_of
 from .adapter import WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, read_header, read_matrices
@@ -43,13 +42,13 @@ class LobeBank:
             pinned ones and those that a call is running with; None keeps all. It may be changed at any time.
 
     Attributes:
+        fast: what was made faster in its tree and in the base's weights.
         damaged: why lobes had to leave, by their ids: their weights turned out to be no good when they were first read.
     """
 
     def __init__(self, backbone: Backbone, budget_bytes: int | None = None) -> None:
         self.backbone = backbone
         self.model = backbone.twin()
-        fuse_norms(self.model)
         self.features = linear_features(self.model)
         self.damaged: dict[str, str] = {}
         self._budget = budget_bytes
@@ -65,7 +64,7 @@ class LobeBank:
         self._call: ContextVar[Call | None] = ContextVar("lobe_bank_call", default=None)
         for name in self.features:
             self._listen(self.model.get_submodule(name), name)
-        call_directly(self.model)
+        self.fast: Report = backbone.fast + for_serving(self.model)
 
     # ---- registry ---------------------------------------------------------------------------------------------------------
 
@@ -249,15 +248,11 @@ class LobeBank:
         Every linear layer gets this once, at the start: hooks that came and went with the lobes would change under the
         feet of calls in other threads.
         """
-        base_forward: Callable[..., Tensor] = module.forward
-        # accelerate's hooks bring the weights only for the time of the forward that they wrap
-        hooked = hasattr(module, "_hf_hook") or any(parameter.is_meta for parameter in module.parameters(recurse=False))
-        plain = type(module) in (nn.Linear, PackedLinear) and not hooked
-        if plain:  # the same products, without a Python frame and look-ups for every layer and token
-            base_forward = _product_of(cast(nn.Linear, module))
+        at_hand = product_at_hand(module)
+        base_forward: Callable[..., Tensor] = at_hand or module.forward
         weight: Any = getattr(module, "weight", None)
         packed, bias = getattr(module, "packed", None), getattr(module, "bias", None)
-        quick = plain and weight.dtype is torch.float32  # as the lobes are
+        quick = at_hand is not None and weight.dtype is torch.float32  # as the lobes are
         current, bmm = self._call, torch.bmm
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -352,21 +347,6 @@ class LobeBank:
         for lobes in [key for key in self._plans if lobe in key]:
             freed += self._plans.pop(lobes).extra_bytes
         return freed
-
-
-def _product_of(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """What a linear layer computes, with what it is made of at hand. It must stay as it is."""
-    weight, bias, packed = layer.weight, layer.bias, getattr(layer, "packed", None)
-    plain = partial(nn.functional.linear, weight=weight, bias=bias)
-    if packed is None:
-        return plain
-
-    def without_gradient(x: Tensor) -> Tensor:
-        if x.requires_grad or x.dtype is not torch.float32:
-            return plain(x)
-        return product(x, packed, bias)
-
-    return without_gradient
 
 
 class _WhenLookedInto(Mapping[str, tuple[Tensor, Tensor]]):

@@ -23,9 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..base.backbone import Backbone
-from ..base.fast.attention import attend_by_row
-from ..base.fast.functions import lean_norms
-from ..base.fast.lora import leave_out_unlabelled, make_lean
+from ..base.fast import for_training
 from ..data.examples import Example
 from ..errors import ConfigError, DataError, MultiLobeError
 from ..files import new_folder, read_json, sha256_of, write_json
@@ -158,10 +156,7 @@ class _Run:
         self.packs = packs_exactly(backbone)
         self.model = lora_twin(backbone, config)
         self.model.eval()  # all of it: `_optimize` looks at the top only
-        make_lean(self.model)
-        lean_norms(self.model)
-        leave_out_unlabelled(self.model)
-        self.longest_apart = attend_by_row(self.model.get_base_model())
+        self.longest_apart = for_training(self.model).longest_row
         if start is not None:
             begin_from(self.model, start)
         parameters = [p for p in self.model.parameters() if p.requires_grad]

@@ -112,6 +112,8 @@ def test_fit_and_eval(run: Callable, files: dict[str, Path], tmp_path: Path) -> 
     speed = json.loads(out.read_text())
     lines = {re.split(r"\s{2,}", line)[0]: line.split()[-2] for line in text.splitlines()[1:]}
     assert status == 0 and lines["memory, a lobe"] == f"{speed['lobe_bytes'] / 2**20:,.1f}"
+    assert [line for line in text.splitlines() if line.startswith("LoRA layers in one function: ")]
+    assert {trick["name"]: trick["changed"] for trick in speed["fast"]}["modules called directly"] > 0
     assert lines["2 chats together"] == f"{speed['decoding']['together']:,.0f}"
 
     status, text, _ = run("eval", "forgetting", "--set", "epochs=1", "--set", "contrast=false", "--quiet")

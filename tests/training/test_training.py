@@ -186,7 +186,7 @@ def test_the_curve_is_that_of_transformers_trainer(
     config = settings(epochs=3, batch_size=4, prompt_weight=0.0, warmup_fraction=0.2, learning_rate=0.003)
     rows, batches = tiny.examples(10), []
     if layout != "row by row":
-        monkeypatch.setattr("multilobe_ui.training.lobe.attend_by_row", lambda model: 0)
+        monkeypatch.setattr("multilobe_ui.base.fast.attention.attend_by_row", lambda model: 0)
     if layout == "padded":
         monkeypatch.setattr("multilobe_ui.training.lobe.packs_exactly", lambda backbone: False)
     monkeypatch.setattr("multilobe_ui.training.lobe.make_batch", lambda *a: batches.append(make_batch(*a)) or batches[-1])

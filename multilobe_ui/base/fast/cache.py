@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from .report import is_plain
+
 ROOM = 64
 """Tokens that a full buffer gains at least; a quarter of its length where that is more."""
 
@@ -57,10 +59,16 @@ def _enlarged(states: Tensor | None, like: Tensor, room: int) -> Tensor:
 def new_cache(config: Any) -> DynamicCache:
     """An empty cache for a model of this configuration; layers of other kinds (windows, states) stay transformers' own."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if is_plain(layer) else layer for layer in cache.layers]
+    if not is_plain():
+        cache.layers = [RoomyLayer() if keeps_all_tokens(layer) else layer for layer in cache.layers]
     return cache
 
 
-def is_plain(layer: Any) -> bool:
+def roomy_layers(model: Any) -> int:
+    """How many layers of a model have a cache with room to grow."""
+    return sum(isinstance(layer, RoomyLayer) for layer in new_cache(model.config).layers)
+
+
+def keeps_all_tokens(layer: Any) -> bool:
     """Whether a layer keeps keys and values of all tokens, and nothing else."""
     return type(layer) in (DynamicLayer, RoomyLayer)

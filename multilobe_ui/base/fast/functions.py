@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .modules import plain_rms_norms
+from .report import is_plain
 
 
 def lean_norms(model: nn.Module) -> int:
@@ -29,6 +30,8 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
     Shapes: logits (n, vocabulary), targets (n,); returns (n,).
     """
+    if is_plain():
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
     nll: Tensor = _TokenNll.apply(logits, targets)  # type: ignore[no-untyped-call]
     return nll
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .report import is_plain
 
 MOST_BYTES = 2**31
 """Most memory for packed weights: those of a base with a billion parameters. They come on top of the float32 ones, which
@@ -80,6 +83,33 @@ def pack(model: nn.Module, most_bytes: int = MOST_BYTES) -> int:
             layer.packed = handle  # type: ignore[assignment]
             packed += 1
     return packed
+
+
+def product_at_hand(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """What a plain linear layer computes, with its weight at hand: no Python frame and no look-ups for every layer and token.
+
+    The layer must stay as it is. None for layers of other kinds, and for those whose weights accelerate brings only for the time
+    of the layer's own forward.
+    """
+    hooked = hasattr(layer, "_hf_hook") or any(parameter.is_meta for parameter in layer.parameters(recurse=False))
+    if hooked or not isinstance(layer, nn.Linear) or type(layer) not in (nn.Linear, PackedLinear) or is_plain():
+        return None
+    weight, bias, packed = layer.weight, layer.bias, getattr(layer, "packed", None)
+    plain = partial(nn.functional.linear, weight=weight, bias=bias)
+    if packed is None:
+        return plain
+
+    def without_gradient(x: Tensor) -> Tensor:
+        if x.requires_grad or x.dtype is not torch.float32:
+            return plain(x)
+        return product(x, packed, bias)
+
+    return without_gradient
+
+
+def products_at_hand(model: nn.Module) -> int:
+    """How many layers have a `product_at_hand`."""
+    return sum(product_at_hand(layer) is not None for layer in model.modules())
 
 
 def is_held(weight: Tensor) -> bool:

@@ -67,12 +67,16 @@ def plain_rms_norms(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor, float
             yield module, weight, epsilon
 
 
-def call_directly(model: nn.Module) -> None:
-    """Let modules without hooks go straight to their forward: torch's own way there takes two Python frames and looks for every
-    kind of hook, at a hundred modules a token. A module that is given a hook later is called in torch's way again."""
-    for module in model.modules():
-        if type(module).__call__ is nn.Module.__call__:
-            module.__class__ = _direct(type(module))  # type: ignore[arg-type]
+def call_directly(model: nn.Module) -> int:
+    """Let modules without hooks go straight to their forward; returns how many.
+
+    Torch's own way there takes two Python frames and looks for every kind of hook, at a hundred modules a token. A module that
+    is given a hook later is called in torch's way again.
+    """
+    modules = [module for module in model.modules() if type(module).__call__ is nn.Module.__call__]
+    for module in modules:
+        module.__class__ = _direct(type(module))  # type: ignore[arg-type]
+    return len(modules)
 
 
 @cache

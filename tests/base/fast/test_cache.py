@@ -9,7 +9,7 @@ import tiny
 import torch
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from multilobe_ui.base.fast.cache import ROOM, RoomyLayer, is_plain, new_cache
+from multilobe_ui.base.fast.cache import ROOM, RoomyLayer, keeps_all_tokens, new_cache
 
 CHANGES: dict[str, Callable[[DynamicLayer], None]] = {
     "crop": lambda layer: layer.crop(-3),
@@ -64,5 +64,5 @@ def test_what_was_given_out_stays_as_it_was() -> None:
 
 def test_windows_stay_transformers_own() -> None:
     plain, windowed = (new_cache(tiny.ARCHITECTURES[name]()) for name in ("llama", "mistral"))
-    assert all(type(layer) is RoomyLayer and is_plain(layer) for layer in plain.layers)
-    assert all(type(layer) is DynamicSlidingWindowLayer and not is_plain(layer) for layer in windowed.layers)
+    assert all(type(layer) is RoomyLayer and keeps_all_tokens(layer) for layer in plain.layers)
+    assert all(type(layer) is DynamicSlidingWindowLayer and not keeps_all_tokens(layer) for layer in windowed.layers)
