@@ -68,14 +68,9 @@ class Answering:
             yield asked, busy(), panel, tokens_of(), labels(earlier), earlier
             yield from self._until_ready(asked)
             events = self.studio.chat(
-                asked,
-                choice,
-                sampling,
-                stop,
-                router=routing.router,
-                mixing=routing.mixing,
+                asked, choice, sampling, stop, router=routing.router, mixing=routing.mixing,
                 weights=routing.weights or None,
-            )
+            )  # fmt: skip
             with closing(events) as events:  # type: ignore[type-var]
                 yield from self._stream(events, asked, earlier)
         except MultiLobeError as error:

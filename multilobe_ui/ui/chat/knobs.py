@@ -39,13 +39,9 @@ def sampling_of(
         if str(seed or "").strip():
             number = int(seed) % 2**63
         return SamplingConfig(
-            max_new_tokens=min(int(limit), 4096),
-            temperature=float(temperature),
-            top_p=float(top_p),
-            top_k=int(top_k),
-            repetition_penalty=float(penalty),
-            seed=number,
-        )
+            max_new_tokens=min(int(limit), 4096), temperature=float(temperature), top_p=float(top_p),
+            top_k=int(top_k), repetition_penalty=float(penalty), seed=number,
+        )  # fmt: skip
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, MultiLobeError):
             raise

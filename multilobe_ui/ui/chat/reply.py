@@ -49,19 +49,11 @@ class Reply:
         """From an event that has a decision."""
         assert event.decision is not None
         return cls(
-            event.decision,
-            lobes,
-            done=event.done,
-            stopped=event.stopped,
-            tokens=event.answer_tokens,
-            tokens_per_second=event.tokens_per_second,
-            first_token_ms=event.first_token_ms,
-            dropped=event.dropped_messages,
-            prompt=prompt,
-            answer=event.text,
-            trace=tuple(event.trace),
+            event.decision, lobes, done=event.done, stopped=event.stopped, tokens=event.answer_tokens,
+            tokens_per_second=event.tokens_per_second, first_token_ms=event.first_token_ms,
+            dropped=event.dropped_messages, prompt=prompt, answer=event.text, trace=tuple(event.trace),
             cost=event.cost,
-        )
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "colours", dict(self.lobes))

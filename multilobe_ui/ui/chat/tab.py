@@ -17,6 +17,7 @@ import gradio as gr
 from ...errors import ConfigError
 from ..kit.guard import friendly
 from ..kit.html import Markup, html
+from ..kit.pulse import QUICK
 from ..kit.routing_row import MIX, PRESET, RoutingRow, routers_of
 from ..kit.static import script
 from .answering import WAITING, Answering, Step, idle, tokens_of
@@ -74,10 +75,8 @@ class ChatTab:
         examples: list[Any] = [{"text": t, "display_text": said or t} for t, said in STARTERS]
         self.chat = gr.Chatbot(
             elem_id="chat", label="Conversation", show_label=False, layout="bubble", editable="user",
-            buttons=["copy"],
-            placeholder=hero(self.answering.lobes(), self.answering.is_loading()), examples=examples,
-            container=False,
-            allow_tags=False, latex_delimiters=[],
+            buttons=["copy"], placeholder=hero(self.answering.lobes(), self.answering.is_loading()),
+            examples=examples, container=False, allow_tags=False, latex_delimiters=[],
         )  # fmt: skip
 
     def _composer(self) -> None:
@@ -90,8 +89,7 @@ class ChatTab:
             with gr.Row(elem_id="controls"):
                 self.choice = gr.Dropdown(
                     choices(self.answering.lobes()), value=AUTOMATIC, label="Who answers", container=False,
-                    elem_id="choice",
-                    min_width=220,
+                    elem_id="choice", min_width=220,
                 )  # fmt: skip
                 self.routing.build()
                 with gr.Accordion("Advanced", open=False, elem_id="advanced"):
@@ -105,20 +103,19 @@ class ChatTab:
             "outputs": shown, "concurrency_limit": 4, "concurrency_id": "chat", "show_progress": "hidden",
             "api_visibility": "private",
         }  # fmt: skip
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         runs: Any = [
             self.box.submit(self.send, [self.box, self.chat, self.replies, *told], **answering),
             self.chat.example_select(self.start_with, [self.chat, self.replies, *told], **answering),
             self.chat.retry(self.retry, [self.chat, self.replies, *told], **answering),
             self.chat.edit(self.edit, [self.chat, self.replies, *told], **answering),
         ]
-        self.box.stop(self.stopped, [self.box, self.chat, self.replies], shown, cancels=runs, **quick)
-        self.chat.undo(self.undo, [self.chat, self.replies], shown, **quick)
-        self.chat.clear(self.cleared, None, shown[1:], cancels=runs, **quick)
-        self.chat.select(self.look_at, [self.chat, self.replies], shown[2:5], **quick)
+        self.box.stop(self.stopped, [self.box, self.chat, self.replies], shown, cancels=runs, **QUICK)
+        self.chat.undo(self.undo, [self.chat, self.replies], shown, **QUICK)
+        self.chat.clear(self.cleared, None, shown[1:], cancels=runs, **QUICK)
+        self.chat.select(self.look_at, [self.chat, self.replies], shown[2:5], **QUICK)
         self.routing.wire(self.choice, self.box)
         if hasattr(self.studio, "feedback"):
-            self.chat.like(self.like, [self.chat, self.replies], None, **quick)
+            self.chat.like(self.like, [self.chat, self.replies], None, **QUICK)
 
     def offered(self) -> object:
         """What the tab shows of lobes and routers."""
@@ -129,11 +126,7 @@ class ChatTab:
     def follow(self, when: Callable[..., Any]) -> None:
         """Refresh what depends on the lobes whenever the event listener `when` fires (a State's
         change, a page's load)."""
-        outputs = [self.choice, self.panel, self.chat]
-        when(
-            self.refresh, [self.choice, self.replies], outputs, queue=False, show_progress="hidden",
-            api_visibility="private",
-        )  # fmt: skip
+        when(self.refresh, [self.choice, self.replies], [self.choice, self.panel, self.chat], **QUICK)
         self.routing.follow(when)
 
     # ---- handlers: an answer ---------------------------------------------------------------------

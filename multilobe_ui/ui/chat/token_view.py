@@ -50,8 +50,7 @@ def token_card(trace: Sequence[TokenTrace], colours: Mapping[str, str], *, done:
         'heaviest lobe</span></h4>{}{}<output class="ml-readout" aria-live="polite">Point at a word to '
         "see who wrote it; or focus the text and use the arrow keys.</output>{}{}</div>",
         kind, len(latest), count(len(trace), "token"), _legend(latest, colours),
-        strip(latest, colours, KEYS), note,
-        heat_map(latest, colours, done=done),
+        strip(latest, colours, KEYS), note, heat_map(latest, colours, done=done),
     )  # fmt: skip
 
 

@@ -87,14 +87,12 @@ def loss_curves(
         figure.add_hline(y=base_loss, line={"color": INK, "dash": "dot", "width": 1.5})
         figure.add_annotation(
             text="base model", x=1, xref="paper", y=base_loss, xanchor="right", yanchor="bottom",
-            showarrow=False,
-            font={"size": 11, "color": INK},
+            showarrow=False, font={"size": 11, "color": INK},
         )  # fmt: skip
     if train and not validation:
         figure.add_annotation(
             text=NO_CURVE, x=1, xref="paper", y=1, yref="paper", xanchor="right", yanchor="top",
-            align="right", showarrow=False,
-            font={"size": 11, "color": INK},
+            align="right", showarrow=False, font={"size": 11, "color": INK},
         )  # fmt: skip
     if steps:
         figure.update_xaxes(range=[0, steps * 1.015])  # room for half of the last marker

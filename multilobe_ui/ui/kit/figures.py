@@ -112,11 +112,8 @@ def share_bar(
     spoken = ", ".join(f"{name} {percent(weights[name])}" for name in order[:6])
     return html(
         '<div class="ml-shares"><div role="img" aria-label="{}: {}">{}</div>{}</div>',
-        label,
-        spoken,
-        parts,
-        below,
-    )
+        label, spoken, parts, below,
+    )  # fmt: skip
 
 
 def _legend(weights: Mapping[str, float], order: Sequence[str], colours: Mapping[str, str]) -> Markup:

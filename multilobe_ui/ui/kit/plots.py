@@ -91,8 +91,7 @@ def _curve(
     elif len(points) >= NOISY:
         figure.add_scatter(
             **places(shown), yaxis=axis, mode="lines", line={"color": tone, "width": 1}, opacity=0.3,
-            showlegend=False,
-            hoverinfo="skip", name=name,
+            showlegend=False, hoverinfo="skip", name=name,
         )  # fmt: skip
         shown = decimate(smoothed(points))
     mode = "lines"
@@ -167,12 +166,9 @@ def prompt_map_figure(map: PromptMap, colours: Mapping[str, str], prompt: str = 
         "showline": False,
     }
     figure = empty_figure(
-        440,
-        margin={"l": 6, "r": 6, "t": 8, "b": 8},
-        legend={"y": -0.02, "yanchor": "top"},
-        xaxis=hidden,
+        440, margin={"l": 6, "r": 6, "t": 8, "b": 8}, legend={"y": -0.02, "yanchor": "top"}, xaxis=hidden,
         yaxis={**hidden, "scaleanchor": "x"},
-    )
+    )  # fmt: skip
     for name in map.lobes:
         _lobe_on_the_map(figure, map, name, colour(colours.get(name)))
     if map.prompt is not None and np.isfinite(map.prompt).all():
@@ -187,8 +183,7 @@ def _lobe_on_the_map(figure: go.Figure, map: PromptMap, name: str, tone: str) ->
     texts += [""] * (len(rows) - len(texts))
     figure.add_scatter(
         **_on_the_map(rows[::every]), mode="markers", name=title, legendgroup=title, text=texts[::every],
-        showlegend=False,
-        marker={"color": tone, "size": 6, "opacity": 0.45},
+        showlegend=False, marker={"color": tone, "size": 6, "opacity": 0.45},
         hovertemplate=html("<b>{}</b><br>%{{text}}<extra></extra>", title),
     )  # fmt: skip
     figure.add_scatter(

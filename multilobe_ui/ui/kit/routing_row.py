@@ -21,6 +21,7 @@ from . import guard
 from .figures import share_bar
 from .guard import friendly
 from .html import Markup, around, escape, html, joined
+from .pulse import QUICK
 from .table import bare
 from .text import colour, score
 
@@ -69,23 +70,16 @@ class RoutingRow:
             with gr.Row(elem_id="routing-line"):
                 self.router = gr.Dropdown(
                     router_choices(views), value=DEFAULT, label="Router", elem_id="routing-router",
-                    interactive=True, scale=2,
-                    min_width=180,
+                    interactive=True, scale=2, min_width=180,
                 )  # fmt: skip
                 self.mode = gr.Radio(
                     list(MODE_TITLES), value=AUTO.mode, label="How many lobes answer", elem_id="routing-mode",
                     scale=3, min_width=280,
                 )  # fmt: skip
             self.k = gr.Slider(
-                2,
-                MOST_K,
-                2,
-                step=1,
-                label="k",
-                info="lobes that answer together",
-                visible=False,
+                2, MOST_K, 2, step=1, label="k", info="lobes that answer together", visible=False,
                 elem_id="routing-k",
-            )
+            )  # fmt: skip
             self.about = bare(about_router(views, DEFAULT), elem_id="routing-about")
 
     def build_mix(self) -> None:
@@ -95,10 +89,9 @@ class RoutingRow:
         with gr.Column(visible=False, elem_id="mix") as self.mix:
             self.which = gr.Dropdown(
                 [name for name, _ in lobes], value=[name for name, _ in lobes[:MOST_SLIDERS]],
-                multiselect=True,
-                label=f"Lobes to mix, at most {MOST_SLIDERS}", visible=len(lobes) > MOST_SLIDERS,
-                elem_id="mix-which",
-                max_choices=MOST_SLIDERS, interactive=True,
+                multiselect=True, label=f"Lobes to mix, at most {MOST_SLIDERS}",
+                visible=len(lobes) > MOST_SLIDERS, elem_id="mix-which", max_choices=MOST_SLIDERS,
+                interactive=True,
             )  # fmt: skip
             with gr.Row(elem_id="mix-sliders"):
                 self.sliders = [self._slider(i, lobes) for i in range(MOST_SLIDERS)]
@@ -116,17 +109,16 @@ class RoutingRow:
 
     def wire(self, choice: Any, box: Any) -> None:
         """`choice` says who answers, `box` holds the message that is being written."""
-        quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         settings: list[Any] = [self.router, self.mode, self.k]
         for control in settings:
-            control.input(self.settings_changed, settings, [self.fold, self.k, self.about], **quick)
-        choice.change(_mixes, choice, [self.mix, self.fold], **quick)
+            control.input(self.settings_changed, settings, [self.fold, self.k, self.about], **QUICK)
+        choice.change(_mixes, choice, [self.mix, self.fold], **QUICK)
         moved = [self.names, *self.sliders]
         for slider in self.sliders:
             # `change` and not `input`: weights that the router filled in count as well
-            slider.change(self.summed, moved, self.sum, trigger_mode="always_last", **quick)
+            slider.change(self.summed, moved, self.sum, trigger_mode="always_last", **QUICK)
         shown = [self.names, self.which, *self.sliders, self.sum]
-        self.which.input(self.choose, [self.which, self.names, *self.sliders], shown, **quick)
+        self.which.input(self.choose, [self.which, self.names, *self.sliders], shown, **QUICK)
         filling: dict[str, Any] = {
             "api_visibility": "private",
             "concurrency_limit": 4,
@@ -134,7 +126,7 @@ class RoutingRow:
         }
         self.fill.click(self.take_weights, [box, *settings, self.names], [*shown, box], **filling)
         self.example.click(self.try_example, [*settings, self.names], [*shown, box], **filling)
-        self.zero.click(lambda: [0] * MOST_SLIDERS, None, self.sliders, **quick)
+        self.zero.click(lambda: [0] * MOST_SLIDERS, None, self.sliders, **QUICK)
 
     # ---- handlers --------------------------------------------------------------------------------
 
@@ -204,7 +196,7 @@ class RoutingRow:
         when(
             self.refresh, [self.router, self.mode, self.k, self.names, *self.sliders],
             [self.router, self.fold, self.about, self.names, self.which, *self.sliders, self.sum],
-            queue=False, show_progress="hidden", api_visibility="private",
+            **QUICK,
         )  # fmt: skip
 
     @friendly(quiet=True)
@@ -228,8 +220,7 @@ class RoutingRow:
         names = [name for name, _ in lobes] + [f"lobe {place + 1}"] * MOST_SLIDERS
         return gr.Slider(
             0, 1, 0, step=0.05, label=names[place], visible=place < len(lobes), elem_id=f"mix-{place}",
-            min_width=100,
-            buttons=[], interactive=True,
+            min_width=100, buttons=[], interactive=True,
         )  # fmt: skip
 
 

@@ -45,8 +45,7 @@ class DataSide:
         bare(heading("Your examples", "A file of prompts and answers: JSONL, JSON, CSV or Parquet."))
         self.file = gr.File(
             label="Training file", file_types=[".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt"],
-            type="filepath",
-            height=180, elem_id="train-file",
+            type="filepath", height=180, elem_id="train-file",
         )  # fmt: skip
         bare(Markup('<p class="ml-faint train-or">or try one of ours</p>'))
         self.samples: dict[str, gr.Button] = {}
@@ -94,20 +93,16 @@ class DataSide:
         private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
         report = [
             self.report, self.lengths, self.mapping, self.prompt_column, self.answer_column, self.skip_bad,
-            self.name,
-            self.start, self.source,
+            self.name, self.start, self.source,
         ]  # fmt: skip
         known = [self.name, self.source, self.settings["max_length"]]
         self.file.upload(self.use_file, [self.file, *known], report, show_progress_on=self.file, **private)
         self.file.clear(self.use_nothing, None, report, **QUICK)
         for domain, button in self.samples.items():
             button.click(
-                partial(self.use_sample, domain),
-                known,
-                [self.file, *report],
-                show_progress="hidden",
+                partial(self.use_sample, domain), known, [self.file, *report], show_progress="hidden",
                 **private,
-            )
+            )  # fmt: skip
         columns = [self.prompt_column, self.answer_column]
         for column in columns:
             column.input(self.use_columns, [*columns, *known], report, show_progress="hidden", **private)
@@ -220,8 +215,7 @@ class DataSide:
             choices = gr.update(choices=list(error.columns), value=None)
         return (
             shown(refusal_card(error, label)), hidden, gr.update(visible=bool(source)), choices, choices,
-            hidden, gr.skip(),
-            gr.update(interactive=False), source,
+            hidden, gr.skip(), gr.update(interactive=False), source,
         )  # fmt: skip
 
     def _free_name(self, label: str) -> str:

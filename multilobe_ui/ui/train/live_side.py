@@ -56,13 +56,9 @@ class LiveSide:
         bare(heading("Live training", "It goes on if you close this page; come back any time."))
         self.card = bare(EMPTY_CARD, elem_id="train-card")
         self.plot = gr.Plot(
-            show_label=False,
-            label="Loss curves",
-            container=False,
-            visible=False,
-            elem_id="train-plot",
+            show_label=False, label="Loss curves", container=False, visible=False, elem_id="train-plot",
             buttons=[],
-        )
+        )  # fmt: skip
         self.status = bare(status_html(NOTHING_YET), elem_id="train-status")
         with gr.Row(elem_classes="train-actions"):
             small: dict[str, Any] = {"size": "sm", "visible": False, "min_width": 110}
@@ -82,8 +78,7 @@ class LiveSide:
         self.runs = pickable(visible=False, elem_id="train-runs")
         self.compared = gr.Plot(
             show_label=False, label="Compared loss curves", container=False, visible=False,
-            elem_id="train-compare",
-            buttons=[],
+            elem_id="train-compare", buttons=[],
         )  # fmt: skip
 
     def wire(self, learning_rate: Any) -> None:
@@ -95,8 +90,7 @@ class LiveSide:
         }
         self.outputs = [
             self.status, self.card, self.plot, *self.buttons.values(), self.runs_heading, self.runs,
-            self.compared,
-            learning_rate, self.seen,
+            self.compared, learning_rate, self.seen,
         ]  # fmt: skip
         self.looking: dict[str, Any] = {
             "fn": self.look, "inputs": [self.shown, self.ticked, self.seen, self.token], "outputs": self.outputs, **QUICK

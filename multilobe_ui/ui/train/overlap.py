@@ -18,6 +18,7 @@ import gradio as gr
 from ...errors import MultiLobeError
 from ..kit import guard
 from ..kit.guard import friendly
+from ..kit.pulse import QUICK
 from ..kit.table import bare, shown
 from .overlap_card import failed_card, new_name, overlap_card, overlap_figure, waiting_card
 
@@ -54,7 +55,6 @@ class OverlapCard:
     def wire(self, source: Any, fraction: Any, seed: Any, file: Any) -> None:
         """Follow `source` (a gr.State of what the tab knows of its data), the settings of the
         split, and the file's removal."""
-        quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
         private: dict[str, Any] = {
             "api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None,
             "trigger_mode": "always_last",
@@ -62,7 +62,7 @@ class OverlapCard:
         outputs = [self.card, self.fold, self.map, self.seen]
         for changed in (source.change, fraction.blur, fraction.submit, seed.blur, seed.submit):
             changed(self.look, [source, fraction, seed, self.seen], outputs, **private)
-        file.clear(self.nothing, None, outputs, **quick)
+        file.clear(self.nothing, None, outputs, **QUICK)
 
     @friendly
     def look(self, source: Any, fraction: Any, seed: Any, seen: Any) -> Iterator[Outputs]:

@@ -45,12 +45,9 @@ class TrainTab:
         live.build_list()
         live.wire(data.settings["learning_rate"])
         started = data.start.click(
-            self.begin,
-            [live.token, *data.inputs],
-            [live.shown, live.seen],
-            api_visibility="private",
+            self.begin, [live.token, *data.inputs], [live.shown, live.seen], api_visibility="private",
             concurrency_limit=None,
-        )
+        )  # fmt: skip
         started.success(**live.looking, js=scroll_to("#train-card"))
 
     def watch(self, pulse: Pulse) -> None:
