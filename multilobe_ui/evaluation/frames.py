@@ -1,4 +1,5 @@
-"""Results of experiments as tables of numbers (pandas), for the page, for CSV and for scripts. Pure: from a result's JSON.
+"""Results of experiments as tables of numbers (pandas), for the page, for CSV and for scripts.
+Pure: from a result's JSON.
 
 What was not measured is NaN or None.
 """
@@ -15,7 +16,8 @@ Result = Mapping[str, Any]
 BASE = "base model"
 ORACLE = "the right lobe"
 COSTS = [
-    "time", "router", "stage", "lobes", "route_ms", "first_token_ms", "prompt_tokens", "answer_tokens", "seconds",
+    "time", "router", "stage", "lobes", "route_ms", "first_token_ms", "prompt_tokens", "answer_tokens",
+    "seconds",
     "tokens_per_second", "resident", "resident_bytes", "stopped",
 ]  # fmt: skip
 CHECKED = {"same": "logits", "files_same": "files", "fingerprint_same": "base"}
@@ -43,14 +45,16 @@ def confusion_frame(result: Result, router: str) -> pd.DataFrame:
 
 
 def calibration_frame(own: Result) -> pd.DataFrame:
-    """Of one router: by bin of confidence how many prompts it has, how sure the router was of them, and the share right."""
+    """Of one router: by bin of confidence how many prompts it has, how sure the router was of them,
+    and the share right."""
     bins = {f"{100 * each['low']:.0f} to {100 * each['high']:.0f} %": each for each in own.get("calibration") or ()}
     frame = _frame(bins, ["low", "high", "count", "confidence", "accuracy"])
     return frame[frame["count"].fillna(0) > 0]
 
 
 def abstention_frame(own: Result) -> pd.DataFrame:
-    """Of one router: by the least confidence at which lobes would answer, the share that they answer, and the share right of it."""
+    """Of one router: by the least confidence at which lobes would answer, the share that they
+    answer, and the share right of it."""
     steps = {f"{100 * each['threshold']:.0f} %": each for each in own.get("abstention") or ()}
     return _frame(steps, ["answered", "accuracy"])
 
@@ -73,7 +77,8 @@ def losses_frame(result: Result) -> pd.DataFrame:
 
 
 def answers_frame(result: Result) -> pd.DataFrame:
-    """Exact match and F1 of short answers by dataset, of the base, of routed answers, and of the right lobe."""
+    """Exact match and F1 of short answers by dataset, of the base, of routed answers, and of the
+    right lobe."""
     titles = {"base": BASE, "routed": "routed", "oracle": ORACLE}
     measured = result.get("task") or {}
     columns = pd.MultiIndex.from_product([titles.values(), ["exact", "f1"]])
@@ -84,20 +89,23 @@ def answers_frame(result: Result) -> pd.DataFrame:
 
 
 def forgetting_frame(result: Result) -> pd.DataFrame:
-    """A forgetting check: whether each lobe is the same (None: not known), and how far its logits are from what they were."""
+    """A forgetting check: whether each lobe is the same (None: not known), and how far its logits
+    are from what they were."""
     lobes = {str(lobe.get("name", "")): lobe for lobe in result.get("lobes") or ()}
     return _frame(lobes, ["same", "files_same", "fingerprint_same", "max_difference", "mean_kl"])
 
 
 def contrast_frame(contrast: Result) -> pd.DataFrame:
-    """Losses of one adapter that learns one domain after another, and the lobes' own, in nats per answer token."""
+    """Losses of one adapter that learns one domain after another, and the lobes' own, in nats per
+    answer token."""
     losses = {contrast[which]: contrast["losses"][which] for which in ("first", "second")}
     return _frame(losses, ["base", "after_first", "after_second", "lobe"])
 
 
 def merge_frame(result: Result) -> pd.DataFrame:
-    """Losses on each parent's data: of the base, every parent, the exact mixture and the merge; the share of the parent's own
-    gain over the base that the merge keeps (None of what is taken away, or gains nothing)."""
+    """Losses on each parent's data: of the base, every parent, the exact mixture and the merge; the
+    share of the parent's own gain over the base that the merge keeps (None of what is taken away,
+    or gains nothing)."""
     weights = dict(result.get("parents") or ())
     rows = {str(row["dataset"]): row for row in result.get("losses") or ()}
     cells = {
@@ -109,7 +117,8 @@ def merge_frame(result: Result) -> pd.DataFrame:
 
 
 def search_frame(result: Result) -> pd.DataFrame:
-    """A row for each trial of a search for weights: the weights, the loss, and whether it was the best so far."""
+    """A row for each trial of a search for weights: the weights, the loss, and whether it was the
+    best so far."""
     trials = [trial for trial in result.get("trials") or () if "loss" in trial]
     weights = pd.DataFrame([trial.get("weights") or {} for trial in trials])
     return weights.assign(loss=[trial["loss"] for trial in trials], best=[trial.get("best") for trial in trials])
@@ -154,5 +163,6 @@ def _frame(rows: Mapping[str, Result] | None, columns: Sequence[str]) -> pd.Data
     """A row for each mapping, with these of its values."""
     given = rows or {}
     return pd.DataFrame(
-        [[own.get(column) for column in columns] for own in given.values()], index=list(given), columns=columns
+        [[own.get(column) for column in columns] for own in given.values()], index=list(given),
+        columns=columns
     )

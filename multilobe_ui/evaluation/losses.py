@@ -19,7 +19,7 @@ from ..lobes.weights import Mix
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS
-from ..settings import check
+from ..settings import check, check_all, setting
 from ..training.batches import TokenRows, answer_losses
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 from .loss_table import Array, Choice, LossTable, share_of_exact
@@ -33,25 +33,22 @@ FILES = "files of other prompts and answers"
 class LossSettings:
     """What is asked of a loss matrix."""
 
-    most_rows: int = 64
-    """At most so many rows of each dataset."""
-    router: str = ""
-    """Name of the router that is held against the oracle; "" is the model's own."""
-    task: bool = True
-    """Whether datasets of short answers are answered, too, and the answers marked."""
-    max_length: int = 512
-    """Longest row in tokens; longer rows are cut (the answer is kept before the prompt)."""
-    task_rows: int = 16
-    """At most so many rows of each dataset are answered."""
+    most_rows: int = setting(
+        64, "Rows of each dataset, at most", "More rows: surer numbers, longer to wait.", low=1, high=10_000
+    )
+    router: str = setting("", "", "The router that is held against the oracle. Empty: the model's own.")
+    task: bool = setting(
+        True, "Also answer, where answers are short",
+        "Writes answers out and compares them with those wanted: exact match and F1. Takes longer.",
+    )  # fmt: skip
+    max_length: int = setting(
+        512, "", "Longest row in tokens; of longer rows the answer is kept first.", low=8, high=1_000_000
+    )
+    task_rows: int = setting(16, "", "Most rows of each dataset that are answered.", low=1, high=1000)
 
     def __post_init__(self) -> None:
-        for name, low, high in (("most_rows", 1, 10_000), ("max_length", 8, 1_000_000), ("task_rows", 1, 1000)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            check(whole and low <= value <= high, name, value, f"a whole number from {low:,} to {high:,}")
-        known = isinstance(self.router, str) and self.router in ("", *ROUTERS)
-        check(known, "router", self.router, f"empty, or one of {', '.join(ROUTERS)}")
-        check(isinstance(self.task, bool), "task", self.task, "true or false")
+        check_all(self)
+        check(self.router in ("", *ROUTERS), "router", self.router, f"empty, or one of {', '.join(ROUTERS)}")
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,9 @@ class LossMatrix:
         return asdict(self)
 
 
-def loss_matrix(bank: LobeBank, lobes: Sequence[str], datasets: Mapping[str, Sequence[Example]], max_length: int = 512) -> Array:
+def loss_matrix(
+    bank: LobeBank, lobes: Sequence[str], datasets: Mapping[str, Sequence[Example]], max_length: int = 512
+) -> Array:
     """Mean NLL per answer token, in nats, of every dataset under the base (first row) and every lobe: (lobes + 1, datasets).
 
     Args:
@@ -185,7 +184,9 @@ def _datasets(rows: Sequence[LabelledRow], most: int) -> tuple[dict[str, list[La
     if not kept:
         nobody = "no lobe has kept rows with answers"
         what = f"{', '.join(left_out)}: no row has an answer" if left_out else nobody
-        raise DataError(f"There is nothing to measure losses on ({what}). Give a file with the columns \"input\" and \"output\".")
+        raise DataError(
+            f'There is nothing to measure losses on ({what}). Give a file with the columns "input" and "output".'
+        )
     return kept, left_out
 
 
@@ -207,9 +208,7 @@ class _Measuring:
         name = settings.router or model.routers.default
         self.router = model.routers.named(name)
         if not self.router.is_fitted:
-            raise RoutingError(
-                f"{title_of(name)} has not been fitted yet. Fit it under Routers, or choose another."
-            )
+            raise RoutingError(f"{title_of(name)} has not been fitted yet. Fit it under Routers, or choose another.")
         own = [rows[0].lobe for rows in datasets.values()]
         self.table = LossTable(list(dict.fromkeys([*model.routers.context().lobes, *filter(None, own)])), own)
         self.marks: dict[str, dict[str, Any]] = {}
@@ -271,7 +270,9 @@ class _Measuring:
         """The table of losses, lobe by lobe."""
         bank, table = self.model.bank, self.table
         longest = min(self.settings.max_length, bank.backbone.context_length)
-        tokenised = [TokenRows(bank.backbone, [row.example for row in rows], longest) for rows in self.datasets.values()]
+        tokenised = [
+            TokenRows(bank.backbone, [row.example for row in rows], longest) for rows in self.datasets.values()
+        ]
         for place, name in enumerate((None, *table.lobes)):
             for j, rows in enumerate(tokenised):
                 if self.stop.is_set():

@@ -32,7 +32,7 @@ from ..lobes.store import Lobe, same_name
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import RoutingRows
-from ..settings import check
+from ..settings import check, check_all, setting
 from .combining import Composition, combine
 from .cost import losses
 from .kinds import COMBINATIONS, possible
@@ -51,16 +51,14 @@ class MergeSettings:
     Attributes:
         lobes: (name, weight) of each; a mapping, or the lists that JSON makes of pairs, will do.
         combination: a name of `COMBINATIONS`. rank: of those that end in an SVD; None is the largest of the lobes' ranks.
-        density: share of the numbers that pruning keeps. seed: of what is dropped at random.
-        most_rows: of each parent, on which losses are measured.
     """
 
     lobes: Pairs = ()
     combination: str = "cat"
-    rank: int | None = None
-    density: float = 0.5
-    seed: int = 0
-    most_rows: int = 24
+    rank: int | None = setting(None, "Rank", "0: the largest of the lobes", low=1, high=4096)
+    density: float = setting(0.5, "Density", "share of the numbers that are kept", above=0, high=1)
+    seed: int = setting(0, "Seed", "of what is dropped", low=0, high=2**32 - 1)
+    most_rows: int = setting(24, "", "Of each parent, on which losses are measured.", low=1, high=10_000)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lobes", _pairs(self.lobes))
@@ -69,10 +67,7 @@ class MergeSettings:
             fine = math.isfinite(weight) and weight != 0 and abs(weight) <= 100
             check(fine, f"weight of {name}", weight, "a number from -100 to 100 other than 0; leave out a lobe without weight")
         check(self.combination in COMBINATIONS, "combination", self.combination, f"one of {', '.join(COMBINATIONS)}")
-        check(self.rank is None or 1 <= self.rank <= 4096, "rank", self.rank, "from 1 to 4096, or None for the lobes' own")
-        check(0 < self.density <= 1, "density", self.density, "above 0 and at most 1 (which drops nothing)")
-        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
-        check(1 <= self.most_rows <= 10_000, "most_rows", self.most_rows, "from 1 to 10,000")
+        check_all(self)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ..evaluation.labelled import LabelledRow, load_rows, write_rows
 from ..lobes.store import Lobe, same_name
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
-from ..settings import check
+from ..settings import check, check_all, setting
 from .merge import MOST_LOBES, parents_of, rows_of, spread
 from .search import Trial, search_weights
 
@@ -24,18 +24,13 @@ MOST_EXAMPLES = 64
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What is searched.
-
-    Attributes:
-        lobes: their names. budget: trials. penalty: nats that a mean |weight| of 1 costs. seed: the same gives the same trials.
-        rows: of each lobe, if no examples are given.
-    """
+    """What is searched. `lobes` are names."""
 
     lobes: tuple[str, ...] = ()
-    budget: int = 40
-    penalty: float = 0.05
-    seed: int = 0
-    rows: int = 8
+    budget: int = setting(40, "Trials", "", low=2, high=1000)
+    penalty: float = setting(0.05, "Penalty", "nats for a mean weight of 1; keeps weights small", low=0, high=100)
+    seed: int = setting(0, "", "The same gives the same trials.", low=0, high=2**32 - 1)
+    rows: int = setting(8, "", "Of each lobe, if no examples are given.", low=1, high=MOST_EXAMPLES)
 
     def __post_init__(self) -> None:
         fine = isinstance(self.lobes, (list, tuple)) and all(isinstance(name, str) for name in self.lobes)
@@ -44,10 +39,7 @@ class SearchSettings:
         check(1 <= len(self.lobes) <= MOST_LOBES, "lobes", len(self.lobes), f"1 to {MOST_LOBES}; choose at least one")
         for i, name in enumerate(self.lobes):
             check(not any(same_name(name, other) for other in self.lobes[:i]), "lobes", name, "named once")
-        check(2 <= self.budget <= 1000, "budget", self.budget, "from 2 to 1000 trials")
-        check(0 <= self.penalty <= 100, "penalty", self.penalty, "from 0 to 100")
-        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
-        check(1 <= self.rows <= MOST_EXAMPLES, "rows", self.rows, f"from 1 to {MOST_EXAMPLES}")
+        check_all(self)
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,12 @@ class SearchResult:
 
 
 def run_search(
-    model: MultiLobeModel, settings: SearchSettings, *, data: Path | None = None, made: Path | None = None, stop: threading.Event
+    model: MultiLobeModel,
+    settings: SearchSettings,
+    *,
+    data: Path | None = None,
+    made: Path | None = None,
+    stop: threading.Event,
 ) -> Generator[Progress, None, SearchResult]:
     """The experiment "search": on the rows of `data`, else on some of each lobe's own.
 
@@ -135,7 +132,9 @@ def given_rows(rows: Sequence[LabelledRow]) -> list[Example]:
     """Examples out of a person's file. Raises DataError if no row has an answer."""
     found = [row.example for row in rows if row.answer]
     if not found:
-        raise DataError("The examples have no answers, so no loss can be measured on them. Give prompts with their answers.")
+        raise DataError(
+            "The examples have no answers, so no loss can be measured on them. Give prompts with their answers."
+        )
     return [found[i] for i in spread(len(found), MOST_EXAMPLES)]
 
 

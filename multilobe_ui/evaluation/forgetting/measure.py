@@ -22,7 +22,7 @@ from ...lobes.store import Lobe, same_name
 from ...model import MultiLobeModel
 from ...progress import Progress, finish
 from ...routers import RoutingRows
-from ...settings import TrainingConfig, check, from_json
+from ...settings import TrainingConfig, check, check_all, from_json, setting
 from ...training.lobe import StepRecord, train_lobe
 from .drift import Contrast, Domain, Drift, farthest
 from .snapshot import Snapshot, taking
@@ -42,34 +42,21 @@ STOPPED = "The check was stopped before one adapter had learned both domains. Ch
 class ForgettingSettings:
     """What is trained, and how long."""
 
-    newest: str = ""
-    """The lobe whose rows are trained on again; "" takes the newest that has kept rows with answers."""
-    first: str = ""
-    """The lobe whose rows one adapter learns first; "" takes, with `second`, the two that mean the most different things."""
-    second: str = ""
-    """The lobe whose rows it learns after those."""
-    contrast: bool = True
-    """False leaves the single adapter out: the check alone takes a third of the time."""
-    rows: int = 96
-    """Most training rows of each lobe."""
-    held_out: int = 24
-    """Most rows of each lobe to measure losses on: held-out rows, or training rows where it held out none."""
-    epochs: int = 4
-    """Passes over the rows, in every training."""
-    probes: int = 12
-    """Prompts on which logits are compared, besides a few everyday ones."""
-    seed: int = 0
+    newest: str = setting("", "", "The lobe whose rows are trained on again. Empty: the newest with rows and answers.")
+    first: str = setting("", "One adapter learns first", "The domain that may be forgotten.")
+    second: str = setting("", "and then", "Automatic: the two that differ most.")
+    contrast: bool = setting(True, "", "False leaves the single adapter out: the check alone takes a third of the time.")
+    rows: int = setting(96, "", "Most training rows of each lobe.", low=FEWEST_ROWS, high=100_000)
+    held_out: int = setting(
+        24, "", "Most rows of each lobe to measure on: held out, or trained where none are.", low=1, high=100_000
+    )
+    epochs: int = setting(4, "", "Passes over the rows, in every training.", low=1, high=1000)
+    probes: int = setting(12, "", "Prompts on which logits are compared, besides a few everyday ones.", low=1, high=1000)
+    seed: int = setting(0, "", "Same seed, same rows: same check.", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
-        for name in ("newest", "first", "second"):
-            check(isinstance(getattr(self, name), str), name, getattr(self, name), 'the name of a lobe, or ""')
+        check_all(self)
         check(not self.first or not same_name(self.first, self.second), "second", self.second, "another lobe than the first")
-        check(isinstance(self.contrast, bool), "contrast", self.contrast, "true or false")
-        check(FEWEST_ROWS <= self.rows <= 100_000, "rows", self.rows, f"at least {FEWEST_ROWS}")
-        check(1 <= self.held_out <= 100_000, "held_out", self.held_out, "at least 1")
-        check(1 <= self.epochs <= 1000, "epochs", self.epochs, "a whole number from 1 to 1000")
-        check(1 <= self.probes <= 1000, "probes", self.probes, "from 1 to 1000")
-        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
 
 
 def forgetting_check(

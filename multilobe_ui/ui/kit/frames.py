@@ -1,6 +1,7 @@
 """Tables of numbers (pandas) on the page and as CSV. Pure.
 
-A table's words come from callbacks that draw a head, a row or a cell, so that one function makes every table of results.
+A table's words come from callbacks that draw a head, a row or a cell, so that one function makes
+every table of results.
 """
 
 from __future__ import annotations
@@ -60,8 +61,10 @@ def frame_table(
 
     Args:
         kind: the table's class. cell: (row's label, column's label, value) → its `td`.
-        row: (label, cells) → its `tr`. head: a column's label → its `th`. corner: the head above the rows' heads.
-        foot: rows at its end. scroll: class of the box. label: what the box is called, for those who scroll it by keyboard.
+        row: (label, cells) → its `tr`. head: a column's label → its `th`. corner: the head above
+            the rows' heads.
+        foot: rows at its end. scroll: class of the box. label: what the box is called, for those
+            who scroll it by keyboard.
     """
     known = frame.astype(object).where(frame.notna(), None)
     body = joined(

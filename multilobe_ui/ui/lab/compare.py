@@ -1,7 +1,9 @@
-"""The Lab's section "Compare": one prompt, up to four answers that grow side by side, and a vote for the best.
+"""The Lab's section "Compare": one prompt, up to four answers that grow side by side, and a vote
+for the best.
 
-What is compared lives on the server in the visitor's own session, so a vote is always for answers that this visitor was shown.
-A comparison is one generator; closing it (Stop, a closed page) ends the generation at once.
+What is compared lives on the server in the visitor's own session, so a vote is always for answers
+that this visitor was shown. A comparison is one generator; closing it (Stop, a closed page) ends
+the generation at once.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ Step = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Shown:
-    """What this visitor's page shows. `places` on the page of the columns that were used; `voted` once it has been."""
+    """What this visitor's page shows. `places` on the page of the columns that were used; `voted`
+    once it has been."""
 
     prompt: str = ""
     places: tuple[int, ...] = ()
@@ -57,27 +60,29 @@ class Shown:
 
 
 class CompareSection:
-    """See the module's text. Call `build` inside gr.Blocks, then `follow` whatever tells that the lobes have changed."""
+    """See the module's text. Call `build` inside gr.Blocks, then `follow` whatever tells that the
+    lobes have changed."""
 
     title = "Compare"
     about = (
-        "One prompt, up to four answers side by side: the base, the router's choice, any lobe, any mixture. They are rows of one "
-        "batch with the same seed, so what differs is only who answers."
+        "One prompt, up to four answers side by side: the base, the router's choice, any lobe, any mixture. "
+        "They are rows of one batch with the same seed, so what differs is only who answers."
     )
     panels: Sequence[ExperimentPanel] = ()
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
-    # ---- layout ------------------------------------------------------------------------------------------------------
+    # ---- layout ----------------------------------------------------------------------------------
 
     def build(self) -> None:
         self.state = gr.State(Shown())
         self.known = gr.State(self._names())
         with gr.Row(elem_classes="lab-compare-ask"):
             self.prompt = gr.Textbox(
-                label="Prompt", show_label=False, container=False, lines=1, max_lines=8, max_length=LONGEST_PROMPT, scale=5,
-                placeholder="One prompt for all columns…", elem_id="lab-compare-prompt", min_width=240,
+                label="Prompt", show_label=False, container=False, lines=1, max_lines=8,
+                max_length=LONGEST_PROMPT, scale=5, placeholder="One prompt for all columns…",
+                elem_id="lab-compare-prompt", min_width=240,
             )  # fmt: skip
             self.run = gr.Button("Compare", variant="primary", elem_id="lab-compare-run", min_width=110)
             self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id="lab-compare-stop", min_width=110)
@@ -106,7 +111,8 @@ class CompareSection:
                 0, 2, 0, step=0.05, label="Temperature", info="0 is always the likeliest token", min_width=200
             )
             self.seed = gr.Textbox(
-                "", label="Seed", info="the same for all columns", placeholder="random", max_length=20, min_width=160
+                "", label="Seed", info="the same for all columns", placeholder="random", max_length=20,
+                min_width=160
             )
 
     def _column(self, place: int, choice: str, names: Sequence[str]) -> None:
@@ -122,8 +128,8 @@ class CompareSection:
                 **plain,
             )
             weights = gr.Textbox(
-                "", label=f"Weights of column {LETTERS[place]}", placeholder="python=0.6, maths=0.4", visible=False,
-                max_length=2000, elem_id=f"{at}-weights", **plain,
+                "", label=f"Weights of column {LETTERS[place]}", placeholder="python=0.6, maths=0.4",
+                visible=False, max_length=2000, elem_id=f"{at}-weights", **plain,
             )  # fmt: skip
             self.choosers.append(who)
             self.weights.append(weights)
@@ -146,7 +152,8 @@ class CompareSection:
         quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
         asked = [self.prompt, self.limit, self.temperature, self.seed, *self.choosers, *self.weights]
         answering: dict[str, Any] = {
-            "outputs": self.outputs, "concurrency_limit": 2, "concurrency_id": "lab-compare", "show_progress": "minimal",
+            "outputs": self.outputs, "concurrency_limit": 2, "concurrency_id": "lab-compare",
+            "show_progress": "minimal",
             "show_progress_on": self.summary, "api_visibility": "private",
         }  # fmt: skip
         # one event of both, so that Enter does not begin another one meanwhile
@@ -156,7 +163,8 @@ class CompareSection:
             chooser.change(partial(self.picked, place), [chooser, weights, self.state], [weights, card], **quick)
         # through the queue, for without it Gradio shows no word of thanks
         voting: dict[str, Any] = {
-            "inputs": self.state, "outputs": [*self.best, self.tie, self.state, self.counts], "concurrency_limit": None,
+            "inputs": self.state, "outputs": [*self.best, self.tie, self.state, self.counts],
+            "concurrency_limit": None,
             "show_progress": "hidden", "api_visibility": "private",
         }  # fmt: skip
         for place, button in enumerate([*self.best, self.tie]):
@@ -170,13 +178,15 @@ class CompareSection:
         return [*self.cards, *self.best, self.tie, self.run, self.stop, self.summary, self.state]
 
     def follow(self, when: Callable[..., Any]) -> None:
-        """Offer the lobes that there are whenever the event listener `when` fires (a change, a page's load)."""
+        """Offer the lobes that there are whenever the event listener `when` fires (a change, a
+        page's load)."""
         when(
-            self.refresh, [self.known, self.state, *self.choosers], [self.known, self.summary, *self.choosers],
-            queue=False, show_progress="hidden", api_visibility="private",
+            self.refresh, [self.known, self.state, *self.choosers],
+            [self.known, self.summary, *self.choosers], queue=False, show_progress="hidden",
+            api_visibility="private",
         )  # fmt: skip
 
-    # ---- handlers: a comparison --------------------------------------------------------------------------------------
+    # ---- handlers: a comparison ------------------------------------------------------------------
 
     @friendly
     def compare(self, prompt: Any, limit: Any, temperature: Any, seed: Any, *told: Any) -> Iterator[Step]:
@@ -237,7 +247,7 @@ class CompareSection:
         told = self._laid_out(drawn, shown.places)
         return *told, *_votes(shown), *_buttons(False), summary(shown.comparison, shown.places, ended=True), gr.skip()
 
-    # ---- handlers: votes and feedback --------------------------------------------------------------------------------
+    # ---- handlers: votes and feedback ------------------------------------------------------------
 
     @friendly
     def vote(self, place: int | None, state: Any) -> Step:
@@ -271,11 +281,12 @@ class CompareSection:
     def count(self) -> Markup:
         return feedback_line(self.studio.lab.feedback_counts(), self.studio.shared)
 
-    # ---- handlers: choosing ------------------------------------------------------------------------------------------
+    # ---- handlers: choosing ----------------------------------------------------------------------
 
     @friendly(quiet=True)
     def picked(self, place: int, choice: Any, weights: Any, state: Any) -> tuple[Any, Any]:
-        """A column was given to somebody. A mixture asks for weights, and begins with an example; an answer stays."""
+        """A column was given to somebody. A mixture asks for weights, and begins with an example;
+        an answer stays."""
         names = self._names()[:2]
         example = ", ".join(f"{name}={weight}" for name, weight in zip(names, (0.6, 0.4), strict=False))
         value = weights if isinstance(weights, str) and weights.strip() else example
@@ -302,7 +313,7 @@ class CompareSection:
         return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
 
 
-# ---- plain values ----------------------------------------------------------------------------------------------------
+# ---- plain values --------------------------------------------------------------------------------
 
 
 def _note(names: Sequence[str]) -> Markup:
@@ -320,7 +331,8 @@ def _empty(used: Container[int], words: str) -> list[str]:
 
 
 def _votes(shown: Shown | None, chosen: int | None = -1) -> list[Any]:
-    """The vote buttons, and that for a tie: on once there is something to vote on. `chosen`: what was voted for, -1 is not yet."""
+    """The vote buttons, and that for a tie: on once there is something to vote on. `chosen`: what
+    was voted for, -1 is not yet."""
     on = shown is not None and shown.may_vote
     best = [
         gr.update(

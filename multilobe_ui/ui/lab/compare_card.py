@@ -1,4 +1,5 @@
-"""One column of a comparison as HTML: who answers, the answer with its differences marked, and what it cost. Pure."""
+"""One column of a comparison as HTML: who answers, the answer with its differences marked, and what
+it cost. Pure."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def summary(comparison: Comparison, places: Sequence[int], *, ended: bool = Fals
     if comparison.done:
         small = html(' <span class="ml-faint">{}.</span>', ", ".join(_cost(comparison)))
     return html(
-        '<p class="lab-compare-sum" role="status">{}{}</p>', _difference(comparison, LETTERS[places[0]], ended), small
+        '<p class="lab-compare-sum" role="status">{}{}</p>',
+        _difference(comparison, LETTERS[places[0]], ended), small
     )
 
 
@@ -128,11 +130,12 @@ def _card(answer: Answer, colours: Colours, letter: str, note: str, agreement: A
     if _is_mixed(answer):
         mixture = share_bar(decision.weights, colours, "Weights of the lobes")
     return html(
-        '<article class="lab-compare-card" style="--c:{}"><header><span>{}</span><i></i><b>{}</b></header>{}{}'
-        '<p class="lab-compare-why">{}</p><div class="lab-compare-text">{}</div>{}{}</article>',
-        tone, letter, text.answerer(decision), around('<p class="lab-compare-sure">{}</p>', _certainty(answer)), mixture,
-        text.decision_sentence(decision), _text(answer, agreement, done), around('<p class="lab-compare-note">{}</p>', note),
-        _facts(answer),
+        '<article class="lab-compare-card" '
+        'style="--c:{}"><header><span>{}</span><i></i><b>{}</b></header>{}{}<p '
+        'class="lab-compare-why">{}</p><div class="lab-compare-text">{}</div>{}{}</article>', tone, letter,
+        text.answerer(decision), around('<p class="lab-compare-sure">{}</p>', _certainty(answer)), mixture,
+        text.decision_sentence(decision), _text(answer, agreement, done),
+        around('<p class="lab-compare-note">{}</p>', note), _facts(answer),
     )  # fmt: skip
 
 

@@ -64,7 +64,8 @@ def mixture_of(said: Any, names: Sequence[str], what: str) -> dict[str, float]:
     """Lobe's name → weight, out of "python=0.6, maths=40 %".
 
     Raises:
-        ConfigError: it cannot be read, a weight out of 0 to 1, a lobe twice, or all weights zero. LobeError: no such lobe.
+        ConfigError: it cannot be read, a weight out of 0 to 1, a lobe twice, or all weights zero.
+        LobeError: no such lobe.
     """
     line = guard.a_text(said, f"The mixture of {what}", 2000)
     found: dict[str, float] = {}
@@ -81,7 +82,8 @@ def mixture_of(said: Any, names: Sequence[str], what: str) -> dict[str, float]:
         lobe = next((known for known in names if same_name(known, name)), None)
         if lobe is None:
             raise LobeError(
-                f"There is no lobe {text.short(name, 40)!r} for the mixture of {what}. There are: {', '.join(names)}."
+                f"There is no lobe {text.short(name, 40)!r} for the mixture of {what}. There are: "
+                f"{', '.join(names)}."
             )
         if lobe in found:
             raise ConfigError(f"{what} has {lobe} twice in its mixture. Name each lobe once.")

@@ -14,7 +14,8 @@ from .parts import BASE, Colours, Result, asking, if_stopped, named, remarks, si
 MOST_SHOWN = 100
 HEADS = {"before": "Right without corrections", "after": "Right with them", "change": "Change", "seconds": "Fit"}
 EMPTY = Markup(
-    '<p class="rc-empty">No corrections yet. Click a number of a matrix above, then a prompt, and say who should answer it. '
+    '<p class="rc-empty">No corrections yet. Click a number of a matrix above, then a prompt, and say who '
+    'should answer it. '
     "The routers can then be fitted again with what you said, and you see what changes before it counts.</p>"
 )
 
@@ -36,14 +37,16 @@ def _correction(one: Mapping[str, Any], colours: Colours) -> Markup:
         state = "in force"
     made = ", ".join([*(when(time) for time in [one.get("created")] if time), state])
     return html(
-        '<li><p title="{}">{}</p><p class="rc-move">{}<small>{}</small><button type="button" data-row="forget|{}" '
-        'aria-label="Remove the correction of: {}">Remove</button></p></li>',
-        words[:500], short(words, 180), _from_to(one.get("was"), one.get("lobe"), colours), made, one["id"], short(words, 60),
+        '<li><p title="{}">{}</p><p class="rc-move">{}<small>{}</small><button type="button" '
+        'data-row="forget|{}" aria-label="Remove the correction of: {}">Remove</button></p></li>',
+        words[:500], short(words, 180), _from_to(one.get("was"), one.get("lobe"), colours), made, one["id"],
+        short(words, 60),
     )  # fmt: skip
 
 
 def refit_card(result: Result, colours: Colours) -> Markup:
-    """What a refit with the corrections would change: each router's score, the corrected prompts, and all others that move."""
+    """What a refit with the corrections would change: each router's score, the corrected prompts,
+    and all others that move."""
     routers = result.get("routers") or {}
     if not routers:
         return asking("No router was fitted again.")
@@ -54,11 +57,13 @@ def refit_card(result: Result, colours: Colours) -> Markup:
     learned = sum(same(one["after"], one["wanted"]) for one in corrections)
     notes = joined(around("<p>{}</p>", since_the_fit(own)) for own in routers.values())
     return html(
-        '<div class="rc rc-trial">{}<p class="rc-headline"><b>{} of {}</b> answered as you said after the refit.{}</p>'
+        '<div class="rc rc-trial">{}<p class="rc-headline"><b>{} of {}</b> answered as you said after the '
+        'refit.{}</p>'
         "{}{}{}{}{}{}</div>",
         kept, learned, count(len(corrections), "correction"), took(result, "In"), remarks(result),
         if_stopped(result, "Stopped early: this is what there was."), _table(result),
-        around('<div class="rc-since">{}</div>', notes), _moves("Your corrections", corrections, colours, " open"),
+        around('<div class="rc-since">{}</div>', notes),
+        _moves("Your corrections", corrections, colours, " open"),
         _moves(_changed_title(result), result.get("changed") or (), colours),
     )  # fmt: skip
 
@@ -87,8 +92,8 @@ def _table(result: Result) -> Markup:
         return td(f"{value:,.0f} of {of:,}")
 
     return frame_table(
-        frame[list(HEADS)], "rc-table rc-refit", cell=cell, row=row, head=lambda column: column_head(HEADS[column]),
-        corner=column_head("Router"), scroll="rc-scroll",
+        frame[list(HEADS)], "rc-table rc-refit", cell=cell, row=row,
+        head=lambda column: column_head(HEADS[column]), corner=column_head("Router"), scroll="rc-scroll",
     )  # fmt: skip
 
 
@@ -101,8 +106,9 @@ def _change(value: int) -> Markup:
 
 
 def since_the_fit(own: Result) -> str:
-    """What differs between the router that serves and the one before the corrections: lobes that came or went since it was
-    fitted, and what a fit to the present lobes alone changes. "" if nothing does."""
+    """What differs between the router that serves and the one before the corrections: lobes that
+    came or went since it was fitted, and what a fit to the present lobes alone changes. "" if
+    nothing does."""
     if own.get("error") or "now" not in own:
         return ""
     title = own.get("title") or "the router"
@@ -115,8 +121,8 @@ def since_the_fit(own: Result) -> str:
         changes.append("The refit knows the lobes that there are now.")
     if changes or own["now"] != own["before"]:
         changes.append(
-            f"As it serves now, {title} has {own['now']:,} of {own['of']:,} right; fitted anew to the present lobes, without your "
-            f"corrections, {own['before']:,}; with them {own['after']:,}."
+            f"As it serves now, {title} has {own['now']:,} of {own['of']:,} right; fitted anew to the "
+            f"present lobes, without your corrections, {own['before']:,}; with them {own['after']:,}."
         )
     return " ".join(changes)
 
@@ -140,13 +146,15 @@ def _changed_title(result: Result) -> str:
 
 
 def _moves(title: str, moves: Sequence[Mapping[str, Any]], colours: Colours, state: str = "") -> Markup:
-    """Prompts with who answered before, and who would after. `state` is " open" for a list that is unfolded."""
+    """Prompts with who answered before, and who would after. `state` is " open" for a list that is
+    unfolded."""
     if not moves:
         return html('<p class="rc-none">{}.</p>', title)
     items = joined(
         html(
             '<li class="is-{}"><p>{}</p><p class="rc-move">{}<small>{}</small></p></li>', *_verdict(move)[:1],
-            short(str(move["prompt"]), 180), _from_to(move["before"], move["after"], colours), *_verdict(move)[1:],
+            short(str(move["prompt"]), 180), _from_to(move["before"], move["after"], colours),
+            *_verdict(move)[1:],
         )
         for move in moves
     )  # fmt: skip

@@ -1,5 +1,5 @@
-"""How the result of an experiment looks: on the page, where a figure is a component of its own, and as a page that is taken away.
-Pure."""
+"""How the result of an experiment looks: on the page, where a figure is a component of its own, and
+as a page that is taken away. Pure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Drawing:
     """Functions of (result, colours), and of the records of a run at work (a list of `Progress.to_json`).
 
     Attributes:
-        card: the result. figure, below: what follows it. live: something to see while it runs, and `live_figure` a figure.
+        card: the result. figure, below: what follows it. live: something to see while it runs, and
+            `live_figure` a figure.
         taken_away: what only the page that is taken away has, since nothing can be clicked there.
     """
 
@@ -47,7 +48,8 @@ class Drawing:
 
 
 def report_page(title: str, created: str, parts: Sequence[Part]) -> str:
-    """A page that opens without the app, and without a network: the first figure brings all of plotly's script."""
+    """A page that opens without the app, and without a network: the first figure brings all of
+    plotly's script."""
     body, script = [], True
     for part in parts:
         if isinstance(part, go.Figure):

@@ -1,5 +1,5 @@
-"""What one ordinary adapter would have forgotten: two losses while it learns one domain and then another, beside the lobes' own.
-Pure."""
+"""What one ordinary adapter would have forgotten: two losses while it learns one domain and then
+another, beside the lobes' own. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ NATS = "nats per answer token"
 
 
 def contrast_head(result: Result) -> Markup:
-    """What stands above the figure: its heading and what it shows in a sentence; or why there is no contrast."""
+    """What stands above the figure: its heading and what it shows in a sentence; or why there is no
+    contrast."""
     contrast = result.get("contrast")
     if not contrast:
         return around(
@@ -42,7 +43,8 @@ def sentence(contrast: Result, lobe_kept: bool) -> Markup:
     one, other = contrast["rows"]
     how = f"The same LoRA learned {count(one, 'row')} of {first}, then {other:,} of {second}, trained as any lobe is."
     return html(
-        '<p class="fg-said">{}</p><p class="fg-how">{} {}</p>', _lost(contrast, lobe_kept), _left(contrast), how
+        '<p class="fg-said">{}</p><p class="fg-how">{} {}</p>', _lost(contrast, lobe_kept), _left(contrast),
+        how
     )
 
 
@@ -64,16 +66,18 @@ def _left(contrast: Result) -> str:
         return ""
     if kept <= 0:
         return (
-            f"Of what it had learned of {first} nothing was left: it ended worse than the base that had never seen it."
+            f"Of what it had learned of {first} nothing was left: it ended worse than the base that had "
+            f"never seen it."
         )
     return f"Of what it had learned of {first}, {percent(kept)} was left."
 
 
-# ---- the figure ------------------------------------------------------------------------------------------------------
+# ---- the figure ----------------------------------------------------------------------------------
 
 
 def drift_figure(result: Result, colours: Colours) -> go.Figure | None:
-    """Two lines over the steps, the lobes' flat ones, and the shaded loss between them; None without a curve."""
+    """Two lines over the steps, the lobes' flat ones, and the shaded loss between them; None
+    without a curve."""
     contrast = result.get("contrast") or {}
     points = list(contrast.get("curve") or ())
     if len(points) < 2:
@@ -99,18 +103,19 @@ def _frame(contrast: Result, last: float, top: float) -> go.Figure:
     """Axes, and what is learned above the two halves."""
     switch = contrast["switch"]
     figure = empty_figure(
-        HEIGHT, margin={"l": 52, "r": 46, "t": 30, "b": 82}, hovermode="x unified",
-        legend={"y": 0, "yref": "container", "yanchor": "bottom"},
+        HEIGHT, margin={"l": 52, "r": 46, "t": 30, "b": 98}, hovermode="x unified",
+        legend={"y": 0, "yref": "container", "yanchor": "bottom", "font": {"size": 11}},
     )  # fmt: skip
     figure.update_xaxes(title={"text": "step", "standoff": 4}, range=[0, last], **AXIS)
     figure.update_yaxes(
-        title={"text": "loss (nats)", "standoff": 6}, range=[0, top], tickformat=".3~g", hoverformat=".3f", **AXIS
+        title={"text": "loss (nats)", "standoff": 6}, range=[0, top], tickformat=".3~g", hoverformat=".3f",
+        **AXIS
     )
     figure.add_vline(x=switch, line={"color": INK, "dash": "dot", "width": 1.5})
     for start, which, what in ((0, "first", "it learns"), (switch, "second", "then it learns")):
         figure.add_annotation(
-            text=html("{} <b>{}</b>", what, short(contrast[which], 14)), x=start, xanchor="left", xshift=4, y=1, yref="paper",
-            yanchor="bottom", showarrow=False, font={"size": 11.5},
+            text=html("{} <b>{}</b>", what, short(contrast[which], 14)), x=start, xanchor="left", xshift=4,
+            y=1, yref="paper", yanchor="bottom", showarrow=False, font={"size": 11.5},
         )  # fmt: skip
     return figure
 
@@ -122,7 +127,8 @@ def _shade(figure: go.Figure, contrast: Result, tone: str) -> None:
     steps = [point["step"] for point in after]
     figure.add_scatter(
         x=[*steps, *steps[::-1]], y=[*(max(point["first"], reached) for point in after), *[reached] * len(after)],
-        fill="toself", fillcolor=tone, opacity=0.16, mode="none", name="forgotten", showlegend=False, hoverinfo="skip",
+        fill="toself", fillcolor=tone, opacity=0.16, mode="none", name="forgotten", showlegend=False,
+        hoverinfo="skip",
     )  # fmt: skip
     line = {"color": tone, "width": 1.5, "dash": "dot"}
     figure.add_scatter(x=steps, y=[reached] * len(steps), mode="lines", line=line, showlegend=False, hoverinfo="skip")
@@ -134,13 +140,14 @@ def _number_ends(figure: go.Figure, last: float, top: float) -> None:
     places = spread([1 - value / top for value, _ in ends], LEAST_GAP)
     for place, (value, tone) in zip(places, ends, strict=True):
         figure.add_annotation(
-            text=f"{value:.2f}", x=last, xanchor="left", xshift=4, y=top * (1 - place), yanchor="middle", showarrow=False,
-            font={"size": 12, "color": tone},
+            text=f"{value:.2f}", x=last, xanchor="left", xshift=4, y=top * (1 - place), yanchor="middle",
+            showarrow=False, font={"size": 12, "color": tone},
         )  # fmt: skip
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Ascending places from 0 to 1, moved so that neighbours are `gap` apart: up from the bottom, and down where the top ends."""
+    """Ascending places from 0 to 1, moved so that neighbours are `gap` apart: up from the bottom,
+    and down where the top ends."""
     moved, limit = list(places), 1.0
     for i in reversed(range(len(moved))):
         moved[i] = min(moved[i], limit)
@@ -152,7 +159,7 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-# ---- numbers ---------------------------------------------------------------------------------------------------------
+# ---- numbers -------------------------------------------------------------------------------------
 
 
 def contrast_table(result: Result, colours: Colours) -> Markup:
@@ -171,7 +178,8 @@ def contrast_table(result: Result, colours: Colours) -> Markup:
 
     def row(name: str, cells: Markup) -> Markup:
         return html(
-            "<tr>{}{}</tr>", row_head(named(f"on {name}", {f"on {name}": colours.get(name, "")}, "fg-name")), cells
+            "<tr>{}{}</tr>", row_head(named(f"on {name}", {f"on {name}": colours.get(name, "")}, "fg-name")),
+            cells
         )
 
     def cell(name: str, column: str, value: Any) -> Markup:
@@ -180,12 +188,13 @@ def contrast_table(result: Result, colours: Colours) -> Markup:
         return td(f"{value:.3f}")
 
     table = frame_table(
-        contrast_frame(contrast), "fg-losses", cell=cell, row=row, head=lambda column: column_head(titles[column]),
-        corner=column_head(""), scroll="fg-scroll",
+        contrast_frame(contrast), "fg-losses", cell=cell, row=row,
+        head=lambda column: column_head(titles[column]), corner=column_head(""), scroll="fg-scroll",
     )  # fmt: skip
     return html(
-        '{}<p class="fg-note">Loss in {}, {} ({}); lower is better. Your lobes learned from all their rows, for longer.</p>',
-        table, NATS, measured_on(contrast), " and ".join(f"{rows:,}" for rows in contrast["held_out"]),
+        '{}<p class="fg-note">Loss in {}, {} ({}); lower is better. Your lobes learned from all their rows, '
+        'for longer.</p>', table, NATS, measured_on(contrast),
+        " and ".join(f"{rows:,}" for rows in contrast["held_out"]),
     )  # fmt: skip
 
 

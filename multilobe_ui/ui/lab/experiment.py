@@ -1,7 +1,8 @@
-"""One kind of experiment on the page: run it, watch it, stop it, look at its earlier runs, take the result away.
+"""One kind of experiment on the page: run it, watch it, stop it, look at its earlier runs, take the
+result away.
 
-A section of the Lab tab draws its own controls, and hands its values to `wire`. As on the Train tab the job is the studio's:
-load, tick and every click end in the same read-only `view`.
+A section of the Lab tab draws its own controls, and hands its values to `wire`. As on the Train tab
+the job is the studio's: load, tick and every click end in the same read-only `view`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 Outputs = tuple[Any, ...]
 Asked = tuple[Mapping[str, Any], Sequence[tuple[str, Path]]] | tuple[Mapping[str, Any], Sequence[tuple[str, Path]], str]
-"""Settings of an experiment, its files as (what the person calls it, where it is), and perhaps the run whose rows to take."""
+"""Settings of an experiment, its files as (what the person calls it, where it is), and perhaps the
+run whose rows to take."""
 
 ACTIVE = ("running", "stopping")
 WORKING = (*ACTIVE, "queued")
@@ -47,7 +49,8 @@ class ExperimentPanel:
         name: of `lab.EXPERIMENTS`. drawing: makes the result. run: what the button says.
 
     Attributes:
-        result: the gr.HTML of the result; whatever has `data-row="…"` in it fires its `pick` event with {"id": "…"}.
+        result: the gr.HTML of the result; whatever has `data-row="…"` in it fires its `pick` event
+            with {"id": "…"}.
         seen: gr.State of what is on display; `seen["job"]` is the run's id, "" without one.
     """
 
@@ -64,8 +67,8 @@ class ExperimentPanel:
             self.stop = gr.Button("Stop", variant="stop", visible=False, elem_id=f"{place}-stop")
             self.cancel = gr.Button("Cancel", variant="stop", visible=False, elem_id=f"{place}-cancel")
             self.runs = gr.Dropdown(
-                [], label="Earlier runs", show_label=False, container=False, interactive=True, visible=False, min_width=180,
-                elem_id=f"{place}-runs",
+                [], label="Earlier runs", show_label=False, container=False, interactive=True, visible=False,
+                min_width=180, elem_id=f"{place}-runs",
             )  # fmt: skip
             small: dict[str, Any] = {"size": "sm", "visible": False}
             self.page = gr.DownloadButton("Download report", elem_id=f"{place}-page", **small)
@@ -84,7 +87,8 @@ class ExperimentPanel:
         return [self.run, self.stop, self.cancel, self.runs, *drawn, self.seen]
 
     def wire(self, asked: Callable[..., Asked], inputs: Sequence[Any]) -> None:
-        """Connect the buttons. `asked` turns the values of `inputs` into settings and files, or raises ConfigError."""
+        """Connect the buttons. `asked` turns the values of `inputs` into settings and files, or
+        raises ConfigError."""
         quick: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
         private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
         look: dict[str, Any] = {
@@ -194,7 +198,8 @@ class ExperimentPanel:
             return html('<p class="train-status">Waiting, place {} in the queue.</p>', job.place)
         if job.state not in ACTIVE:
             return html(
-                '<p class="train-warn">{}</p>', job.error or "The app was closed during this run. Run it again."
+                '<p class="train-warn">{}</p>',
+                job.error or "The app was closed during this run. Run it again."
             )
         percent = round(100 * job.step / max(1, job.steps or 0))
         who, step = Markup(), ""
@@ -203,10 +208,10 @@ class ExperimentPanel:
         if job.steps:
             step = f", {job.step:,} of {job.steps:,}"
         return html(
-            '<div class="train-bar {}" role="progressbar" aria-label="{}" aria-valuemin="0" aria-valuemax="100" '
-            'aria-valuenow="{}"><div style="width:{}%"></div></div><p class="train-status">{}{}.{}</p>{}',
-            job.state, self.run_label, percent, percent, job.phase or "Starting", step, who,
-            self.drawing.live(self.studio.metrics(job.id), colours),
+            '<div class="train-bar {}" role="progressbar" aria-label="{}" aria-valuemin="0" '
+            'aria-valuemax="100" aria-valuenow="{}"><div style="width:{}%"></div></div><p '
+            'class="train-status">{}{}.{}</p>{}', job.state, self.run_label, percent, percent,
+            job.phase or "Starting", step, who, self.drawing.live(self.studio.metrics(job.id), colours),
         )  # fmt: skip
 
     def _downloads(self, job: JobView | None, colours: Colours) -> Outputs:

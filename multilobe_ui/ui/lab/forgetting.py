@@ -1,4 +1,5 @@
-"""The forgetting check of the Lab: one click that proves that training leaves base and lobes alone, and shows the alternative."""
+"""The forgetting check of the Lab: one click that proves that training leaves base and lobes alone,
+and shows the alternative."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 AUTOMATIC = ""
 SHARED = (
-    "This server is shared, so it does not run the check: it trains for a minute or two. Run your own copy for that. "
-    "Results of its owner are shown."
+    "This server is shared, so it does not run the check: it trains for a minute or two. Run your own copy "
+    "for that. Results of its owner are shown."
 )
 QUICK: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
@@ -33,8 +34,9 @@ class ForgettingSection:
 
     title = "Forgetting"
     about = (
-        "Does a new lobe harm what was there? One click trains the newest lobe's rows again, and compares base and lobes to the "
-        "last bit. Then one ordinary adapter learns two of your domains in turn, and you see what it forgets."
+        "Does a new lobe harm what was there? One click trains the newest lobe's rows again, and compares "
+        "base and lobes to the last bit. Then one ordinary adapter learns two of your domains in turn, and "
+        "you see what it forgets."
     )
 
     def __init__(self, studio: Studio) -> None:

@@ -1,4 +1,5 @@
-"""The forgetting check as HTML: a verdict, what was compared, every lobe, and what one adapter would have forgotten. Pure.
+"""The forgetting check as HTML: a verdict, what was compared, every lobe, and what one adapter
+would have forgotten. Pure.
 
 What passed is said in words and marks, never by colour alone.
 """
@@ -17,7 +18,8 @@ from .parts import Colours, Result, named
 
 GOOD, BAD, UNKNOWN = "✓", "✗", "–"
 TITLES = {
-    "good": "Passed: nothing was forgotten", "bad": "Failed: something has changed", "wait": "Stopped before anything was trained",
+    "good": "Passed: nothing was forgotten", "bad": "Failed: something has changed",
+    "wait": "Stopped before anything was trained",
 }  # fmt: skip
 MARKS = {True: ("good", GOOD, "same"), False: ("bad", BAD, "changed"), None: ("none", UNKNOWN, "not known")}
 ON_DISK = {
@@ -28,7 +30,8 @@ ON_DISK = {
 
 
 def forgetting_card(result: Result, colours: Colours) -> Markup:
-    """The verdict and, above the figure of the contrast, what comes before it: what failed; or its own heading."""
+    """The verdict and, above the figure of the contrast, what comes before it: what failed; or its
+    own heading."""
     failed = Markup()
     if not _contrast_first(result):
         failed = _compared(result, colours)
@@ -60,7 +63,7 @@ def live(records: Sequence[Result], colours: Colours) -> Markup:
     return around('<p class="fg-live">{} nats per answer token</p>', losses)
 
 
-# ---- the verdict -----------------------------------------------------------------------------------------------------
+# ---- the verdict ---------------------------------------------------------------------------------
 
 
 def _verdict(result: Result) -> Markup:
@@ -71,8 +74,9 @@ def _verdict(result: Result) -> Markup:
         kind, mark, about = "wait", UNKNOWN, Markup("<p>Nothing is proven yet. Check again, and let it run.</p>")
     reasons = joined(html("<li>{}</li>", reason) for reason in result.get("reasons") or () if kind != "wait")
     return html(
-        '<header class="fg-verdict is-{}"><span class="fg-big" aria-hidden="true">{}</span><div><h3>{}</h3>{}{}</div></header>',
-        kind, mark, TITLES[kind], about, around('<ul class="fg-reasons">{}</ul>', reasons),
+        '<header class="fg-verdict is-{}"><span class="fg-big" '
+        'aria-hidden="true">{}</span><div><h3>{}</h3>{}{}</div></header>', kind, mark, TITLES[kind], about,
+        around('<ul class="fg-reasons">{}</ul>', reasons),
     )  # fmt: skip
 
 
@@ -115,7 +119,7 @@ def _same(result: Result) -> str:
     return f" Afterwards the {subject} the same to the last bit."
 
 
-# ---- what was compared -----------------------------------------------------------------------------------------------
+# ---- what was compared ---------------------------------------------------------------------------
 
 
 def _compared(result: Result, colours: Colours) -> Markup:
@@ -162,8 +166,8 @@ def _mark(same: bool | None) -> Markup:
     """✓, ✗ or –, with the word for those who do not see it."""
     kind, mark, word = MARKS[same]
     return html(
-        '<span class="fg-mark is-{}"><span aria-hidden="true">{}</span><span class="fg-hidden">{}</span></span>',
-        kind,
+        '<span class="fg-mark is-{}"><span aria-hidden="true">{}</span><span '
+        'class="fg-hidden">{}</span></span>', kind,
         mark,
         word,
     )
@@ -189,7 +193,7 @@ def _code(value: Any) -> Markup:
     return html('<code title="{}">{}</code>', whole, shown)
 
 
-# ---- lobes -----------------------------------------------------------------------------------------------------------
+# ---- lobes ---------------------------------------------------------------------------------------
 
 
 def _lobes(result: Result, colours: Colours) -> Markup:
@@ -207,8 +211,9 @@ def _lobes(result: Result, colours: Colours) -> Markup:
         return td(html('{} <span aria-hidden="true">{}</span>', _mark(same), apart[name]))
 
     table = frame_table(
-        frame[list(CHECKED)], "fg-lobes", cell=cell, row=row, head=lambda column: column_head(CHECKED[column].capitalize()),
-        corner=column_head("Lobe"), scroll="fg-scroll",
+        frame[list(CHECKED)], "fg-lobes", cell=cell, row=row,
+        head=lambda column: column_head(CHECKED[column].capitalize()), corner=column_head("Lobe"),
+        scroll="fg-scroll",
     )  # fmt: skip
     return html("<section><h4>Every lobe</h4>{}</section>", table)
 

@@ -1,4 +1,5 @@
-"""The box for labelled files, which several sections of the Lab have, and what it holds as files that may be read."""
+"""The box for labelled files, which several sections of the Lab have, and what it holds as files
+that may be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The Lab's section "Cost": the ledger of all answers, kept up to date while the page is open, to be taken away or begun anew."""
+"""The Lab's section "Cost": the ledger of all answers, kept up to date while the page is open, to
+be taken away or begun anew."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from ...app.studio import Studio
 
 SPEED = (
-    "Training, routing and answers with the present base and lobes, beside what the processor and its memory could do. "
-    "About a minute."
+    "Training, routing and answers with the present base and lobes, beside what the processor and its memory "
+    "could do. About a minute."
 )
 LATEST = 12
 MOST_SAVED = 100_000
@@ -36,8 +37,8 @@ class LedgerSection:
 
     title = "Cost"
     about = (
-        "Every answer is entered with what it cost: time to route, tokens read and written, speed, and the lobes in memory. No "
-        "prompt, no answer and no name of a person is kept."
+        "Every answer is entered with what it cost: time to route, tokens read and written, speed, and the "
+        "lobes in memory. No prompt, no answer and no name of a person is kept."
     )
 
     def __init__(self, studio: Studio) -> None:
@@ -91,7 +92,7 @@ class LedgerSection:
         recent = lab.ledger_recent(LATEST)
         return lab.ledger_totals(), recent, [text.when(cost.time) for cost in recent], self._names()
 
-    # ---- handlers ------------------------------------------------------------------------------------------------
+    # ---- handlers --------------------------------------------------------------------------------
 
     @friendly(quiet=True)
     def look(self) -> tuple[Any, ...]:

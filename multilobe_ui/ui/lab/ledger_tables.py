@@ -1,4 +1,5 @@
-"""What answers cost, as tables on the page and as files: a row for each router, and the latest answers. Pure."""
+"""What answers cost, as tables on the page and as files: a row for each router, and the latest
+answers. Pure."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ BASE_NAME = "Base model"
 BASE_COLOUR = "#8a93a0"
 MANUAL = "manual"
 EMPTY = Markup(
-    '<div class="ml-box ledger-empty"><b>No answer yet</b><p>Ask something in Chat: every answer is entered here with its '
+    '<div class="ml-box ledger-empty"><b>No answer yet</b><p>Ask something in Chat: every answer is entered '
+    'here with its '
     "time and tokens. What was asked and answered is not kept.</p></div>"
 )
 ROUTERS = {
-    "replies": ("Replies", "num"), "route_ms": ("Routing, ms", "num"), "first_token_ms": ("First token, ms", "num wide"),
+    "replies": ("Replies", "num"), "route_ms": ("Routing, ms", "num"),
+    "first_token_ms": ("First token, ms", "num wide"),
     "prompt_tokens": ("Tokens read", "num wide"), "answer_tokens": ("Tokens written", "num"),
     "tokens_per_second": ("Tokens/s", "num"), "by_lobe": ("Answered by", "extra"),
 }  # fmt: skip
@@ -57,7 +60,8 @@ def ledger_table(totals: Totals, titles: Names, colours: Names) -> Markup:
         cell=lambda name, column, value: _total(name, column, value, frame.loc[name], colours),
     )  # fmt: skip
     note = Markup(
-        '<p class="ledger-note">Milliseconds are medians. Tokens/s: all answer tokens in all seconds of generation, '
+        '<p class="ledger-note">Milliseconds are medians. Tokens/s: all answer tokens in all seconds of '
+        'generation, '
         "reading the prompt included.</p>"
     )
     return table + note
@@ -100,7 +104,7 @@ def _shares(by_lobe: Mapping[str, int], colours: Names) -> Markup:
     return share_bar(shares, {**colours, BASE_NAME: BASE_COLOUR}, "Answered by")
 
 
-# ---- single answers --------------------------------------------------------------------------------------------------
+# ---- single answers ------------------------------------------------------------------------------
 
 
 def recent_table(costs: Sequence[Cost], titles: Names, colours: Names) -> Markup:
@@ -160,7 +164,7 @@ def _cell(value: str, small: str, kind: str) -> Markup:
     return td(html("{}{}", value, around("<small>{}</small>", small)), kind=kind)
 
 
-# ---- files -----------------------------------------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def ledger_csv(costs: Sequence[Cost]) -> str:

@@ -26,8 +26,8 @@ class LossesSection:
 
     title = "Lobes"
     about = (
-        "Does each lobe earn its place? Every lobe is measured on everybody's data, the base model in the first row. The lobe of a "
-        "dataset should win its column; what wins nothing can go."
+        "Does each lobe earn its place? Every lobe is measured on everybody's data, the base model in the "
+        "first row. The lobe of a dataset should win its column; what wins nothing can go."
     )
 
     def __init__(self, studio: Studio) -> None:
@@ -41,8 +41,9 @@ class LossesSection:
             self.files = upload("losses-files", FILES)
             with gr.Column(min_width=280):
                 self.rows = gr.Number(
-                    ROWS, label="Rows of each dataset, at most", info="More rows: surer numbers, longer to wait.", precision=0,
-                    minimum=1, maximum=MOST_ROWS, elem_id="losses-rows",
+                    ROWS, label="Rows of each dataset, at most",
+                    info="More rows: surer numbers, longer to wait.", precision=0, minimum=1,
+                    maximum=MOST_ROWS, elem_id="losses-rows",
                 )  # fmt: skip
                 self.answer = gr.Checkbox(
                     True, label="Also answer, where answers are short", elem_id="losses-answer",

@@ -1,6 +1,7 @@
 """Does each lobe earn its place? Losses of every lobe on every dataset as HTML. Pure.
 
-`result` is the JSON of experiment "losses". Losses are mean NLL per answer token, in nats; perplexity is exp(loss).
+`result` is the JSON of experiment "losses". Losses are mean NLL per answer token, in nats;
+perplexity is exp(loss).
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ def losses_card(result: Result, colours: Colours) -> Markup:
     left_out = listed(map(str, result.get("left_out") or ()))
     return html(
         '<div class="ll"><p class="ll-headline">{}</p>{}{}{}{}{}'
-        '<p class="ll-note">Loss in nats per answer token, less is better; small: perplexity. ★ least of its column, framed: '
-        'the lobe\'s own data.{}</p><div class="ll-pair">{}{}</div></div>',
-        headline(result), remarks(result), if_stopped(result, "Stopped early: empty cells were not measured."),
+        '<p class="ll-note">Loss in nats per answer token, less is better; small: perplexity. ★ least of its '
+        'column, framed: the lobe\'s own data.{}</p><div class="ll-pair">{}{}</div></div>',
+        headline(result), remarks(result),
+        if_stopped(result, "Stopped early: empty cells were not measured."),
         around('<p class="train-ask">Left out, for want of answers: {}.</p>', left_out), warning(result),
-        matrix(result, colours), took(result, "Measured in"), gains(result, colours), answers(result, colours),
+        matrix(result, colours), took(result, "Measured in"), gains(result, colours),
+        answers(result, colours),
     )  # fmt: skip
 
 
@@ -66,7 +69,8 @@ def warning(result: Result) -> Markup:
     if len(idle) > 1:
         what = "them"
     return html(
-        '<p class="train-warn">{0} Train {1} longer or on more rows, or delete {1} in Manage: then routers have fewer lobes '
+        '<p class="train-warn">{0} Train {1} longer or on more rows, or delete {1} in Manage: then routers '
+        'have fewer lobes '
         "to choose from.</p>",
         joined((html("<b>{}</b> {}", name, _why_idle(result, name)) for name in idle), " "), what,
     )  # fmt: skip
@@ -85,7 +89,7 @@ def _why_idle(result: Result, name: str) -> str:
     return "adds nothing."
 
 
-# ---- the matrix ------------------------------------------------------------------------------------------------------
+# ---- the matrix ----------------------------------------------------------------------------------
 
 
 def matrix(result: Result, colours: Colours) -> Markup:
@@ -156,7 +160,7 @@ def perplexity(value: Any) -> str:
     return f"{found:.1e}"
 
 
-# ---- gains, scores ---------------------------------------------------------------------------------------------------
+# ---- gains, scores -------------------------------------------------------------------------------
 
 
 def gains(result: Result, colours: Colours) -> Markup:
@@ -168,14 +172,15 @@ def gains(result: Result, colours: Colours) -> Markup:
     kinds = dict.fromkeys(result.get("idle") or (), "is-idle")
     rows = joined(
         html(
-            '<li class="{0}" style="--c:{1};--w:{2:.1f}%"><span title="{3}">{3}</span><div><i></i></div><b>{4}</b></li>',
-            kinds.get(name, "is-chosen"), colour(colours.get(name)), 100 * max(0.0, gain[name]) / most, name,
-            signed(gain[name], "+.3f"),
+            '<li class="{0}" style="--c:{1};--w:{2:.1f}%"><span '
+            'title="{3}">{3}</span><div><i></i></div><b>{4}</b></li>', kinds.get(name, "is-chosen"),
+            colour(colours.get(name)), 100 * max(0.0, gain[name]) / most, name, signed(gain[name], "+.3f"),
         )
         for name in sorted(gain, key=lambda name: -gain[name])
     )  # fmt: skip
     return html(
-        "<section><h4>What each lobe gains on its own data <span>nats per answer token, over the base</span></h4>"
+        "<section><h4>What each lobe gains on its own data <span>nats per answer token, over the "
+        "base</span></h4>"
         '<div class="ml-bars"><ol>{}</ol></div></section>',
         rows,
     )
@@ -200,8 +205,8 @@ def answers(result: Result, colours: Colours) -> Markup:
     below = Markup()
     if is_number(result.get("task_share")):
         below = html(
-            '<p class="ll-said">Routed = <b>{} of oracle</b>, by exact matches: the oracle always asks the right lobe.</p>',
-            share(result["task_share"]),
+            '<p class="ll-said">Routed = <b>{} of oracle</b>, by exact matches: the oracle always asks the '
+            'right lobe.</p>', share(result["task_share"]),
         )
     return html("<section><h4>Short answers, written out <span>share of rows</span></h4>{}{}</section>", table, below)
 

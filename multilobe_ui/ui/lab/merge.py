@@ -1,4 +1,5 @@
-"""The Merge lab: choose lobes and weights, see what each way to combine them would cost, keep the one that is worth it."""
+"""The Merge lab: choose lobes and weights, see what each way to combine them would cost, keep the
+one that is worth it."""
 
 from __future__ import annotations
 
@@ -42,11 +43,12 @@ class MergePanel(ExperimentPanel):
         super().build()
         with gr.Row(visible=False, elem_id="merge-keep") as self.keep_row:
             self.called = gr.Textbox(
-                label="Name of the new lobe", placeholder="Law and medicine", max_lines=1, elem_id="merge-name"
+                label="Name of the new lobe", placeholder="Law and medicine", max_lines=1,
+                elem_id="merge-name"
             )
             self.routed = gr.Checkbox(
-                True, label="Let routers choose it", info="It shares its parents' prompts, so they compete for them.",
-                elem_id="merge-routed",
+                True, label="Let routers choose it",
+                info="It shares its parents' prompts, so they compete for them.", elem_id="merge-routed",
             )  # fmt: skip
             self.keep_it = gr.Button("Keep as a lobe", variant="primary", elem_id="merge-keep-it")
 
@@ -57,8 +59,9 @@ class MergePanel(ExperimentPanel):
     def wire(self, asked: Callable[..., Asked], inputs: Sequence[Any]) -> None:
         super().wire(asked, inputs)
         self.keep_it.click(
-            self.keep, [self.runs, self.seen, self.token, self.called, self.routed], [*self.outputs, self.called],
-            api_visibility="private", concurrency_limit=None, show_progress="hidden",
+            self.keep, [self.runs, self.seen, self.token, self.called, self.routed],
+            [*self.outputs, self.called], api_visibility="private", concurrency_limit=None,
+            show_progress="hidden",
         )  # fmt: skip
 
     def view(self, desk: Desk, picked: Any, seen: Any) -> Outputs:
@@ -79,7 +82,8 @@ class MergePanel(ExperimentPanel):
         name = guard.a_text(name, "The name of the new lobe", 80)
         kept = desk.lab.keep_merge(job, name, guard.a_flag(routed, "Let routers choose it"))
         gr.Info(
-            f"{escape(kept)} is a lobe now: chat with it, mix it, save it in a bundle.", title="Kept", duration=6
+            f"{escape(kept)} is a lobe now: chat with it, mix it, save it in a bundle.", title="Kept",
+            duration=6
         )
         return (*self.view(desk, job, {}), "")
 
@@ -112,8 +116,9 @@ class MergeSection:
 
     title = "Merge"
     about = (
-        "Make one new lobe out of several. Every way that PEFT offers can be tried, and before a merge is kept you see what it "
-        "costs: its rank and size, how far it is from the exact weighted sum, and how well it still does on each parent's data."
+        "Make one new lobe out of several. Every way that PEFT offers can be tried, and before a merge is "
+        "kept you see what it costs: its rank and size, how far it is from the exact weighted sum, and how "
+        "well it still does on each parent's data."
     )
 
     def __init__(self, studio: Studio) -> None:
@@ -134,11 +139,12 @@ class MergeSection:
             self.cards = bare(combination_cards({}, FIRST), js_on_load=script("table"), elem_id="merge-cards")
             with gr.Row(elem_id="merge-fields"):
                 self.density = gr.Slider(
-                    0.05, 1, 0.5, step=0.05, label="Density", info="share of the numbers that are kept", visible=False, buttons=[],
-                    elem_id="merge-density",
+                    0.05, 1, 0.5, step=0.05, label="Density", info="share of the numbers that are kept",
+                    visible=False, buttons=[], elem_id="merge-density",
                 )  # fmt: skip
                 whole: dict[str, Any] = {"precision": 0, "visible": False}
-                # without a minimum: an empty one sends 0, which Gradio would refuse before anybody here is asked
+                # without a minimum: an empty one sends 0, which Gradio would refuse before anybody
+                # here is asked
                 self.rank = gr.Number(
                     0, label="Rank", info="0: the largest of the lobes", elem_id="merge-rank", **whole
                 )
@@ -149,8 +155,8 @@ class MergeSection:
     def _build_weights(self, names: Sequence[str]) -> None:
         bare(html(STEP, "Lobes and weights"))
         self.which = gr.Dropdown(
-            list(names), value=[], multiselect=True, max_choices=MOST_SLIDERS, label=f"Lobes to merge, at most {MOST_SLIDERS}",
-            interactive=True, elem_id="merge-which",
+            list(names), value=[], multiselect=True, max_choices=MOST_SLIDERS,
+            label=f"Lobes to merge, at most {MOST_SLIDERS}", interactive=True, elem_id="merge-which",
         )  # fmt: skip
         with gr.Row(elem_id="merge-sliders", visible=False) as self.slider_row:
             self.sliders = [
@@ -165,9 +171,10 @@ class MergeSection:
     def _build_search(self) -> None:
         bare(
             Markup(
-                '<p class="merge-hint">A few examples are enough: weights are tried one after the other, without gradients, '
-                "and those that answer best are found. Without a file, rows that the lobes have kept are used: those held "
-                "out from training, if there are any.</p>"
+                '<p class="merge-hint">A few examples are enough: weights are tried one after the other, '
+                'without gradients, '
+                "and those that answer best are found. Without a file, rows that the lobes have kept are "
+                "used: those held out from training, if there are any.</p>"
             )
         )
         with gr.Row(elem_id="merge-search-form"):
@@ -177,7 +184,8 @@ class MergeSection:
             with gr.Column(min_width=220):
                 self.budget = gr.Slider(5, 200, 40, step=5, label="Trials", buttons=[], elem_id="merge-budget")
                 self.penalty = gr.Slider(
-                    0, 1, 0.05, step=0.01, label="Penalty", info="nats for a mean weight of 1; keeps weights small", buttons=[],
+                    0, 1, 0.05, step=0.01, label="Penalty",
+                    info="nats for a mean weight of 1; keeps weights small", buttons=[],
                     elem_id="merge-penalty",
                 )  # fmt: skip
         self.search.build()
@@ -209,10 +217,11 @@ class MergeSection:
         """Draw anew whenever the event listener `when` fires: lobes have come or gone."""
         when(self.refresh, [self.combination, self.names, *self.sliders], self.shown, **QUICK)
 
-    # ---- what is asked of the studio -----------------------------------------------------------------------------------
+    # ---- what is asked of the studio -------------------------------------------------------------
 
     def asked(self, names: Any, combination: Any, density: Any, rank: Any, seed: Any, *weights: Any) -> Asked:
-        """Settings of a merge. Raises ConfigError: no lobe with a weight, or a way in which these cannot be combined."""
+        """Settings of a merge. Raises ConfigError: no lobe with a weight, or a way in which these
+        cannot be combined."""
         used = {name: weight for name, weight in weights_of(names, weights).items() if weight}
         if not used:
             raise ConfigError(
@@ -243,11 +252,12 @@ class MergeSection:
         path = guard.an_upload(file, "The file of examples") if file else None
         return settings, [(Path(path).name, path)] if path else ()
 
-    # ---- handlers ------------------------------------------------------------------------------------------------------
+    # ---- handlers --------------------------------------------------------------------------------
 
     @friendly
     def choose(self, chosen: Any, combination: Any, names: Any, *weights: Any) -> tuple[Any, ...]:
-        """The person said which lobes. Weights follow their lobes; until one has been moved, all get equal shares."""
+        """The person said which lobes. Weights follow their lobes; until one has been moved, all
+        get equal shares."""
         known = [name for name, _ in self._lobes()]
         kept = [name for name in guard.some_names(chosen or [], "The lobes") if name in known][:MOST_SLIDERS]
         before = weights_of(names, weights)
@@ -310,7 +320,8 @@ class MergeSection:
         return (which, names, *sliders, some, several, card, kind, combination_cards(options, kind), *_fields(kind))
 
     def _options(self, names: Sequence[str]) -> Mapping[str, str]:
-        """For every combination "" or the reason against it; none while nothing is chosen, or the model is not there."""
+        """For every combination "" or the reason against it; none while nothing is chosen, or the
+        model is not there."""
         if not names or self.studio.status().base is None:
             return dict.fromkeys(COMBINATIONS, "")
         return self.studio.lab.merge_options(names)

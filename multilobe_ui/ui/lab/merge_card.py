@@ -29,14 +29,15 @@ BANDS = ((1e-4, "exact"), (0.1, "close"), (0.5, "part is lost"), (1.0, "much is 
 """Upper ends of the error of the delta, in words."""
 
 
-# ---- before: weights and ways to combine -------------------------------------------------------------------------------
+# ---- before: weights and ways to combine ---------------------------------------------------------
 
 
 def weight_card(weights: Mapping[str, float], names: Sequence[str], colours: Colours) -> Markup:
     """The sum of the weights and their shares, and each slider in its lobe's colour."""
     if not names:
         return Markup(
-            '<p class="merge-hint">Choose the lobes that the new one is made of: two or more, or one to make it weaker.</p>'
+            '<p class="merge-hint">Choose the lobes that the new one is made of: two or more, or one to make '
+            'it weaker.</p>'
         )
     used = {name: weight for name, weight in weights.items() if weight}
     total, below = "All weights are zero: move a slider", ""
@@ -54,7 +55,8 @@ def weight_card(weights: Mapping[str, float], names: Sequence[str], colours: Col
 
 
 def combination_cards(options: Mapping[str, str], picked: str) -> Markup:
-    """Every way to combine as a card that can be clicked; one that cannot be done says why. `options`: name → "" or the reason."""
+    """Every way to combine as a card that can be clicked; one that cannot be done says why.
+    `options`: name → "" or the reason."""
     shown = {name for _, _, names in FAMILIES for name in names}
     families = [*FAMILIES, ("More", "", tuple(name for name in COMBINATIONS if name not in shown))]
     blocks = joined(
@@ -76,16 +78,16 @@ def _card(name: str, reason: str, picked: bool) -> Markup:
     if reason:
         why = reason[:1].upper() + reason[1:].removesuffix(".") + "."
         return html(
-            '<div class="merge-type is-off" role="radio" aria-checked="false" aria-disabled="true">{}<small>{}</small></div>',
-            body, why,
+            '<div class="merge-type is-off" role="radio" aria-checked="false" '
+            'aria-disabled="true">{}<small>{}</small></div>', body, why,
         )  # fmt: skip
     return html(
-        '<button type="button" class="merge-type" role="radio" aria-checked="{}" data-row="{}" title="{}">{}</button>',
-        str(picked).lower(), name, about.source, body,
+        '<button type="button" class="merge-type" role="radio" aria-checked="{}" data-row="{}" '
+        'title="{}">{}</button>', str(picked).lower(), name, about.source, body,
     )  # fmt: skip
 
 
-# ---- after: what it costs ----------------------------------------------------------------------------------------------
+# ---- after: what it costs ------------------------------------------------------------------------
 
 
 def merge_result(result: Result, colours: Colours) -> Markup:
@@ -98,9 +100,10 @@ def merge_result(result: Result, colours: Colours) -> Markup:
         stopped = Markup('<p class="merge-note">Stopped before every loss was measured.</p>')
     return html(
         '<div class="merge-card"><header><h4>{}</h4>{}</header><p class="ml-faint">{}</p>{}{}'
-        '<p class="merge-advice" role="status">{}</p><div class="merge-pair"><div>{}{}</div><div>{}{}</div></div></div>',
-        result.get("combination", ""), state, result.get("says", ""), share_bar(dict(result["parents"]), colours, "Made of"),
-        _facts(result), result.get("advice", ""), _losses(result, colours), stopped, _scale(result.get("error")),
+        '<p class="merge-advice" role="status">{}</p><div '
+        'class="merge-pair"><div>{}{}</div><div>{}{}</div></div></div>', result.get("combination", ""), state,
+        result.get("says", ""), share_bar(dict(result["parents"]), colours, "Made of"), _facts(result),
+        result.get("advice", ""), _losses(result, colours), stopped, _scale(result.get("error")),
         _layers(result.get("layer_errors") or {}),
     )  # fmt: skip
 
@@ -133,9 +136,11 @@ def _scale(error: Any) -> Markup:
         part = math.log(error / low) / math.log(high / low)
     place = 100 * (here + min(1.0, max(0.0, part))) / len(BANDS)
     return html(
-        "<section><h4>Error of the delta <span>its distance from the exact weighted sum, as a share of that sum: 0 is the sum "
-        'itself, 1 as far off as no lobe at all</span></h4><div class="merge-scale" role="img" aria-label="Error of the delta {0}: '
-        '{1}" style="--at:{2:.1f}%;--shift:{3:.0f}%"><div>{4}</div><i></i><b>{0}</b></div></section>',
+        "<section><h4>Error of the delta <span>its distance from the exact weighted sum, as a share of that "
+        "sum: 0 is the sum "
+        'itself, 1 as far off as no lobe at all</span></h4><div class="merge-scale" role="img" '
+        'aria-label="Error of the delta {0}: {1}" '
+        'style="--at:{2:.1f}%;--shift:{3:.0f}%"><div>{4}</div><i></i><b>{0}</b></div></section>',
         _small(error), BANDS[here][1], place, -min(96.0, max(4.0, place)), words,
     )  # fmt: skip
 
@@ -177,8 +182,8 @@ def _losses(result: Result, colours: Colours) -> Markup:
     if not all(row.get("held_out") for row in rows):
         which = "rows (some lobes held none out, then trained ones)"
     return html(
-        "<section><h4>Loss on the data of each parent <span>nats per answer token, lower is better; {:,} {}</span></h4>{}{}"
-        "</section>",
+        "<section><h4>Loss on the data of each parent <span>nats per answer token, lower is better; {:,} "
+        "{}</span></h4>{}{}</section>",
         sum(row.get("rows", 0) for row in rows), which, table, note,
     )  # fmt: skip
 
@@ -223,7 +228,7 @@ def _strip_cell(error: float, module: str) -> Markup:
     return html('<i style="--a:{:.0f}%" title="{}: {}"></i>', 100 * min(1.0, error), module, words)
 
 
-# ---- small things ------------------------------------------------------------------------------------------------------
+# ---- small things --------------------------------------------------------------------------------
 
 
 def _parents(result: Result) -> list[tuple[str, float]]:
@@ -233,7 +238,8 @@ def _parents(result: Result) -> list[tuple[str, float]]:
 
 def _name(name: str, colours: Colours, columns: int) -> Markup:
     return html(
-        '<span class="merge-name" title="{}">{}{}</span>', name, dot(colours.get(name, "")), short(name, columns)
+        '<span class="merge-name" title="{}">{}{}</span>', name, dot(colours.get(name, "")),
+        short(name, columns)
     )
 
 

@@ -1,6 +1,8 @@
-"""The report card of the Lab: ask routers about labelled prompts, read what went wrong, correct it, and see what a refit changes.
+"""The report card of the Lab: ask routers about labelled prompts, read what went wrong, correct it,
+and see what a refit changes.
 
-What is picked (router, cell of its matrix, prompt) lives in the page. It comes from the browser, so it is looked up in the result.
+What is picked (router, cell of its matrix, prompt) lives in the page. It comes from the browser, so
+it is looked up in the result.
 """
 
 from __future__ import annotations
@@ -42,8 +44,9 @@ class ReportSection:
 
     title = "Report card"
     about = (
-        "Which router can be trusted? Give prompts of which you know who should answer them, and all routers are asked. Nothing is "
-        "generated. Click down to single prompts, correct what is wrong, and see what a refit would change before it counts."
+        "Which router can be trusted? Give prompts of which you know who should answer them, and all routers "
+        "are asked. Nothing is generated. Click down to single prompts, correct what is wrong, and see what "
+        "a refit would change before it counts."
     )
 
     def __init__(self, studio: Studio) -> None:
@@ -54,7 +57,7 @@ class ReportSection:
         self.refit = ExperimentPanel(studio, "refit", Drawing(refit_card), run="Try a refit with the corrections")
         self.panels: Sequence[ExperimentPanel] = (self.panel, self.refit)
 
-    # ---- layout --------------------------------------------------------------------------------------------------
+    # ---- layout ----------------------------------------------------------------------------------
 
     def build(self) -> None:
         """Call it inside gr.Blocks, in the tab or column where it belongs."""
@@ -67,7 +70,8 @@ class ReportSection:
             self.files = upload("report-files", FILES)
             with gr.Column(min_width=280):
                 self.routers = gr.CheckboxGroup(
-                    choices_of(views), value=names, label="Routers to ask", interactive=True, elem_id="report-routers"
+                    choices_of(views), value=names, label="Routers to ask", interactive=True,
+                    elem_id="report-routers"
                 )
                 self.missing = bare(missing(views), elem_id="report-missing")
         self.panel.build()
@@ -130,7 +134,7 @@ class ReportSection:
                 listen = opened.select if isinstance(opened, gr.Tab) else opened.load  # type: ignore[attr-defined]
                 listen(self.refresh, [self.routers, self.offered], offer, **quick)
 
-    # ---- handlers: asking ----------------------------------------------------------------------------------------
+    # ---- handlers: asking ------------------------------------------------------------------------
 
     def asked(self, files: Any, routers: Any) -> Asked:
         """Settings and files of a run; no router ticked is all that can be used. Raises ConfigError."""
@@ -144,7 +148,8 @@ class ReportSection:
         """A trial on the prompts of the report on display; without one, on the lobes' own rows."""
         if not self._all_told():
             raise ConfigError(
-                "There is no correction to learn from. Click a number of a matrix, then a prompt, and correct it."
+                "There is no correction to learn from. Click a number of a matrix, then a prompt, and "
+                "correct it."
             )
         job, result = self._result(seen)
         return {}, [], job if result else ""
@@ -159,11 +164,12 @@ class ReportSection:
         value = [name for name in names if name in ticked or name not in (offered or ())] or names
         return gr.update(choices=choices_of(views), value=value), names, missing(views), *self._told_updates()
 
-    # ---- handlers: looking closer ----------------------------------------------------------------------------------
+    # ---- handlers: looking closer ----------------------------------------------------------------
 
     @friendly(quiet=True)
     def redraw(self, seen: Any, picked: Any) -> Outputs:
-        """The result on display has changed: begin with its best router, or stay with the one that was picked."""
+        """The result on display has changed: begin with its best router, or stay with the one that
+        was picked."""
         job, result = self._result(seen)
         picked = picked if isinstance(picked, Mapping) else {}
         if not result:
@@ -211,7 +217,7 @@ class ReportSection:
         quote = prompt_card(result, colours, router, place)
         return (picked, details, prompts, gr.update(visible=True), quote, who, *curves)
 
-    # ---- handlers: correcting ------------------------------------------------------------------------------------
+    # ---- handlers: correcting --------------------------------------------------------------------
 
     @friendly
     def do_correct(self, request: gr.Request, seen: Any, picked: Any, who: Any, token: Any) -> Outputs:
@@ -283,7 +289,7 @@ class ReportSection:
         return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
 
 
-# ---- pure ------------------------------------------------------------------------------------------------------------
+# ---- pure ----------------------------------------------------------------------------------------
 
 
 def _parts_of_curves(result: Mapping[str, Any], router: str) -> Outputs:

@@ -1,7 +1,7 @@
 """Two curves of a report card: is a router as sure as it is right, and what does caution buy? Pure.
 
-All routers are thin grey lines and the picked one is strong, in the accent: colour elsewhere says which lobe. A point carries
-the id of its router, so that a click on a line picks it.
+All routers are thin grey lines and the picked one is strong, in the accent: colour elsewhere says
+which lobe. A point carries the id of its router, so that a click on a line picks it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ NOTHING_TO_COMPARE = "There is nothing to compare."
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure with its title, what it says in a sentence, and its numbers under the titles of their columns."""
+    """A figure with its title, what it says in a sentence, and its numbers under the titles of
+    their columns."""
 
     title: str
     sentence: str
@@ -48,7 +49,8 @@ class Curve:
         if self.numbers.empty:
             return Markup()
         table = frame_table(
-            self.numbers, "rc-numbers", corner=column_head(self.first_column), cell=_number, scroll="rc-scroll"
+            self.numbers, "rc-numbers", corner=column_head(self.first_column), cell=_number,
+            scroll="rc-scroll"
         )
         return html('<div class="rc"><details><summary>The numbers</summary>{}</details></div>', table)
 
@@ -62,8 +64,9 @@ def curves_of(result: Result, picked: str) -> tuple[Curve, Curve]:
     shares = {"answered": "Answered by lobes", "accuracy": "Right, of those"}
     return (
         Curve(
-            "Is it as sure as it is right?", calibration_sentence(own), _calibration(asked, picked, calibration),
-            calibration[list(counts)].rename(columns=counts), "Confidence",
+            "Is it as sure as it is right?", calibration_sentence(own),
+            _calibration(asked, picked, calibration), calibration[list(counts)].rename(columns=counts),
+            "Confidence",
         ),
         Curve(
             "What does caution buy?", abstention_sentence(own), _abstention(asked, picked),
@@ -111,7 +114,7 @@ def abstention_sentence(router: Result) -> str:
     return f"If lobes answered only the {share(answered)} that it is surest of, {share(right)} of those would be right."
 
 
-# ---- figures ---------------------------------------------------------------------------------------------------------
+# ---- figures -------------------------------------------------------------------------------------
 
 
 def _calibration(asked: Mapping[str, Result], picked: str, bins: pd.DataFrame) -> go.Figure:
@@ -130,7 +133,8 @@ def _calibration(asked: Mapping[str, Result], picked: str, bins: pd.DataFrame) -
     figure.add_bar(
         x=list(bins["low"] + width / 2), width=list(0.9 * width), y=list(bins["count"]),
         yaxis="y2", name="how many prompts", marker={"color": RUN, "opacity": 0.3},
-        hovertext=[f"{count(n, 'prompt')} at {bin} confidence" for bin, n in bins["count"].items()], hoverinfo="text",
+        hovertext=[f"{count(n, 'prompt')} at {bin} confidence" for bin, n in bins["count"].items()],
+        hoverinfo="text",
     )  # fmt: skip
     hidden = {"showgrid": False, "showticklabels": False, "zeroline": False, "fixedrange": True}
     figure.update_layout(yaxis={"domain": [0.17, 1]}, yaxis2={"domain": [0, 0.13], **hidden}, xaxis={"anchor": "y2"})
@@ -138,7 +142,8 @@ def _calibration(asked: Mapping[str, Result], picked: str, bins: pd.DataFrame) -
 
 
 def _abstention(asked: Mapping[str, Result], picked: str) -> go.Figure:
-    """Share right of the prompts that lobes answer, over how many they answer: the base gets those the router is least sure of."""
+    """Share right of the prompts that lobes answer, over how many they answer: the base gets those
+    the router is least sure of."""
     rights = [right for own in asked.values() for _, right in abstention_points(own)]
     low = math.floor(min(rights, default=0.0) * 10 + 1e-9) / 10
     figure = _figure("share of prompts that lobes answer", "right, of those", min(low, 0.9))
@@ -147,13 +152,15 @@ def _abstention(asked: Mapping[str, Result], picked: str) -> go.Figure:
 
 
 def _add_lines(
-    figure: go.Figure, asked: Mapping[str, Result], picked: str, points: Callable[[Result], Points], words: str
+    figure: go.Figure, asked: Mapping[str, Result], picked: str, points: Callable[[Result], Points],
+    words: str
 ) -> None:
     """A line for every router, the picked one last so that it lies on top."""
     for name in sorted(asked, key=lambda name: name == picked):
         title = str(asked[name].get("title") or name)
         look: dict[str, object] = {
-            "name": OTHERS, "line": {"color": INK, "width": 1.5}, "opacity": 0.55, "mode": "lines", "legendgroup": OTHERS,
+            "name": OTHERS, "line": {"color": INK, "width": 1.5}, "opacity": 0.55, "mode": "lines",
+            "legendgroup": OTHERS,
             "showlegend": not any(trace.name == OTHERS for trace in figure.data),
         }  # fmt: skip
         if name == picked:
@@ -166,15 +173,15 @@ def _add_lines(
         own = points(asked[name])
         figure.add_scatter(
             x=[x for x, _ in own], y=[y for _, y in own], customdata=[f"router|{name}"] * len(own),
-            hovertemplate=html("<b>{}</b><br>{}<extra></extra>", title, words), **look,
+            hovertemplate=html("<b>{}</b><br>{}<extra></extra>", title, words), cliponaxis=False, **look,
         )  # fmt: skip
 
 
 def _figure(below: str, beside: str, low: float) -> go.Figure:
     """Both axes are shares; `low` is where the upright one begins."""
     figure = empty_figure(
-        HEIGHT, margin={"l": 52, "r": 12, "t": 10, "b": 78}, hovermode="closest",
-        legend={"y": 0, "yref": "container", "yanchor": "bottom"},
+        HEIGHT, margin={"l": 52, "r": 12, "t": 10, "b": 98}, hovermode="closest",
+        legend={"y": 0, "yref": "container", "yanchor": "bottom", "font": {"size": 11}},
     )  # fmt: skip
     room = 0.02 * (1 - low)
     figure.update_xaxes(title={"text": below, "standoff": 6}, range=[0, 1.01], tickformat=".0%", **AXIS)

@@ -1,7 +1,8 @@
 """The report card as HTML: all routers in one table, then one router in detail, down to single prompts. Pure.
 
-`result` is the JSON of experiment "report": labels ("" means that no lobe fits), prompts, and for each router what it decided. What
-can be clicked carries data-row: "router|name", "cell|router|wanted|decided" (places in the labels), "prompt|place".
+`result` is the JSON of experiment "report": labels ("" means that no lobe fits), prompts, and for
+each router what it decided. What can be clicked carries data-row: "router|name",
+"cell|router|wanted|decided" (places in the labels), "prompt|place".
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def report_card(result: Result, colours: Colours) -> Markup:
 def headline(result: Result) -> Markup:
     """Which router is right most often, and of how many prompts.
 
-    Where a router could not be asked everything, nobody knows whether it would have been first, and that is said.
+    Where a router could not be asked everything, nobody knows whether it would have been first, and
+    that is said.
     """
     asked = [
         own | {"title": _title(result, name)}
@@ -82,12 +84,14 @@ def headline(result: Result) -> Markup:
     if not torn:
         return answer
     return html(
-        "{} could not be asked everything, so no router is the best here. Of the others, {}", listed(torn), answer
+        "{} could not be asked everything, so no router is the best here. Of the others, {}", listed(torn),
+        answer
     )
 
 
 def best_router(result: Result, default: str = "") -> str:
-    """The router to show first: the default if it was asked, else the one that is right most often; "" if none was."""
+    """The router to show first: the default if it was asked, else the one that is right most often;
+    "" if none was."""
     asked = {name: own for name, own in (result.get("routers") or {}).items() if not own.get("error")}
     if default in asked:
         return default
@@ -133,7 +137,8 @@ def _summary(result: Result) -> Markup:
 
     corner = column_head("Router", title="Click one for its details")
     return frame_table(
-        report_frame(result)[COLUMNS], "rc-table", cell=cell, row=row, head=_head, corner=corner, scroll="rc-scroll"
+        report_frame(result)[COLUMNS], "rc-table", cell=cell, row=row, head=_head, corner=corner,
+        scroll="rc-scroll"
     )
 
 
@@ -146,7 +151,7 @@ def _of(own: Result) -> str:
     return f"{own['right']:,} of {own['of']:,}"
 
 
-# ---- one router ------------------------------------------------------------------------------------------------------
+# ---- one router ----------------------------------------------------------------------------------
 
 
 def router_details(result: Result, colours: Colours, router: str, cell: Cell | None = None) -> Markup:
@@ -155,8 +160,9 @@ def router_details(result: Result, colours: Colours, router: str, cell: Cell | N
     if not own or own.get("error") or not own.get("of"):
         return Markup()
     return html(
-        '<div class="rc rc-detail"><style>.rc-table tr[data-row={}] > * {{ background: var(--color-accent-soft); }}</style>'
-        '<div class="rc-head"><h3>{}</h3><p>{} right. Click a number to read its prompts; click another line, or a row above, '
+        '<div class="rc rc-detail"><style>.rc-table tr[data-row={}] > * {{ background: '
+        'var(--color-accent-soft); }}</style><div class="rc-head"><h3>{}</h3><p>{} right. Click a number to '
+        'read its prompts; click another line, or a row above, '
         "for another router.</p></div>{}</div>",
         Markup(css_string(f"router|{router}")), _title(result, router), _of(own),
         matrix_and_scores(result, colours, router, partial(_button, result, router, cell)),
@@ -181,12 +187,14 @@ def all_matrices(result: Result, colours: Colours) -> Markup:
 def matrix_and_scores(result: Result, colours: Colours, router: str, number: NumberCell) -> Markup:
     return html(
         '<div class="rc-pair">{}{}</div>',
-        confusion_matrix(confusion_frame(result, router), colours, number), label_scores(result, colours, router),
+        confusion_matrix(confusion_frame(result, router), colours, number),
+        label_scores(result, colours, router),
     )  # fmt: skip
 
 
 def confusion_matrix(confusion: pd.DataFrame, colours: Colours, number: NumberCell) -> Markup:
-    """Rows: the label wanted. Columns: who was chosen. What is right has its lobe's colour, what is wrong is red.
+    """Rows: the label wanted. Columns: who was chosen. What is right has its lobe's colour, what is
+    wrong is red.
 
     Labels that no prompt has and no decision names are left out. `number` draws the cells that are not 0.
     """
@@ -196,7 +204,8 @@ def confusion_matrix(confusion: pd.DataFrame, colours: Colours, number: NumberCe
 
     def row(wanted: str, cells: Markup) -> Markup:
         return html(
-            '<tr>{}{}<td class="of">{:,}</td></tr>', row_head(named(wanted or NONE, colours)), cells, totals[wanted]
+            '<tr>{}{}<td class="of">{:,}</td></tr>', row_head(named(wanted or NONE, colours)), cells,
+            totals[wanted]
         )
 
     def cell(wanted: str, decided: str, prompts: int) -> Markup:
@@ -212,7 +221,8 @@ def confusion_matrix(confusion: pd.DataFrame, colours: Colours, number: NumberCe
     heads = joined(column_head(named(label or BASE, colours)) for label in columns) + column_head("of", kind="of")
     return frame_table(
         frame, "rc-matrix", cell=cell, row=row, head=lambda _: Markup(), scroll="rc-scroll",
-        corner=Markup("<td>wanted <span>chosen</span></td>") + heads, caption="Who should answer, and who was chosen",
+        corner=Markup("<td>wanted <span>chosen</span></td>") + heads,
+        caption="Who should answer, and who was chosen",
     )  # fmt: skip
 
 
@@ -222,15 +232,16 @@ def _still(wanted: str, decided: str, prompts: int, look: Mapping[str, str]) -> 
 
 
 def _button(
-    result: Result, router: str, picked: Cell | None, wanted: str, decided: str, prompts: int, look: Mapping[str, str]
+    result: Result, router: str, picked: Cell | None, wanted: str, decided: str, prompts: int,
+    look: Mapping[str, str]
 ) -> Markup:
     """A number that shows its prompts."""
     labels = list(result["labels"])
     place = labels.index(wanted), labels.index(decided)
     words = f"{count(prompts, 'prompt')} of {wanted or NONE}, answered by {decided or BASE}"
     button = html(
-        '<button type="button" data-row="cell|{}|{}|{}" aria-pressed="{}" aria-label="{}" title="{}">{:,}</button>',
-        router, *place, str(picked == place).lower(), words, words, prompts,
+        '<button type="button" data-row="cell|{}|{}|{}" aria-pressed="{}" aria-label="{}" '
+        'title="{}">{:,}</button>', router, *place, str(picked == place).lower(), words, words, prompts,
     )  # fmt: skip
     return td(button, **look)
 
@@ -253,11 +264,12 @@ def label_scores(result: Result, colours: Colours, router: str) -> Markup:
     )  # fmt: skip
 
 
-# ---- prompts of a cell -----------------------------------------------------------------------------------------------
+# ---- prompts of a cell ---------------------------------------------------------------------------
 
 
 def prompts_of(result: Result, router: str, cell: Cell) -> list[int]:
-    """Places of the prompts in a cell: the surest first where the router was wrong, the least sure first where it was right."""
+    """Places of the prompts in a cell: the surest first where the router was wrong, the least sure
+    first where it was right."""
     own, labels = result["routers"][router], result["labels"]
     wanted, decided = cell
     places = [
@@ -276,7 +288,8 @@ def cell_prompts(
     picked: int | None = None,
     corrected: Mapping[str, str | None] | None = None,
 ) -> Markup:
-    """The prompts in a cell, at most `MOST_PROMPTS`. `corrected`: prompt → the lobe (None: base) a person gave it to."""
+    """The prompts in a cell, at most `MOST_PROMPTS`. `corrected`: prompt → the lobe (None: base) a
+    person gave it to."""
     places = prompts_of(result, router, cell)
     wanted, decided = (result["labels"][place] for place in cell)
     went, order = "but went to", "surest first"
@@ -286,7 +299,8 @@ def cell_prompts(
         order += f", {MOST_PROMPTS} of them shown"
     items = joined(_prompt(result, router, place, place == picked, corrected or {}) for place in places[:MOST_PROMPTS])
     return html(
-        '<div class="rc rc-list"><h4>{} <span>{}</span> {}</h4><p>{} by {}, {}; numbers say how sure it was of its choice. '
+        '<div class="rc rc-list"><h4>{} <span>{}</span> {}</h4><p>{} by {}, {}; numbers say how sure it was '
+        'of its choice. '
         "Click one to say who should answer it.</p><ol>{}</ol></div>",
         named(wanted or NONE, colours), went, named(decided or BASE, colours), count(len(places), "prompt"),
         _title(result, router), order, items,
@@ -300,8 +314,9 @@ def _prompt(result: Result, router: str, place: int, picked: bool, corrected: Ma
         html("<em>corrected: {}</em>", short(corrected[key] or BASE, 24)) for key in [words] if key in corrected
     )
     return html(
-        '<li><button type="button" data-row="prompt|{}" aria-pressed="{}">{}<span>{}</span>{}{}</button></li>',
-        place, str(picked).lower(), _sure(result, router, place), short(words, 220), marks,
+        '<li><button type="button" data-row="prompt|{}" '
+        'aria-pressed="{}">{}<span>{}</span>{}{}</button></li>', place, str(picked).lower(),
+        _sure(result, router, place), short(words, 220), marks,
         around("<small>{}</small>", short(str(prompt.get("source") or ""), 32)),
     )  # fmt: skip
 
@@ -313,8 +328,8 @@ def prompt_card(result: Result, colours: Colours, router: str, place: int) -> Ma
     asked = [name for name, own in result["routers"].items() if not own.get("error") and place < len(own["decided"])]
     chips = joined(_chip(result, name, place, colours) for name in sorted(asked, key=lambda name: name != router))
     return html(
-        '<div class="rc rc-ask"><h4>Who should answer this?</h4><blockquote>{}</blockquote><p>Labelled {}</p><ul>{}</ul></div>',
-        _cut(words), named(prompt["lobe"] or NONE, colours), chips,
+        '<div class="rc rc-ask"><h4>Who should answer this?</h4><blockquote>{}</blockquote><p>Labelled '
+        '{}</p><ul>{}</ul></div>', _cut(words), named(prompt["lobe"] or NONE, colours), chips,
     )  # fmt: skip
 
 

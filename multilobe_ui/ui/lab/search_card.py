@@ -31,8 +31,9 @@ def search_result(result: Result, colours: Colours) -> Markup:
     if result.get("stopped"):
         ended = " Stopped early."
     about = (
-        f"nats per answer token, base → best weights, on {result.get('rows', 0):,} {whose}; {count(len(_trials(result)), 'trial')}."
-        f"{ended} These rows chose the weights, so judge them by a merge."
+        f"nats per answer token, base → best weights, on {result.get('rows', 0):,} {whose}; "
+        f"{count(len(_trials(result)), 'trial')}.{ended} These rows chose the weights, so judge them by a "
+        f"merge."
     )
     return html(
         '<div class="merge-card">{}<ol class="merge-weights">{}</ol></div>',
@@ -57,7 +58,8 @@ def search_live(records: Sequence[Result], colours: Colours) -> Markup:
     if not points:
         return Markup()
     return html(
-        '<div class="merge-card">{}</div>', _total(f"Best so far {loss(points[-1][1])}", "nats per answer token")
+        '<div class="merge-card">{}</div>',
+        _total(f"Best so far {loss(points[-1][1])}", "nats per answer token")
     )
 
 
@@ -86,13 +88,15 @@ def _weight_row(name: str, weight: float, colours: Colours) -> Markup:
     half = 50 * min(1.0, abs(weight) / WIDEST)
     start = 50.0 + min(0.0, half * math.copysign(1, weight))
     return html(
-        '<li style="--c:{};--w:{:.1f}%;--x:{:.1f}%"><span title="{}">{}</span><div><i></i></div><b>{:+.2f}</b></li>',
-        colour(colours.get(name)), half, start, name, short(name, 24), weight,
+        '<li style="--c:{};--w:{:.1f}%;--x:{:.1f}%"><span '
+        'title="{}">{}</span><div><i></i></div><b>{:+.2f}</b></li>', colour(colours.get(name)), half, start,
+        name, short(name, 24), weight,
     )  # fmt: skip
 
 
 def curve(points: Points, base: Any) -> go.Figure | None:
-    """Losses of the trials as dots, the best so far as a line, the base dashed. What is far above lies on the upper edge."""
+    """Losses of the trials as dots, the best so far as a line, the base dashed. What is far above
+    lies on the upper edge."""
     pairs = [(value, best) for value, best in points if is_number(value) and is_number(best)]
     if len(pairs) < 2:
         return None
@@ -108,19 +112,23 @@ def curve(points: Points, base: Any) -> go.Figure | None:
     )  # fmt: skip
     figure.add_scatter(
         x=numbers, y=[min(value, high) for value in losses], customdata=losses, mode="markers", name="trials",
-        marker={"color": INK, "size": 7, "opacity": 0.6}, hovertemplate=html("trial %{{x}}: %{{customdata:.3f}}<extra></extra>"),
+        marker={"color": INK, "size": 7, "opacity": 0.6},
+        hovertemplate=html("trial %{{x}}: %{{customdata:.3f}}<extra></extra>"),
     )  # fmt: skip
     figure.add_scatter(
-        x=numbers, y=bests, mode="lines", name="best so far", line={"color": RUN, "width": 2.5, "shape": "hv"},
+        x=numbers, y=bests, mode="lines", name="best so far",
+        line={"color": RUN, "width": 2.5, "shape": "hv"},
         hovertemplate=html("best after %{{x}}: %{{y:.3f}}<extra></extra>"),
     )  # fmt: skip
     figure.add_hline(y=base, line={"color": INK, "dash": "dash", "width": 1.5})
     figure.add_annotation(
-        text="base", x=1, xref="paper", xanchor="right", y=base, yanchor="bottom", showarrow=False, font={"size": 11}
+        text="base", x=1, xref="paper", xanchor="right", y=base, yanchor="bottom", showarrow=False,
+        font={"size": 11}
     )
     room = 0.04 * (high - low)
     figure.update_xaxes(title={"text": "trial", "standoff": 4}, range=[0.5, len(pairs) + 0.5], **AXIS)
     figure.update_yaxes(
-        title={"text": "loss (nats)", "standoff": 6}, range=[low - room, high + room], tickformat=".3~g", **AXIS
+        title={"text": "loss (nats)", "standoff": 6}, range=[low - room, high + room], tickformat=".3~g",
+        **AXIS
     )
     return figure

@@ -39,7 +39,8 @@ def speed_card(result: Result, colours: Colours) -> Markup:
     )
     return html(
         '<div class="ml-box"><div class="train-file"><b>{}, {}, {}</b></div>{}{}</div>',
-        machine["processor"], text.count(int(machine["cores"] or 1), "core"), machine["device"], _gain(result), body,
+        machine["processor"], text.count(int(machine["cores"] or 1), "core"), machine["device"],
+        _gain(result), body,
     )  # fmt: skip
 
 

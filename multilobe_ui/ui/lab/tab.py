@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class Section(Protocol):
-    """A part of the Lab. `title` names its sub-tab; `panels` are its experiments, kept up to date by the tab."""
+    """A part of the Lab. `title` names its sub-tab; `panels` are its experiments, kept up to date
+    by the tab."""
 
     title: str
     about: str
@@ -52,7 +53,8 @@ class LabTab:
         )
 
     def follow(self, when: Callable[..., Any]) -> None:
-        """Offer the present lobes whenever the event listener `when` fires (a text's change, a page's load)."""
+        """Offer the present lobes whenever the event listener `when` fires (a text's change, a
+        page's load)."""
         self.compare.follow(when)
         self.merge.follow(when)
 

@@ -48,10 +48,12 @@ class ArrivalsSide:
 
     def _adapter_form(self) -> None:
         self.adapter = gr.File(
-            label="Adapter folder (.zip)", file_types=[".zip"], type="filepath", height=180, elem_id="manage-adapter"
+            label="Adapter folder (.zip)", file_types=[".zip"], type="filepath", height=180,
+            elem_id="manage-adapter"
         )
         self.name = gr.Textbox(
-            label="Name of the new lobe", placeholder="Such as: Medicine", max_length=80, elem_id="manage-adapter-name"
+            label="Name of the new lobe", placeholder="Such as: Medicine", max_length=80,
+            elem_id="manage-adapter-name"
         )
         self.take = gr.Button("Import the adapter", interactive=False, elem_id="manage-import")
 
@@ -61,7 +63,8 @@ class ArrivalsSide:
         private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
         for file, button in ((self.bundle, self.load), (self.adapter, self.take)):
             file.change(_has_file, file, button, **QUICK)
-        # Only success touches the form: on the outputs of what fails Gradio lays "Error", over the file and its name.
+        # Only success touches the form: on the outputs of what fails Gradio lays "Error", over the
+        # file and its name.
         loaded = self.load.click(self.do_load, [self.bundle, self.clash, token], None, **private)
         loaded.success(lambda: None, None, self.bundle, **QUICK).then(**looking)
         taken = self.take.click(self.do_import, [self.adapter, self.name, token], None, **private)

@@ -22,16 +22,19 @@ COLUMNS = (
 )  # fmt: skip
 NO_LOBES = Markup(
     '<div class="ml-box manage-empty"><p><b>There is no lobe yet.</b></p>'
-    '<p class="ml-faint">Train one in the Train tab, load a bundle, or restore the demo lobes below.</p></div>'
+    '<p class="ml-faint">Train one in the Train tab, load a bundle, or restore the demo lobes '
+    'below.</p></div>'
 )
 NOTHING_PICKED = Markup(
-    '<div class="ml-box"><p class="ml-faint">Click a lobe in the table to see all about it, to rename it, or to '
+    '<div class="ml-box"><p class="ml-faint">Click a lobe in the table to see all about it, to rename it, or '
+    'to '
     "delete it.</p></div>"
 )
 
 
 def lobe_table(lobes: Sequence[LobeView], picked: str = "", ticked: Sequence[str] = (), find: str = "") -> Markup:
-    """The lobes whose names have `find` in them, at most MOST_ROWS, and a line that says so if there are more."""
+    """The lobes whose names have `find` in them, at most MOST_ROWS, and a line that says so if
+    there are more."""
     if not lobes:
         return NO_LOBES
     matching = [lobe for lobe in lobes if find.casefold() in lobe.name.casefold()]
@@ -114,7 +117,8 @@ def _loss_words(lobe: LobeView) -> str:
 def question(lobe: LobeView) -> Markup:
     """What is asked before a lobe is deleted."""
     return html(
-        '<p class="manage-alert bad">Delete <b>{}</b> for good? Its {} of weights cannot be brought back. To keep a copy, '
+        '<p class="manage-alert bad">Delete <b>{}</b> for good? Its {} of weights cannot be brought back. To '
+        'keep a copy, '
         "save a bundle first.</p>",
         lobe.name, text.size(lobe.nbytes),
     )  # fmt: skip
@@ -143,7 +147,8 @@ def base_card(status: StudioStatus) -> Markup:
     if name == BUILTIN:
         name = "Built-in model"
         about = html(
-            '<p class="manage-note">A {}-parameter model trained on textbooks: grammatical, knows little; made to train a lobe '
+            '<p class="manage-note">A {}-parameter model trained on textbooks: grammatical, knows little; '
+            'made to train a lobe '
             "in a minute on a free CPU.</p>",
             facts["Parameters"],
         )

@@ -1,4 +1,5 @@
-"""What lobes may take in memory, and the base model beneath them. Both are the machine's: on a shared server they stay."""
+"""What lobes may take in memory, and the base model beneath them. Both are the machine's: on a
+shared server they stay."""
 
 from __future__ import annotations
 
@@ -40,16 +41,16 @@ class MachineSide:
         self.memory = bare(elem_id="manage-memory")
         with gr.Row(elem_classes="manage-line"):
             self.budget = gr.Number(
-                label="Most memory for lobes", info=self.budget_help, placeholder="no limit", minimum=0, interactive=mine,
-                min_width=180, elem_id="manage-budget",
+                label="Most memory for lobes", info=self.budget_help, placeholder="no limit", minimum=0,
+                interactive=mine, min_width=180, elem_id="manage-budget",
             )  # fmt: skip
             self.set_budget = gr.Button("Set", interactive=mine, elem_id="manage-set-budget")
         bare(heading("Base model", "Frozen: training never changes it.", "manage-heading"))
         self.base = bare(elem_id="manage-base")
         with gr.Row(elem_classes="manage-line"):
             self.base_name = gr.Textbox(
-                label="Another base model", info=self.base_help, placeholder="builtin", max_length=500, interactive=mine,
-                min_width=180, elem_id="manage-base-name",
+                label="Another base model", info=self.base_help, placeholder="builtin", max_length=500,
+                interactive=mine, min_width=180, elem_id="manage-base-name",
             )  # fmt: skip
             self.change = gr.Button("Load", interactive=mine, elem_id="manage-change-base")
 

@@ -17,7 +17,8 @@ MIB = 1 << 20
 
 
 def memory_card(memory: MemoryView, lobes: Sequence[LobeView]) -> Markup:
-    """How much of the budget is used, and which lobes are in memory: the pinned first, then the most recently used."""
+    """How much of the budget is used, and which lobes are in memory: the pinned first, then the
+    most recently used."""
     by_id = {lobe.id: lobe for lobe in lobes}
     resident = [by_id[id] for id in reversed(memory.lobes) if id in by_id]
     if not resident:

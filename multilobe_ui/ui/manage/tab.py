@@ -1,7 +1,9 @@
-"""The Manage tab: the lobes as a table, what can be done with one, with many, and with the base model beneath them.
+"""The Manage tab: the lobes as a table, what can be done with one, with many, and with the base
+model beneath them.
 
-Deleting takes two clicks, and the second names the lobe. Bundles come in as uploads and leave as downloads; no path on the
-server is ever taken from the page, but for the folder of a base model, where one person runs their own copy.
+Deleting takes two clicks, and the second names the lobe. Bundles come in as uploads and leave as
+downloads; no path on the server is ever taken from the page, but for the folder of a base model,
+where one person runs their own copy.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ PIN, UNPIN = "Keep it in memory", "Let it leave memory"
 
 
 class ManageTab:
-    """Lays out and wires the tab. Which lobe is picked and which are ticked is kept by id, since names change."""
+    """Lays out and wires the tab. Which lobe is picked and which are ticked is kept by id, since
+    names change."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -57,12 +60,13 @@ class ManageTab:
                 self.arrivals.build()
         self._wire()
 
-    # ---- layout --------------------------------------------------------------------------------------------------
+    # ---- layout ----------------------------------------------------------------------------------
 
     def _lobes_side(self) -> None:
         self.heading = bare(heading("Lobes", "", "manage-heading"), elem_id="manage-heading")
         self.find = gr.Textbox(
-            label="Find a lobe", placeholder="Part of its name", max_length=80, visible=False, elem_id="manage-find"
+            label="Find a lobe", placeholder="Part of its name", max_length=80, visible=False,
+            elem_id="manage-find"
         )
         self.table = bare(js_on_load=script("table"), elem_id="manage-table")
         with gr.Row(elem_classes="manage-actions"):
@@ -85,15 +89,16 @@ class ManageTab:
                 self.keep = gr.Button("Keep it", size="sm", elem_id="manage-keep")
         self.asking = [self.doomed, self.confirm, self.question, self.really]
 
-    # ---- wiring --------------------------------------------------------------------------------------------------
+    # ---- wiring ----------------------------------------------------------------------------------
 
     def _wire(self) -> None:
         private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
         quiet: dict[str, Any] = {**private, "show_progress": "hidden"}
         machine = self.machine
         view = [
-            self.heading, self.table, self.save, self.restore, self.find, self.detail, self.rename_row, self.rename, self.delete,
-            self.new_name, machine.base, machine.memory, machine.budget, self.pin_row, self.pin_it, self.seen,
+            self.heading, self.table, self.save, self.restore, self.find, self.detail, self.rename_row,
+            self.rename, self.delete, self.new_name, machine.base, machine.memory, machine.budget,
+            self.pin_row, self.pin_it, self.seen,
         ]  # fmt: skip
         asked = [self.picked, self.ticked, self.find]
         look: dict[str, Any] = {"fn": self.look, "inputs": [*asked, self.seen, self.token], "outputs": view, **QUICK}
@@ -125,7 +130,7 @@ class ManageTab:
         status = self.studio.status()
         return status.version, status.state, self.studio.desk().memory()
 
-    # ---- handlers: looking ---------------------------------------------------------------------------------------
+    # ---- handlers: looking -----------------------------------------------------------------------
 
     @friendly(quiet=True)
     def look_anew(self, request: gr.Request, picked: Any, ticked: Any, find: Any, token: Any) -> Outputs:
@@ -181,7 +186,7 @@ class ManageTab:
         lobe, on = guard.event_value(event, "id"), guard.event_value(event, "on", bool)
         return [id for id in ticked if id != lobe][: guard.MOST_NAMES] + [lobe] * on
 
-    # ---- handlers: one lobe --------------------------------------------------------------------------------------
+    # ---- handlers: one lobe ----------------------------------------------------------------------
 
     @friendly
     def do_rename(self, request: gr.Request, picked: Any, new_name: Any, token: Any) -> None:
@@ -231,7 +236,7 @@ class ManageTab:
         else:
             tell(f"{lobe.name} stays in memory now, also after a restart.")
 
-    # ---- handlers: many lobes ------------------------------------------------------------------------------------
+    # ---- handlers: many lobes --------------------------------------------------------------------
 
     @friendly
     def do_save(self, ticked: Any) -> Any:
@@ -251,7 +256,7 @@ class ManageTab:
         tell(words)
 
 
-# ---- pure ------------------------------------------------------------------------------------------------------------
+# ---- pure ----------------------------------------------------------------------------------------
 
 
 def _listed(lobes: Sequence[LobeView], lobe: LobeView | None, ticked: Sequence[str], find: str = "") -> Outputs:

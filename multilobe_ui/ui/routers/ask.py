@@ -30,8 +30,8 @@ class AskSide:
             bare(heading("Ask the routers", "One message, every router's answer side by side; nothing is generated."))
             with gr.Row(elem_classes="compare-line"):
                 prompt = gr.Textbox(
-                    label="Message", show_label=False, container=False, placeholder=f"Such as: {PRESET}", lines=1,
-                    max_lines=6, max_length=LONGEST_PROMPT, min_width=260, elem_id="compare-prompt",
+                    label="Message", show_label=False, container=False, placeholder=f"Such as: {PRESET}",
+                    lines=1, max_lines=6, max_length=LONGEST_PROMPT, min_width=260, elem_id="compare-prompt",
                 )  # fmt: skip
                 ask = gr.Button("Ask the routers", variant="primary", elem_id="compare-ask")
             results = bare(elem_id="compare-results")
@@ -71,8 +71,10 @@ class AskSide:
         if not places.lobes:
             return gr.update(visible=False), gr.update(visible=False)
         about = (
-            "Dots are training prompts, large ones the prototypes that routers compare with. The two directions show "
-            f"{text.percent(places.explained)} of what tells prototypes apart, so near here is likely near, not surely."
+            "Dots are training prompts, large ones the prototypes that routers compare with. The two "
+            "directions show "
+            f"{text.percent(places.explained)} of what tells prototypes apart, so near here is likely near, "
+            f"not surely."
         )
         figure = prompt_map_figure(places, self._colours(), words)
         return shown(heading("Where it lies among the lobes", about)), gr.update(value=figure, visible=True)

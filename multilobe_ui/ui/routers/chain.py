@@ -26,12 +26,14 @@ MOST_STAGES = 6
 STAGES = ("embedding", "gate", "logprob", "keyword", "complexity")
 """What a new stage may begin as: a router is in a chain once."""
 ABOUT = Markup(
-    '<p class="ml-faint">Asked from the top. The first that is sure enough decides; if none is, the base model answers.</p>'
+    '<p class="ml-faint">Asked from the top. The first that is sure enough decides; if none is, the base '
+    'model answers.</p>'
 )
 
 
 class ChainForm:
-    """A row for each stage that there may be; those in use can be seen. `outputs` are what `stage_updates` fills."""
+    """A row for each stage that there may be; those in use can be seen. `outputs` are what
+    `stage_updates` fills."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -51,7 +53,8 @@ class ChainForm:
                 )
                 self.limits.append(
                     gr.Slider(
-                        0, 1, 0.5, step=0.05, label="Sure enough from", interactive=True, buttons=[], min_width=120
+                        0, 1, 0.5, step=0.05, label="Sure enough from", interactive=True, buttons=[],
+                        min_width=120
                     )
                 )
                 for sign, act in (("Up", "up"), ("Down", "down"), ("Remove", "out")):
@@ -82,7 +85,7 @@ class ChainForm:
         gr.Info(f"The chain has {text.count(len(stages), 'stage')} now.", title="Chain", duration=5)
 
 
-# ---- pure ------------------------------------------------------------------------------------------------------------
+# ---- pure ----------------------------------------------------------------------------------------
 
 
 def stages_of(views: Sequence[RouterView]) -> list[tuple[str, float]]:

@@ -25,7 +25,8 @@ def newest(jobs: Sequence[JobView]) -> dict[str, JobView]:
 
 
 def on_display(views: Sequence[RouterView], jobs: Mapping[str, JobView], picked: str) -> RouterView | None:
-    """The router that was picked; else the one being fitted, else one that is stale, else the first that a person fits."""
+    """The router that was picked; else the one being fitted, else one that is stale, else the first
+    that a person fits."""
     chosen = [view for view in views if view.name == picked]
     working = [view for view in views if view.name in jobs and jobs[view.name].state in WORKING]
     asks = [view for view in views if view.asks_for_fit]

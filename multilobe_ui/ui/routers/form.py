@@ -1,4 +1,5 @@
-"""The settings of every router as fields: a router's own settings class says what they are (`settings.About`)."""
+"""The settings of every router as fields: a router's own settings class says what they are
+(`settings.About`)."""
 
 from __future__ import annotations
 
@@ -10,11 +11,9 @@ from typing import Any
 import gradio as gr
 
 from ...routers.fitted import without_lobes
-from ...settings import EMPTY_IS, about, kind_of
+from ...settings import about
 from ..kit import guard
-
-SLIDERS = ("low", "high")
-"""Settings from 0 to 1 that are drawn as sliders."""
+from ..kit.forms import field_of
 
 
 class RouterSettings:
@@ -35,7 +34,9 @@ class RouterSettings:
 
     def field(self, router: str, name: str) -> Any:
         """The component of one setting."""
-        component = _component(router, name)
+        kind: Any = _classes()[router]
+        value, place = settings_of(router)[name], f"router-{router}-{name}"
+        component = field_of(kind, name, value, min_width=150, elem_id=place)
         self.names.append((router, name))
         self.components.append(component)
         return component
@@ -61,24 +62,3 @@ def settings_of(router: str) -> dict[str, Any]:
         return {}
     defaults = asdict(kind())
     return {field.name: defaults[field.name] for field in fields(kind) if about(field).label}
-
-
-def _component(router: str, name: str) -> Any:
-    kind: Any = _classes()[router]
-    field, value = kind.__dataclass_fields__[name], settings_of(router)[name]
-    shared: dict[str, Any] = {
-        "label": about(field).label, "info": about(field).help, "min_width": 150, "elem_id": f"router-{router}-{name}",
-    }  # fmt: skip
-    plain, words, optional = kind_of(kind, name)
-    if words:
-        return gr.Dropdown(list(words), value=value, interactive=True, **shared)
-    if name in SLIDERS:
-        return gr.Slider(0, 1, value, step=0.01, buttons=[], **shared)
-    if optional:
-        return gr.Textbox(value or "", placeholder=EMPTY_IS, max_length=2000, **shared)
-    if plain is bool:
-        return gr.Checkbox(value, **shared)
-    if plain is int:
-        return gr.Number(value, precision=0, **shared)
-    # a text box, because a number box shows 0.0003 as 0 once it has been emptied
-    return gr.Textbox(f"{value:g}", max_length=20, **shared)

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 ACTIVE = ("running", "stopping")
 WORKING = ("queued", *ACTIVE)
 NAMES = {
-    "ece": "Calibration error (ECE)", "loss": "Loss", "held_out_loss": "Held-out loss", "accuracy": "Accuracy",
+    "ece": "Calibration error (ECE)", "loss": "Loss", "held_out_loss": "Held-out loss",
+    "accuracy": "Accuracy",
     "routing_accuracy": "Routing accuracy", "test_loss": "Test loss", "test_loss_soft": "Test loss, soft mix",
-    "base_loss": "Base model's loss", "held_out_rows": "Rows held out", "train_rows": "Rows trained on", "seconds": "Took",
+    "base_loss": "Base model's loss", "held_out_rows": "Rows held out", "train_rows": "Rows trained on",
+    "seconds": "Took",
     "known_to_lobes": "Of these, lobes learned",
 }  # fmt: skip
 SHARES = ("accuracy", "ece", "share", "fraction", "recall", "precision", "coverage", "agreement", "usage")
@@ -59,7 +61,8 @@ def _title_and_state(view: RouterView, state: str, kind: str) -> Markup:
     if view.experimental:
         badge = Markup('<span class="router-badge">experimental</span>')
     return html(
-        '<b class="{}">{}{}</b><span class="router-pill is-{}">{}</span>', kind, view.title, badge, state, STATES[state]
+        '<b class="{}">{}{}</b><span class="router-pill is-{}">{}</span>', kind, view.title, badge, state,
+        STATES[state]
     )
 
 
@@ -78,8 +81,9 @@ def _item(view: RouterView, job: JobView | None, picked: bool) -> Markup:
     elif state == "ready" and view.fitted_at and view.asks_for_fit:
         small = f"fitted {text.when(view.fitted_at)}"
     return html(
-        '<button type="button" class="router-item" data-row="{}" aria-pressed="{}"><span>{}</span><em>{}</em>{}</button>',
-        view.name, str(picked).lower(), _title_and_state(view, state, ""), view.sentence, around("<small>{}</small>", small),
+        '<button type="button" class="router-item" data-row="{}" '
+        'aria-pressed="{}"><span>{}</span><em>{}</em>{}</button>', view.name, str(picked).lower(),
+        _title_and_state(view, state, ""), view.sentence, around("<small>{}</small>", small),
     )  # fmt: skip
 
 
@@ -101,7 +105,8 @@ def _alert(view: RouterView, state: str) -> Markup:
         return html('<p class="train-ask" role="status"><b>The fit is stale.</b> {} Press Fit again.</p>', view.why)
     if state == "needs":
         return html(
-            '<p class="train-ask" role="status">{} One click learns it from your lobes\' own rows.</p>', view.why
+            '<p class="train-ask" role="status">{} One click learns it from your lobes\' own rows.</p>',
+            view.why
         )
     if state in ("fitting", "waiting") and view.fitted:
         return Markup('<p class="train-good">The earlier fit serves until the new one is complete.</p>')
@@ -113,7 +118,7 @@ def _alert(view: RouterView, state: str) -> Markup:
     return Markup()
 
 
-# ---- a fit -----------------------------------------------------------------------------------------------------------
+# ---- a fit ---------------------------------------------------------------------------------------
 
 
 def fit_status(job: JobView, title: str) -> str:
@@ -136,7 +141,8 @@ def fit_status(job: JobView, title: str) -> str:
 
 
 def fit_card(job: JobView | None, title: str) -> Markup:
-    """Progress of a fit at work; why the last one failed. Empty otherwise: a fit that went well shows as its report."""
+    """Progress of a fit at work; why the last one failed. Empty otherwise: a fit that went well
+    shows as its report."""
     if job is None:
         return Markup()
     line = fit_status(job, title)
@@ -150,8 +156,8 @@ def fit_card(job: JobView | None, title: str) -> Markup:
     if not job.mine:
         who = Markup(' <span class="ml-faint">started by another visitor</span>')
     return html(
-        '<div class="train-bar {}" role="progressbar" aria-label="{}" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{}">'
-        '<div style="width:{}%"></div></div><p class="train-status">{}{}</p>',
+        '<div class="train-bar {}" role="progressbar" aria-label="{}" aria-valuemin="0" aria-valuemax="100" '
+        'aria-valuenow="{}"><div style="width:{}%"></div></div><p class="train-status">{}{}</p>',
         job.state, title, percent, percent, line, who,
     )  # fmt: skip
 
@@ -164,7 +170,8 @@ def report_card(report: Mapping[str, Any]) -> Markup:
     if not plain and not tables:
         return Markup()
     return html(
-        '<div class="ml-box"><div class="train-file"><b>What the last fit measured</b></div>{}{}</div>', facts, tables
+        '<div class="ml-box"><div class="train-file"><b>What the last fit measured</b></div>{}{}</div>',
+        facts, tables
     )
 
 

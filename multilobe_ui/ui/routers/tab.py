@@ -1,7 +1,8 @@
-"""The Routers tab: how every router stands, fit what needs fitting and watch it, and ask all of them about one prompt.
+"""The Routers tab: how every router stands, fit what needs fitting and watch it, and ask all of
+them about one prompt.
 
-As on the Train tab, a fit is a job of the studio's. Page load, signal and every click end in the same read-only `look`.
-Which router is picked is lost with the page, and cheap to choose again.
+As on the Train tab, a fit is a job of the studio's. Page load, signal and every click end in the
+same read-only `look`. Which router is picked is lost with the page, and cheap to choose again.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class RoutersTab:
         self.ask.build()
         self._wire()
 
-    # ---- layout --------------------------------------------------------------------------------------------------
+    # ---- layout ----------------------------------------------------------------------------------
 
     def _detail_side(self) -> None:
         self.detail = bare(elem_id="router-detail")
@@ -97,8 +98,8 @@ class RoutersTab:
         private: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
         fitting = [self.fit, self.stop, self.cancel]
         view = [
-            self.list, self.fit_all, self.detail, *self.forms.values(), *fitting, self.progress, self.plot, self.report,
-            self.words.lobe, *self.chain.outputs, self.seen,
+            self.list, self.fit_all, self.detail, *self.forms.values(), *fitting, self.progress, self.plot,
+            self.report, self.words.lobe, *self.chain.outputs, self.seen,
         ]  # fmt: skip
         self.width = len(view)
         self.looking: dict[str, Any] = {
@@ -122,7 +123,7 @@ class RoutersTab:
         status = self.studio.status()
         return status.version, status.state, router_jobs(self.studio.desk().jobs())
 
-    # ---- handlers: looking ---------------------------------------------------------------------------------------
+    # ---- handlers: looking -----------------------------------------------------------------------
 
     @friendly(quiet=True)
     def look_anew(self, request: gr.Request, picked: Any, token: Any) -> Outputs:
@@ -199,7 +200,7 @@ class RoutersTab:
         """A router of the list was clicked."""
         return str(guard.event_value(event, "id"))
 
-    # ---- handlers: fits ------------------------------------------------------------------------------------------
+    # ---- handlers: fits --------------------------------------------------------------------------
 
     @friendly
     def begin(

@@ -1,4 +1,5 @@
-"""What only the complexity router asks: where its tiers begin, a file of one's own, and how many rows each tier gets."""
+"""What only the complexity router asks: where its tiers begin, a file of one's own, and how many
+rows each tier gets."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def comparison(decisions: Sequence[RoutingDecision], titles: Names, colours: Nam
         _card(decision, own, order, titles, colours) for decision, own in zip(decisions, shares, strict=True)
     )
     return html(
-        '<p class="compare-sum" role="status">{}</p><div class="compare-grid">{}</div>', _agreement(decisions), cards
+        '<p class="compare-sum" role="status">{}</p><div class="compare-grid">{}</div>',
+        _agreement(decisions), cards
     )
 
 
@@ -44,7 +45,8 @@ def _order(shares: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _card(
-    decision: RoutingDecision, shares: Mapping[str, float], order: Sequence[str], titles: Names, colours: Names
+    decision: RoutingDecision, shares: Mapping[str, float], order: Sequence[str], titles: Names,
+    colours: Names
 ) -> Markup:
     """Who answers, how sure that is or with which weights, the bars, and why."""
     tone = BASE_COLOUR
@@ -58,10 +60,11 @@ def _card(
     if figure:
         headed = html("<h5>{}</h5>{}", heading, figure)
     return html(
-        '<article style="--c:{}"><header><span>{}</span><small>{}</small></header>{}<p class="compare-sure">{}</p>{}<p>{}</p>'
+        '<article style="--c:{}"><header><span>{}</span><small>{}</small></header>{}<p '
+        'class="compare-sure">{}</p>{}<p>{}</p>'
         "</article>",
-        tone, titles.get(decision.router, decision.router), text.milliseconds(decision.elapsed_ms), _who(decision, colours),
-        _certainty(decision), headed, decision.reason,
+        tone, titles.get(decision.router, decision.router), text.milliseconds(decision.elapsed_ms),
+        _who(decision, colours), _certainty(decision), headed, decision.reason,
     )  # fmt: skip
 
 

@@ -28,8 +28,9 @@ class WordsForm:
         token = guard.visitor()
         self.lobe = gr.Dropdown([], label="Lobe", interactive=True, elem_id="router-lobe")
         self.terms = gr.Dropdown(
-            [], value=[], label="Its words", info="Take one away with ×; write one and press Enter to add it.",
-            multiselect=True, allow_custom_value=True, interactive=True, elem_id="router-terms",
+            [], value=[], label="Its words",
+            info="Take one away with ×; write one and press Enter to add it.", multiselect=True,
+            allow_custom_value=True, interactive=True, elem_id="router-terms",
         )  # fmt: skip
         with gr.Row(elem_classes="train-actions"):
             save = gr.Button("Save these words", variant="primary", size="sm", elem_id="router-save-words")
