@@ -50,29 +50,29 @@ class Answering:
 
     def answer(
         self,
-        asked: list[Message],
+        messages: list[Message],
         before: list[Message],
         replies: list[Reply],
         draft: str,
         choice: str,
         knobs: Sequence[Any],
     ) -> Iterator[Step]:
-        """Stream the answer to `asked`. If it fails, the conversation is `before` again and the
+        """Stream the answer to `messages`. If it fails, the conversation is `before` again and the
         text box holds `draft`."""
-        earlier = replies[: answers_in(asked)]
+        earlier = replies[: answers_in(messages)]
         stop = threading.Event()
         restored = (before, idle(draft), *self.views(replies), replies)
         try:
             sampling, routing = sampling_of(*knobs[:KNOBS]), routing_of(knobs[KNOBS:], choice)
             panel = waiting_panel(self.lobes(), "Routing…", "The router is reading your message.")
-            yield asked, busy(), panel, tokens_of(), labels(earlier), earlier
-            yield from self._until_ready(asked)
+            yield messages, busy(), panel, tokens_of(), labels(earlier), earlier
+            yield from self._until_ready(messages)
             events = self.studio.chat(
-                asked, choice, sampling, stop, router=routing.router, mixing=routing.mixing,
+                messages, choice, sampling, stop, router=routing.router, mixing=routing.mixing,
                 weights=routing.weights or None,
             )  # fmt: skip
             with closing(events) as events:  # type: ignore[type-var]
-                yield from self._stream(events, asked, earlier)
+                yield from self._stream(events, messages, earlier)
         except MultiLobeError as error:
             # not gr.Error, which would lay "Error" over the whole conversation
             gr.Warning(escape(error), title="No answer")
@@ -87,13 +87,13 @@ class Answering:
         finally:
             stop.set()
 
-    def _until_ready(self, asked: list[Message]) -> Iterator[Step]:
+    def _until_ready(self, messages: list[Message]) -> Iterator[Step]:
         """While the base model loads, say so in the conversation; the answer follows by itself."""
         message = ""
         while (status := self.studio.status()).state == "loading" and status.base is None:
             if status.message != message:
                 message = status.message
-                waiting = [*asked, {"role": "assistant", "content": f"*{message} {PROMISE}*"}]
+                waiting = [*messages, {"role": "assistant", "content": f"*{message} {PROMISE}*"}]
                 panel = waiting_panel(self.lobes(), "One moment", f"{message} {PROMISE}")
                 yield waiting, gr.skip(), panel, gr.skip(), gr.skip(), gr.skip()
             time.sleep(PROBE_SECONDS)
@@ -101,7 +101,7 @@ class Answering:
             raise BackboneError(status.message)
 
     def _stream(
-        self, events: Iterator[ChatEvent], asked: list[Message], earlier: list[Reply]
+        self, events: Iterator[ChatEvent], messages: list[Message], earlier: list[Reply]
     ) -> Iterator[Step]:
         """The panel and the labels are drawn at the decision and at the end, tokens' weights now
         and then, the text always."""
@@ -111,7 +111,7 @@ class Answering:
         for event in events:
             if event.decision is None:
                 continue
-            reply = Reply.of(event, lobes, asked[-1]["content"])
+            reply = Reply.of(event, lobes, messages[-1]["content"])
             box = panel = tags = tokens = gr.skip()
             if event.done or len(replies) == len(earlier):
                 replies = [*earlier, reply]
@@ -122,7 +122,7 @@ class Answering:
             if event.done:
                 text, box = event.text or NO_ANSWER, idle()
             replies = [*earlier, reply]
-            yield [*asked, {"role": "assistant", "content": text}], box, panel, tokens, tags, replies
+            yield [*messages, {"role": "assistant", "content": text}], box, panel, tokens, tags, replies
 
     def views(self, replies: list[Reply]) -> tuple[Markup, Any, Markup]:
         """Panel, token view and labels for the last reply, or before the first question."""

@@ -66,7 +66,7 @@ def question_at(messages: Sequence[Message], index: Any) -> int:
     Raises:
         ConfigError: there is none.
     """
-    for place in range(min(place_of(index), len(messages) - 1), -1, -1):
-        if messages[place]["role"] == "user":
-            return place
+    for at in range(min(place_of(index), len(messages) - 1), -1, -1):
+        if messages[at]["role"] == "user":
+            return at
     raise ConfigError("There is no message to answer any more. Send one.")

@@ -70,7 +70,7 @@ def highlighted(text: str, matches: Sequence[Mapping[str, Any]], colours: Colour
         ):  # of words that overlap, the weightiest is marked
             spans.append((start, end, match))
     parts: list[str] = []
-    place = 0
+    position = 0
     for start, end, match in sorted(spans, key=lambda span: span[0]):
         if end > LONGEST_PROMPT:
             break
@@ -78,9 +78,9 @@ def highlighted(text: str, matches: Sequence[Mapping[str, Any]], colours: Colour
             '<mark style="--c:{}" title="{}: {:+.1f}">{}</mark>',
             colour(colours.get(str(match["lobe"]))), match["lobe"], float(match["weight"]), text[start:end],
         )  # fmt: skip
-        parts += [text[place:start], mark]
-        place = end
-    parts.append(cut(text[place:], LONGEST_PROMPT - place + 1))
+        parts += [text[position:start], mark]
+        position = end
+    parts.append(cut(text[position:], LONGEST_PROMPT - position + 1))
     return html('<p class="ml-marked">{}</p>', joined(parts))
 
 

@@ -72,7 +72,7 @@ class ChatTab:
         self._wire()
 
     def _conversation(self) -> None:
-        examples: list[Any] = [{"text": t, "display_text": said or t} for t, said in STARTERS]
+        examples: list[Any] = [{"text": t, "display_text": card or t} for t, card in STARTERS]
         self.chat = gr.Chatbot(
             elem_id="chat", label="Conversation", show_label=False, layout="bubble", editable="user",
             buttons=["copy"], placeholder=hero(self.answering.lobes(), self.answering.is_loading()),
@@ -97,17 +97,17 @@ class ChatTab:
             self.routing.build_mix()
 
     def _wire(self) -> None:
-        told = [self.choice, *self.knobs, *self.routing.inputs]
+        inputs = [self.choice, *self.knobs, *self.routing.inputs]
         shown = [self.chat, self.box, self.panel, self.tokens, self.labels, self.replies]
         answering: dict[str, Any] = {
             "outputs": shown, "concurrency_limit": 4, "concurrency_id": "chat", "show_progress": "hidden",
             "api_visibility": "private",
         }  # fmt: skip
         runs: Any = [
-            self.box.submit(self.send, [self.box, self.chat, self.replies, *told], **answering),
-            self.chat.example_select(self.start_with, [self.chat, self.replies, *told], **answering),
-            self.chat.retry(self.retry, [self.chat, self.replies, *told], **answering),
-            self.chat.edit(self.edit, [self.chat, self.replies, *told], **answering),
+            self.box.submit(self.send, [self.box, self.chat, self.replies, *inputs], **answering),
+            self.chat.example_select(self.start_with, [self.chat, self.replies, *inputs], **answering),
+            self.chat.retry(self.retry, [self.chat, self.replies, *inputs], **answering),
+            self.chat.edit(self.edit, [self.chat, self.replies, *inputs], **answering),
         ]
         self.box.stop(self.stopped, [self.box, self.chat, self.replies], shown, cancels=runs, **QUICK)
         self.chat.undo(self.undo, [self.chat, self.replies], shown, **QUICK)
@@ -140,8 +140,8 @@ class ChatTab:
         if not isinstance(text, str) or not text.strip():
             yield (gr.skip(),) * 6
             return
-        asked = [*before, {"role": "user", "content": text.strip()}]
-        yield from self.answering.answer(asked, before, replies, text, str(choice), knobs)
+        messages = [*before, {"role": "user", "content": text.strip()}]
+        yield from self.answering.answer(messages, before, replies, text, str(choice), knobs)
 
     @friendly
     def start_with(
@@ -159,8 +159,8 @@ class ChatTab:
     ) -> Iterator[Step]:
         """Answer the same message again; later turns go."""
         before = conversation(history, replies)
-        asked = before[: question_at(before, event.index) + 1]
-        yield from self.answering.answer(asked, before, replies, "", str(choice), knobs)
+        messages = before[: question_at(before, event.index) + 1]
+        yield from self.answering.answer(messages, before, replies, "", str(choice), knobs)
 
     @friendly
     def edit(
@@ -168,17 +168,17 @@ class ChatTab:
     ) -> Iterator[Step]:
         """A message was rewritten: answer it, later turns go."""
         before = conversation(history, replies)
-        place = question_at(before, event.index)
+        question = question_at(before, event.index)
         text = str(event.value).strip()
         if not text:
             raise ConfigError("The message is empty now. Write something, or undo it.")
         earlier = [
-            *before[:place],
+            *before[:question],
             {"role": "user", "content": str(event.previous_value)},
-            *before[place + 1 :],
+            *before[question + 1 :],
         ]
-        asked = [*before[:place], {"role": "user", "content": text}]
-        yield from self.answering.answer(asked, earlier, replies, text, str(choice), knobs)
+        messages = [*before[:question], {"role": "user", "content": text}]
+        yield from self.answering.answer(messages, earlier, replies, text, str(choice), knobs)
 
     # ---- handlers: everything else ---------------------------------------------------------------
 
@@ -196,18 +196,23 @@ class ChatTab:
             if not replies[-1].done:
                 replies = [*replies[:-1], replace(replies[-1], done=True, stopped=True)]
             return begun, idle(), *self.answering.views(replies), replies
-        place = question_at(messages, len(messages) - 1)
-        replies = replies[: answers_in(messages[:place])]
-        draft = text or messages[place]["content"]
-        return messages[:place], idle(draft), *self.answering.views(replies), replies
+        question = question_at(messages, len(messages) - 1)
+        replies = replies[: answers_in(messages[:question])]
+        draft = text or messages[question]["content"]
+        return messages[:question], idle(draft), *self.answering.views(replies), replies
 
     @friendly
     def undo(self, history: list[Message], replies: list[Reply], event: gr.UndoData) -> Step:
         """Take back the last turn; its text returns to the box."""
         messages = plain(history)
-        place = question_at(messages, event.index)
-        replies = replies[: answers_in(messages[:place])]
-        return messages[:place], idle(messages[place]["content"]), *self.answering.views(replies), replies
+        question = question_at(messages, event.index)
+        replies = replies[: answers_in(messages[:question])]
+        return (
+            messages[:question],
+            idle(messages[question]["content"]),
+            *self.answering.views(replies),
+            replies,
+        )
 
     def cleared(self) -> Step:
         return idle(), *self.answering.views([]), []

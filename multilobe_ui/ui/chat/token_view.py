@@ -62,12 +62,12 @@ def strip(trace: Sequence[TokenTrace], colours: Mapping[str, str], attributes: M
     return html('<div class="ml-strip"{}>{}</div>', attributes, tokens)
 
 
-def _token(place: int, token: TokenTrace, colours: Mapping[str, str], greatest: float) -> Markup:
+def _token(index: int, token: TokenTrace, colours: Mapping[str, str], greatest: float) -> Markup:
     best, weight = max(token.weights.items(), key=lambda item: item[1], default=("", 0.0))
     strength = min(1.0, max(0.0, weight / greatest))
     return html(
         '<span data-i="{}" style="--c:{};--a:{:.0f}%" data-w="{weights}" title="{weights}">{}</span>',
-        place, colour(colours.get(best), OTHERS), 75 * strength**1.5, token.text,
+        index, colour(colours.get(best), OTHERS), 75 * strength**1.5, token.text,
         weights=shares(token.weights) or "base model",
     )  # fmt: skip
 

@@ -112,11 +112,11 @@ def _stripes(reply: Reply) -> str:
     """A CSS background: the weights of a mix side by side in their lobes' colours, on the label's
     own ground."""
     total = sum(abs(reply.weights[name]) for name in reply.parts)
-    stops, place = [], 0.0
+    stops, start = [], 0.0
     for name in reply.parts:
-        end = place + 100 * abs(reply.weights[name]) / total
-        stops.append(f"{colour(reply.colours.get(name))} {place:.1f}% {end:.1f}%")
-        place = end
+        end = start + 100 * abs(reply.weights[name]) / total
+        stops.append(f"{colour(reply.colours.get(name))} {start:.1f}% {end:.1f}%")
+        start = end
     bar = f"linear-gradient(90deg,{','.join(stops)}) 10px 50%/28px 9px no-repeat"
     return f"{bar},color-mix(in srgb,var(--c) 14%,transparent)"
 

@@ -22,10 +22,10 @@ def mend_cancelling() -> None:
         return
 
     def model_dump(self: ProcessCompletedMessage, **how: Any) -> dict[str, Any]:
-        told: dict[str, Any] = plain(self, **how)
+        message: dict[str, Any] = plain(self, **how)
         if self.success and not self.output:
-            told["output"] = {"data": []}
-        return told
+            message["output"] = {"data": []}
+        return message
 
     model_dump.mended = True  # type: ignore[attr-defined]
     ProcessCompletedMessage.model_dump = model_dump  # type: ignore[method-assign, assignment]

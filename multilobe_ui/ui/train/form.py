@@ -40,8 +40,8 @@ def _component(setting: Field[Any], value: Any) -> Any:
 
 
 def _shared(setting: Field[Any]) -> dict[str, Any]:
-    told = about(setting)
-    return {"label": told.label, "info": told.help, "min_width": 140, "elem_id": f"train-{setting.name}"}
+    description = about(setting)
+    return {"label": description.label, "info": description.help, "min_width": 140, "elem_id": f"train-{setting.name}"}
 
 
 def rate_hint(rate: float | None) -> str:

@@ -101,7 +101,7 @@ class OverlapCard:
             guard.a_whole(seed, "The seed", 0, 2**31 - 1),
         )  # fmt: skip
         card, name = overlap_card(report.to_json(), source["label"], colours), new_name(list(colours))
-        found = lab.overlap_map(report, name)
-        if len(found.lobes) < 2:  # the new rows alone are no map
+        prompt_map = lab.overlap_map(report, name)
+        if len(prompt_map.lobes) < 2:  # the new rows alone are no map
             return shown(card), gr.update(visible=False), gr.skip()
-        return shown(card), gr.update(visible=True), overlap_figure(found, colours, name)
+        return shown(card), gr.update(visible=True), overlap_figure(prompt_map, colours, name)

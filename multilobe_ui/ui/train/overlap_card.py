@@ -51,20 +51,20 @@ def failed_card(label: str, words: str) -> Markup:
 def verdicts(report: Report) -> list[Verdict]:
     """What a person should know before training, in plain sentences; the most general first."""
     measured = _by_overlap(report)
-    found = [_newness(lobe) for lobe in measured[:1]]
+    sentences = [_newness(lobe) for lobe in measured[:1]]
     worst = sorted(measured, key=lambda lobe: (-lobe["held_out"], -lobe["exact"] - lobe["near"]))[
         :MOST_REPEATS
     ]
-    found += [one for lobe in worst for one in _repeats(lobe)]
+    sentences += [one for lobe in worst for one in _repeats(lobe)]
     leaking, held_out = report["leaking"], report["held_out_rows"]
     if leaking:
         words = f"{leaking:,} of {held_out:,} held-out rows {_verb(leaking, 'has', 'have')} a near twin among the training rows"
-        found.append(("warn", f"{words}: the validation loss will look better than it is."))
+        sentences.append(("warn", f"{words}: the validation loss will look better than it is."))
     elif held_out:
-        found.append(
+        sentences.append(
             ("good", f"None of the {held_out:,} held-out rows has a near twin among the training rows.")
         )
-    return found
+    return sentences
 
 
 def _by_overlap(report: Report) -> list[Mapping[str, Any]]:
