@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from ..errors import BusyError, ConfigError
-from ..routers.fitted import without_lobes
+from ..routers.kept import without_lobes
+from ..routing.router import learn_now
 from ..settings import TrainingConfig
 from .jobs import Job
 from .lab import Lab
@@ -167,7 +168,7 @@ class Desk:
         def change(router: Any) -> None:
             router.set_terms(name, chosen or None)
             if not chosen:
-                router.fit()
+                learn_now(router)
 
         self._loading.ready().routers.change("keyword", change)
         self._loading.changed()

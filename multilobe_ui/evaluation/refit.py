@@ -169,8 +169,8 @@ def _right(decided: Sequence[str | None], wanted: Sequence[str | None]) -> int:
 
 def _came_and_went(then: Key, now: Key) -> tuple[list[str], list[str]]:
     """Names of the lobes of the one key that the other has not: (added, gone). A lobe trained again is both."""
-    before, here = [list(lobe) for lobe in then[1:]], [list(lobe) for lobe in now[1:]]
-    return [lobe[0] for lobe in here if lobe not in before], [lobe[0] for lobe in before if lobe not in here]
+    added = [name for name, created in now.lobes if (name, created) not in then.lobes]
+    return added, [name for name, created in then.lobes if (name, created) not in now.lobes]
 
 
 def _corrected(

@@ -16,7 +16,7 @@ from ..errors import DataError, MultiLobeError
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS, Router, RoutingContext, RoutingDecision
-from ..routers.fitted import without_lobes
+from ..routers.kept import without_lobes
 from ..settings import check
 from . import measures
 from .labelled import LabelledRow, flattery, load_rows, own_rows

@@ -8,14 +8,15 @@ the last; when none decides, the base model answers. What later stages would hav
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from ..errors import MultiLobeError, RoutingError
+from ..errors import RoutingError
 from ..routing.decision import Verdict
-from ..routing.router import Router, RoutingContext
+from ..routing.router import FitOutcome, Learning, Router, RoutingContext, State, learn_now
+from ..routing.strangers import adapts
 
 Builder = Callable[[str], Router]
 """Name → a router over the same context."""
@@ -54,7 +55,7 @@ class ChainRouter(Router):
         checked = self._checked(stages)
         added = {name: self._build(name) for name, _ in checked if name not in self._routers}
         for router in added.values():
-            _calibrate(router, {})
+            _calibrate(router, State(exact=False))
         self._routers = {name: added.get(name) or self._routers[name] for name, _ in checked}
         self.stages = checked
 
@@ -107,32 +108,33 @@ class ChainRouter(Router):
             evidence=evidence,
         )
 
-    def fit(self) -> None:
-        """Fit every stage but those whose fit a person starts and that runs the language model."""
+    def learn(self, settings: Mapping[str, Any], stop: threading.Event) -> Learning:
+        """Every stage learns but those whose fit a person starts and that run the language model."""
         for router in self._routers.values():
             if not (router.asks_for_fit and router.needs_model):
-                router.fit()
+                yield from router.learn({}, stop)
+        return FitOutcome()
 
-    def refit(self, earlier: Mapping[str, Any]) -> None:
-        with suppress(RoutingError, KeyError, TypeError, ValueError):
-            stages = self._checked(earlier["stages"])  # another router's state has none
-            self._routers = {name: self._routers.get(name) or self._build(name) for name, _ in stages}
-            self.stages = stages
+    def adapt(self, state: State) -> None:
+        stages = self._checked(state.values.get("stages", self.stages))
+        self._routers = {name: self._routers.get(name) or self._build(name) for name, _ in stages}
+        self.stages = stages
         for name, router in self._routers.items():
-            _calibrate(router, _own(earlier, name))
+            own = State(_own(state.values, name), state.exact)
+            if not state.exact:
+                _calibrate(router, own)
+            elif own.values:
+                router.adapt(own)
+
+    @classmethod
+    def by_hand(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        stages = [list(stage) for stage in values["stages"]]
+        return {"stages": stages} if stages != [list(stage) for stage in DEFAULT] else {}
 
     def state(self) -> dict[str, Any]:
         flat = {f"{name}/{key}": value for name, router in self._routers.items() for key, value in router.state().items()}
         return {"stages": [list(stage) for stage in self.stages], **flat}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        stages = self._checked(state["stages"])
-        routers = {name: self._build(name) for name, _ in stages}
-        for name, router in routers.items():
-            own = _own(state, name)
-            if own:
-                router.restore(own)
-        self.stages, self._routers = stages, routers
 
 
 def _own(state: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -140,12 +142,11 @@ def _own(state: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
 
 
-def _calibrate(router: Router, earlier: Mapping[str, Any]) -> None:
+def _calibrate(router: Router, state: State) -> None:
     """As well as it goes without the language model: a stage that a person fits keeps its fit, or learns from embeddings alone."""
     if router.asks_for_fit and not router.needs_model:
-        router.fit()
+        learn_now(router)
     elif router.asks_for_fit:
-        with suppress(MultiLobeError, KeyError, TypeError, ValueError):
-            router.restore(earlier)
+        adapts(router, state)
     else:
-        router.refit(earlier)
+        router.adapt(state)

@@ -9,7 +9,7 @@ An explicit threshold replaces the margin: then a lobe is certain when its score
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..errors import RoutingError
 from ..lobes.rows import Vector
 from ..routing.calibration import fit_temperature, softmax
 from ..routing.decision import Verdict
-from ..routing.router import Router, RoutingContext
+from ..routing.router import Router, RoutingContext, State
 
 NEAREST = 3
 PRECISION = 0.985
@@ -100,9 +100,17 @@ class EmbeddingRouter(Router):
 
     # ---- calibration ------------------------------------------------------------------------------------------------------
 
-    def fit(self) -> None:
-        """Calibrate margin, floor and temperature on held-out rows (on the training rows themselves, each left out of its
-        own score, for lobes that held none out) and on the shipped generic prompts."""
+    def adapt(self, state: State) -> None:
+        if not state.exact:
+            self._calibrate()  # no language model, so nothing to spare
+            return
+        if list(state.values.get("lobes", ())) != self.names:
+            raise RoutingError("The calibration is of other lobes.")
+        self.margin, self.floor, self.temperature = (float(state.values[k]) for k in ("margin", "floor", "temperature"))
+
+    def _calibrate(self) -> None:
+        """Margin, floor and temperature, on held-out rows (on the training rows themselves, each left out of its own score,
+        for lobes that held none out) and on the shipped generic prompts."""
         if not self.names:
             return
         scores, owner = self.held_out()
@@ -115,9 +123,6 @@ class EmbeddingRouter(Router):
         if len(set(owner)) > 1:
             self.temperature = fit_temperature(scores, owner)
             self.margin = _margin(scores, owner)
-
-    def refit(self, earlier: Mapping[str, Any]) -> None:
-        self.fit()  # no language model, so nothing to spare
 
     def held_out(self) -> tuple[Vector, np.ndarray[Any, Any]]:
         """(scores (n, lobes), owner (n,)) of the rows that calibrate, evenly from every lobe."""
@@ -143,10 +148,6 @@ class EmbeddingRouter(Router):
     def state(self) -> dict[str, Any]:
         return {"lobes": self.names, "margin": self.margin, "floor": self.floor, "temperature": self.temperature}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        if list(state.get("lobes", ())) != self.names:
-            raise RoutingError("The calibration is of other lobes.")
-        self.margin, self.floor, self.temperature = (float(state[k]) for k in ("margin", "floor", "temperature"))
 
 
 class _Index:

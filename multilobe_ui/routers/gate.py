@@ -34,7 +34,7 @@ from ..routing.regression import (
     rows_of,
     shares_of,
 )
-from ..routing.router import FitOutcome, Fitting, Router, RoutingContext
+from ..routing.router import FitOutcome, Learning, Router, RoutingContext, State
 from ..settings import check_all, setting, settings_of
 
 Array = np.ndarray[Any, Any]
@@ -123,7 +123,7 @@ class GateRouter(Router):
     def shares(self, prompt: str, decision: RoutingDecision) -> Mapping[str, float]:
         return shares_of(decision.scores)
 
-    def fitting(self, settings: Mapping[str, Any], stop: threading.Event) -> Fitting:
+    def learn(self, settings: Mapping[str, Any], stop: threading.Event) -> Learning:
         """Solve; the same rows and settings give the same gate."""
         self.chosen = settings_of(GateSettings, settings)
         self.names, start = lobes_with_rows(self.context), time.perf_counter()
@@ -185,14 +185,16 @@ class GateRouter(Router):
             "middle": self._middle,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def adapt(self, state: State) -> None:
+        """The gate as it was, without the lobes that went."""
+        values = state.values
         self._rows = None
-        if state.get("weight") is None:
+        if values.get("weight") is None:
             self._weight = None
             return
-        lobes = list(state["lobes"])
-        weight, bias = np.asarray(state["weight"], np.float32), np.asarray(state["bias"], np.float32)
-        if "calibration" not in state:
+        lobes = list(values["lobes"])
+        weight, bias = np.asarray(values["weight"], np.float32), np.asarray(values["bias"], np.float32)
+        if "calibration" not in values:
             raise RoutingError("The gate was fitted by an earlier version. Fit it again.")
         if weight.ndim != 2 or not len(weight) == len(bias) == len(lobes) + 1:
             raise RoutingError("The gate's weights do not fit its lobes.")
@@ -200,9 +202,9 @@ class GateRouter(Router):
         kept = [i for i, name in enumerate(lobes) if name in here]
         self.names = [lobes[i] for i in kept]
         self._weight, self._bias = weight[[*kept, len(lobes)]], bias[[*kept, len(lobes)]]
-        self.chosen = GateSettings(embedding=state["embedding"])
-        self._middle = np.asarray(state["middle"], np.float32)
-        self._calibration = Calibration(**{name: float(value) for name, value in state["calibration"].items()})
+        self.chosen = GateSettings(embedding=values["embedding"])
+        self._middle = np.asarray(values["middle"], np.float32)
+        self._calibration = Calibration(**{name: float(value) for name, value in values["calibration"].items()})
 
 
 def _left_out(names: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from ..lobes.rows import Vector
 from ..routing.calibration import softmax
 from ..routing.decision import AUTO, RoutingDecision, Verdict
 from ..routing.regression import Regression, lobes_with_rows, nearest_rows, rows_of, shares_of
-from ..routing.router import Router, RoutingContext, ScoringStage
+from ..routing.router import Router, RoutingContext, ScoringStage, State
 from .logprob import SHARPNESS, doubt
 
 WIDTH, RIDGE = 4.0, 0.1
@@ -63,18 +63,19 @@ class HybridRouter(Router):
         self._strangers = [name for name in context.lobes if name not in known][:STRANGERS]
         self._regression: Regression | None = None
 
-    def fit(self) -> None:
+    def adapt(self, state: State) -> None:
+        if not state.exact:
+            self._solve()
+
+    def _solve(self) -> None:
         """Solve and calibrate; the language model is not asked."""
         if self.names:
             rows = rows_of(self.context, self.names)
             self._regression = Regression(rows, lambda cosines: np.exp(WIDTH * (cosines - 1)), RIDGE)
 
-    def refit(self, earlier: Mapping[str, Any]) -> None:
-        self.fit()
-
     def judge(self, prompt: str) -> Verdict:
-        if self._regression is None and self.names:
-            self.fit()
+        if self._regression is None:
+            self._solve()
         if self._regression is None:
             return self._by_reading(prompt, self._strangers)
         if self.threshold is not None:

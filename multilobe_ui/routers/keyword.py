@@ -43,7 +43,7 @@ from ..errors import RoutingError
 from ..lobes.rows import Vector
 from ..routing.calibration import softmax
 from ..routing.decision import RoutingDecision, Verdict
-from ..routing.router import Router, RoutingContext
+from ..routing.router import Router, RoutingContext, State
 
 TERMS = 300
 """Terms that a lobe keeps."""
@@ -162,7 +162,7 @@ class KeywordRouter(Router):
 
     @property
     def edited(self) -> frozenset[str]:
-        """Lobes whose terms a person wrote; `fit` leaves them as they are."""
+        """Lobes whose terms a person wrote; `learn` leaves them as they are."""
         return frozenset(self._edited)
 
     def terms(self) -> dict[str, dict[str, float]]:
@@ -270,7 +270,27 @@ class KeywordRouter(Router):
         found = decision.evidence.get("shares")
         return {name: share / 100 for name, share in found.items()} if found else decision.probabilities
 
-    def fit(self) -> None:
+    def adapt(self, state: State) -> None:
+        values = state.values
+        if not state.exact:
+            for name in values.get("edited", ()):
+                if name in self.context.lobes:
+                    self.set_terms(name, values["terms"][name])
+            self._fit()  # no language model, so nothing to spare
+            return
+        if list(values.get("lobes", ())) != list(self.context.lobes):
+            raise RoutingError("The words are of other lobes.")
+        self._edited = set(values["edited"])
+        self._use({name: {_kept(t): float(w) for t, w in own.items()} for name, own in values["terms"].items()})
+        self.temperature, self.none = float(values["temperature"]), float(values["none"])
+        self.silent = float(values.get("silent", 0.0))
+
+    @classmethod
+    def by_hand(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        terms = {lobe: dict(values["terms"][lobe]) for lobe in values["edited"]}
+        return {"edited": list(terms), "terms": terms} if terms else {}
+
+    def _fit(self) -> None:
         """Calibrate on prompts that the terms were not learned from, then learn the terms from all."""
         own = {
             name: rows.train_prompts for name, rows in self.context.rows.items() if name in self.context.lobes
@@ -340,12 +360,6 @@ class KeywordRouter(Router):
         best = minimize(loss, np.zeros(3), method="Powell", bounds=bounds).x
         self.temperature, self.none, self.silent = float(np.exp(best[0])), float(best[1]), float(best[2])
 
-    def refit(self, earlier: Mapping[str, Any]) -> None:
-        for name in earlier.get("edited", ()):
-            if name in self.context.lobes:
-                self.set_terms(name, earlier["terms"][name])
-        self.fit()  # no language model, so nothing to spare
-
     def state(self) -> dict[str, Any]:
         return {
             "lobes": list(self.context.lobes),
@@ -356,15 +370,6 @@ class KeywordRouter(Router):
             "silent": self.silent,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        if list(state.get("lobes", ())) != list(self.context.lobes):
-            raise RoutingError("The words are of other lobes.")
-        self._edited = set(state["edited"])
-        self._use(
-            {name: {_kept(t): float(w) for t, w in own.items()} for name, own in state["terms"].items()}
-        )
-        self.temperature, self.none = float(state["temperature"]), float(state["none"])
-        self.silent = float(state.get("silent", 0.0))
 
 
 def distinctive_terms(

@@ -9,6 +9,7 @@ prompts that `false_abstention` asks for.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from ..routing.calibration import fit_temperature, held_out_prompts, low_tail, softmax
 from ..routing.decision import Verdict
-from ..routing.router import Router, RoutingContext
+from ..routing.router import FitOutcome, Learning, Router, RoutingContext, State
 
 FALSE_ABSTENTION = 0.01
 """Share of held-out rows that may be sent to the base model although a lobe fits."""
@@ -73,8 +74,17 @@ class LogprobRouter(Router):
             evidence={"base_logprob": base, "floor": self.floor},
         )
 
-    def fit(self) -> None:
+    def learn(self, settings: Mapping[str, Any], stop: threading.Event) -> Learning:
         """Calibrate temperature and floor on held-out prompts."""
+        self._calibrate()
+        return FitOutcome()
+        yield
+
+    def adapt(self, state: State) -> None:
+        if state.exact or state.values:
+            self.temperature, self.floor = float(state.values["temperature"]), float(state.values["floor"])
+
+    def _calibrate(self) -> None:
         prompts, owner = held_out_prompts(self.context, list(self.context.lobes))
         if len(set(owner)) < 2:
             return
@@ -87,12 +97,6 @@ class LogprobRouter(Router):
         # never above 0: what a lobe finds likelier than the base does is its own to try
         self.floor = min(0.0, low_tail(scores.max(1) - logprobs[good, -1], self.false_abstention))
 
-    def refit(self, earlier: Mapping[str, Any]) -> None:
-        self.temperature = float(earlier.get("temperature", self.temperature))
-        self.floor = float(earlier.get("floor", self.floor))
-
     def state(self) -> dict[str, Any]:
         return {"temperature": self.temperature, "floor": self.floor}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.temperature, self.floor = float(state["temperature"]), float(state["floor"])

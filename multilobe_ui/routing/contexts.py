@@ -10,7 +10,7 @@ from ..lobes.rows import Vector
 from ..lobes.store import Lobe
 from .corrections import Correction, Corrections, corrected
 from .encoder import generic_prompts, generic_vectors
-from .fits import Key
+from .fits import Birth, Key
 from .router import RoutingContext
 from .scores import MeanHidden, PromptScores
 
@@ -62,11 +62,10 @@ class Contexts:
     def key(self, corrections: Sequence[Correction] | None = None) -> Key:
         """What a fit belongs to: the encoder, the corrections (None: those in force), and the lobes by name and time of
         birth."""
-        lobes = [[lobe.name, lobe.card.created] for lobe in self.lobes if not lobe.card.tier]
-        entry = [self.lobes.encoder.name, str(self.threshold)]
-        if labels := sorted((c.id, c.lobe) for c in self._or_kept(corrections)):
-            entry.append(hashlib.sha256(repr(labels).encode()).hexdigest()[:16])
-        return [entry, *lobes]
+        labels, digest = sorted((c.id, c.lobe) for c in self._or_kept(corrections)), ""
+        if labels:
+            digest = hashlib.sha256(repr(labels).encode()).hexdigest()[:16]
+        return Key(self.lobes.encoder.name, str(self.threshold), tuple(births(self.lobes)), digest)
 
     def prompts(self) -> list[str]:
         """The prompts that lobes keep for routing."""
@@ -84,6 +83,6 @@ class Contexts:
         return self.corrections.kept() if corrections is None else corrections
 
 
-def births(lobes: Iterable[Lobe]) -> set[tuple[str, str]]:
-    """(name, time of birth) of those lobes that routers choose among; see `Contexts.key`."""
-    return {(lobe.name, lobe.card.created) for lobe in lobes if not lobe.card.tier}
+def births(lobes: Iterable[Lobe]) -> list[Birth]:
+    """Name and time of birth of those lobes that routers choose among."""
+    return [(lobe.name, lobe.card.created) for lobe in lobes if not lobe.card.tier]

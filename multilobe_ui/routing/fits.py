@@ -7,7 +7,7 @@ arrays.safetensors  the state's arrays, if it has any
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,46 @@ from ..files import new_folder, read_json, write_json
 
 FIT_FILE, ARRAYS_FILE = "fit.json", "arrays.safetensors"
 DEEPEST = 20
-Key = list[list[str]]
+Birth = tuple[str, str]
+"""Name and time of birth of a lobe."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a fit was made for. It is stale where another key holds now.
+
+    Attributes:
+        encoder: name of the sentence encoder. threshold: embedding score that a lobe must reach, or "None".
+        lobes: that routers choose among. corrections: a digest of those in force, "" for none.
+    """
+
+    encoder: str
+    threshold: str = ""
+    lobes: tuple[Birth, ...] = ()
+    corrections: str = ""
+
+    def uncorrected(self) -> Key:
+        """Of a router that does not learn from corrections."""
+        return replace(self, corrections="")
+
+    def renamed(self, names: Mapping[str, str]) -> Key:
+        """When lobes are called otherwise: old name → new name."""
+        return replace(self, lobes=tuple((names.get(name, name), created) for name, created in self.lobes))
+
+    def to_json(self) -> list[list[str]]:
+        first = [self.encoder, self.threshold]
+        if self.corrections:
+            first.append(self.corrections)
+        return [first, *map(list, self.lobes)]
+
+    @classmethod
+    def from_json(cls, entries: Sequence[Sequence[Any]]) -> Key:
+        """Raises ValueError if it does not say which lobes it is for."""
+        if not entries or not all(entries):
+            raise ValueError("it does not say which lobes it is for")
+        encoder, threshold, corrections, *_ = [*map(str, entries[0]), "", ""]
+        lobes = tuple((str(name), str(created)) for name, created, *_ in ((*entry, "") for entry in entries[1:]))
+        return cls(encoder, threshold, lobes, corrections)
 
 
 @dataclass(frozen=True)
@@ -29,7 +68,7 @@ class Fit:
     """A router's fit.
 
     Attributes:
-        key: what it was made for: the sentence encoder and its threshold first, then name and time of birth of every lobe.
+        key: what it was made for.
         state: `Router.state()`: JSON values and numpy arrays. settings: what the person asked for.
         report: what was measured. created: ISO 8601, UTC.
     """
@@ -43,10 +82,9 @@ class Fit:
 
     def renamed(self, names: Mapping[str, str]) -> Fit:
         """The same fit when lobes are called otherwise: old name → new name."""
-        key = [self.key[0], *([names.get(name, name), *rest] for name, *rest in self.key[1:])]
         # a text by itself is a setting (what the gate reads, for instance), even where a lobe has that very name
         state = {place: v if isinstance(v, str) else _renamed(v, names) for place, v in self.state.items()}
-        return replace(self, key=key, state=state)
+        return replace(self, key=self.key.renamed(names), state=state)
 
 
 def write_fit(folder: Path, fit: Fit) -> None:
@@ -54,7 +92,7 @@ def write_fit(folder: Path, fit: Fit) -> None:
     arrays = {name: np.ascontiguousarray(v) for name, v in fit.state.items() if isinstance(v, np.ndarray)}
     plain = {name: value for name, value in fit.state.items() if name not in arrays}
     with new_folder(folder) as temporary:
-        write_json(temporary / FIT_FILE, {**fit.__dict__, "state": plain})
+        write_json(temporary / FIT_FILE, {**fit.__dict__, "key": fit.key.to_json(), "state": plain})
         if arrays:
             save_file(arrays, temporary / ARRAYS_FILE)
 
@@ -67,9 +105,7 @@ def read_fit(folder: Path) -> Fit:
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("it holds numbers that are not finite")
         _check_finite([values["state"], values.get("settings"), values.get("report")])
-        key = [[str(part) for part in entry] for entry in values["key"]]
-        if not key or not all(key):
-            raise ValueError("it does not say which lobes it is for")
+        key = Key.from_json(values["key"])
         state = {**dict(values["state"]), **arrays}
         extras = {name: dict(values.get(name, {})) for name in ("settings", "report")}
         return Fit(str(values["router"]), key, state, created=str(values.get("created", "")), **extras)

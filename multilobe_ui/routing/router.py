@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import RoutingError
 from ..lobes.rows import RoutingRows, RowsByName, Vector
-from ..progress import Progress
+from ..progress import Progress, finish
 from .decision import AUTO, Mixing, RoutingDecision, Verdict, base_decision
 
 
@@ -35,7 +35,7 @@ class RoutingContext:
         hidden: texts → (n, h): mean hidden state of the base's last layer over each text's tokens.
         bank: the LobeBank, for routers that weigh tokens or train through it; None where no model is loaded.
         ids: a lobe's id in the bank, by its name.
-        experts: names of the lobes that a router made for itself (see `Router.fitting`), by tier; not among `lobes`.
+        experts: names of the lobes that a router made for itself (see `Router.learn`), by tier; not among `lobes`.
         labels: prompts (as `same_prompt` gives them) of which a person has said who answers: a lobe's name, or None for no lobe.
     """
 
@@ -57,8 +57,21 @@ class RoutingContext:
 
 
 @dataclass(frozen=True)
+class State:
+    """What a router learned earlier, perhaps for other lobes.
+
+    Attributes:
+        values: `Router.state()` of that router: JSON values, and numpy arrays as values of the outermost keys.
+        exact: whether it was learned for the very lobes and corrections that there are now.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    exact: bool = True
+
+
+@dataclass(frozen=True)
 class FitOutcome:
-    """What a fit leaves besides the router's state.
+    """What learning leaves besides the router's state.
 
     Attributes:
         report: numbers and short texts that a person should see. experts: PEFT adapter folders that the router wants as lobes of
@@ -69,7 +82,7 @@ class FitOutcome:
     experts: Mapping[str, Path] = field(default_factory=dict)
 
 
-Fitting = Generator[Progress, None, FitOutcome]
+Learning = Generator[Progress, None, FitOutcome]
 
 
 class ScoringStage(Protocol):
@@ -84,7 +97,7 @@ class ScoringStage(Protocol):
 class Router:
     """One way to choose lobes.
 
-    A subclass sets `name`, implements `decide`, and if it learns something, `fit` (or `fitting`), `state` and `restore`.
+    A subclass sets `name` and implements `judge`; if it learns something, also `learn`, `state` and `adapt`.
     """
 
     name: ClassVar[str] = ""
@@ -97,7 +110,7 @@ class Router:
     per_token: ClassVar[bool] = False
     """Whether its decisions are `per_token`."""
     needs_model: ClassVar[bool] = False
-    """Whether `fit` runs the language model, which takes seconds."""
+    """Whether `learn` runs the language model, which takes seconds."""
     learns_labels: ClassVar[bool] = True
     """Whether it learns from which lobe a row belongs to, so that corrections of prompts change its fit."""
     asks_for_fit: ClassVar[bool] = False
@@ -134,23 +147,26 @@ class Router:
             **values,
         )
 
-    def fit(self) -> None:
-        """Learn or calibrate from the context's rows."""
-        for _ in self.fitting({}, threading.Event()):
-            pass
-
-    def fitting(self, settings: Mapping[str, Any], stop: threading.Event) -> Fitting:
-        """`fit` step by step, for a live plot. Set `stop` and it ends early with the best so far.
+    def learn(self, settings: Mapping[str, Any], stop: threading.Event) -> Learning:
+        """Learn or calibrate from the context's rows, step by step, for a live plot. Set `stop` and it ends early with the best
+        so far. A router that does not need the language model for it only defines `adapt`.
 
         Args:
             settings: fields of the router's own settings class; {} for the defaults.
         Raises:
             ConfigError: a setting that is unknown or out of range. RoutingError: there is nothing to learn from.
         """
-        if type(self).fit is not Router.fit:
-            self.fit()
+        self.adapt(State(exact=False))
         return FitOutcome()
         yield
+
+    def adapt(self, state: State) -> None:
+        """Get ready for the present lobes without running the language model, with what still holds of an earlier state: all
+        of it if it is exact, else what does not depend on lobes that came or went.
+
+        Raises:
+            RoutingError: it is said to be exact, and belongs to other lobes or another version.
+        """
 
     def shares(self, prompt: str, decision: RoutingDecision) -> Mapping[str, float]:
         """What a mixture of several lobes is made of; their probabilities, unless a router can tell parts of a prompt apart."""
@@ -175,18 +191,13 @@ class Router:
         return True
 
     def state(self) -> dict[str, Any]:
-        """What `fit` learned: JSON values, and numpy arrays as values of the outermost keys."""
+        """What `learn` learned: JSON values, and numpy arrays as values of the outermost keys."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Take up `state()` of an earlier fit. Lobes that came since are not known to it; those that went are dropped.
-
-        Raises:
-            RoutingError: it belongs to other lobes or another version.
-        """
-
-    def refit(self, earlier: Mapping[str, Any]) -> None:
-        """Adjust to lobes that came or went without running the language model; `earlier` is the last router's state."""
+    @classmethod
+    def by_hand(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The part of a state that a person set by hand, so that nothing else can find it again; {} if that is nothing."""
+        return {}
 
     def route(self, prompt: str, mixing: Mixing = AUTO) -> RoutingDecision:
         """Decide, with what every router shares: no lobes, an empty prompt, the mixing mode, and the time it took."""
@@ -221,6 +232,11 @@ class Router:
             confidence=1.0,
             reason=f"You have said that {lobe} answers this.",
         )
+
+
+def learn_now(router: Router) -> FitOutcome:
+    """`learn` with the default settings, at once."""
+    return finish(router.learn({}, threading.Event()))
 
 
 def same_prompt(prompt: str) -> str:

@@ -23,6 +23,7 @@ from multilobe_ui import MultiLobeModel
 from multilobe_ui.assets import demo_bundle, folder
 from multilobe_ui.data import dataset
 from multilobe_ui.routers import ROUTERS, RoutingContext
+from multilobe_ui.routing.router import learn_now
 
 EVERYDAY = Path(__file__).with_name("everyday_prompts.txt")
 
@@ -81,7 +82,7 @@ def main() -> None:
     model = MultiLobeModel.from_pretrained("builtin", home=options.home)
     for title, context in (("demo lobes", demo.routers.context()), ("8 domains", model.routers.context())):
         router = ROUTERS[options.router](seen(context), None)
-        router.fit()
+        learn_now(router)
         for kind, prompts in asked.items():
             missed = [(d.chosen, p) for p in prompts if not (d := router.route(p)).abstained]
             print(f"{title}: {kind}: {len(prompts) - len(missed)} go to the base; not: {missed}", flush=True)
@@ -92,7 +93,7 @@ def main() -> None:
     for gone in itertools.combinations(names, 2):
         present = [name for name in names if name not in gone]
         router = ROUTERS[options.router](seen(make(present)), None)
-        router.fit()
+        learn_now(router)
         decided = [[router.route(p).abstained for name in part for p in own[name]] for part in (present, gone)]
         ways.append((np.mean(decided[0]), np.mean(decided[1])))
         print(f"without {' and '.join(gone)}: false abstention {ways[-1][0]:.1%}, left out {ways[-1][1]:.1%}", flush=True)

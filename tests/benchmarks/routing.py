@@ -22,6 +22,7 @@ from multilobe_ui.data import dataset
 from multilobe_ui.evaluation import RoutingReport, loss_matrix, routing_report
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.routers import ROUTERS
+from multilobe_ui.routing.router import learn_now
 
 CHOOSERS = ("hybrid", "chain", "embedding", "logprob", "keyword", "gate")
 """Routers that choose one lobe from a lobe's rows or words; the others have benchmarks of their own."""
@@ -88,7 +89,7 @@ def main() -> None:
     for name in CHOOSERS:
         router = ROUTERS[name](model.routers.context(), None)
         start = time.perf_counter()
-        router.fit()
+        learn_now(router)
         seconds = time.perf_counter() - start
         report = routing_report(router.route, prompts, labels)
         found = measures(report, labels)

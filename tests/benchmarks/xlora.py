@@ -86,7 +86,7 @@ def with_answers(context: RoutingContext, data: Path, names: Sequence[str]) -> R
 
 
 def fitted(router: Router, settings: Mapping[str, Any]) -> dict[str, Any]:
-    run = router.fitting(settings, threading.Event())
+    run = router.learn(settings, threading.Event())
     while True:
         try:
             record = next(run)

@@ -26,16 +26,16 @@ from multilobe_ui.lobes.adapter import linear_features
 from multilobe_ui.lobes.card import Card
 from multilobe_ui.lobes.rows import RoutingRows, write_routing_rows
 from multilobe_ui.lobes.store import LAST_FILE, Lobe, LobeStore
-from multilobe_ui.routing.fits import Fit
+from multilobe_ui.routing.fits import Fit, Key
 
 BASE = {"name": "tiny", "fingerprint": "0123456789abcdef", "architecture": "LlamaForCausalLM", "device": "cuda:0"}
 FINGERPRINT = BASE["fingerprint"]
 GATE = {"lobes": ["Law / EU", "Médecine"], "temperature": 0.07, "weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
 FITS = {
     "gate": Fit(
-        "gate", [["minilm", "None"], ["Law / EU", "2025"], ["Médecine", "2025"]], GATE, {}, {"ece": 0.1}, "now"
+        "gate", Key("minilm", "None", (("Law / EU", "2025"), ("Médecine", "2025"))), GATE, {}, {"ece": 0.1}, "now"
     ),
-    "hybrid": Fit("hybrid", [["minilm", "None"]], {"thresholds": {"Law / EU": 0.4}}),
+    "hybrid": Fit("hybrid", Key("minilm", "None"), {"thresholds": {"Law / EU": 0.4}}),
 }
 NAMES = ["Law / EU", "Médecine", "../code"]
 

@@ -26,7 +26,7 @@ from multilobe_ui.lobes.rows import MOST_ROWS, RoutingRows, sound_rows, write_ro
 from multilobe_ui.lobes.store import LAST_FILE
 from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routers.gate import GateRouter
-from multilobe_ui.routing.fits import Fit, read_fit, write_fit
+from multilobe_ui.routing.fits import Fit, Key, read_fit, write_fit
 
 ANIMALS, NUMBERS, COLOURS = TOPICS
 SETTINGS = {"epochs": 1, "lora_r": 2, "learning_rate": 1e-2, "batch_size": 8}
@@ -267,10 +267,10 @@ def test_whatever_fails_all_is_as_before(
 # ---- fits of strangers -----------------------------------------------------------------------------------------------------
 
 
-def births(model: MultiLobeModel, *more: tuple[str, str]) -> list[list[str]]:
+def births(model: MultiLobeModel, *more: tuple[str, str]) -> Key:
     """What a stranger can work out from the list of lobes."""
-    listed = [[entry["name"], entry["created"]] for entry in model.list_lobes()]
-    return [["words", "None"], *listed, *map(list, more)]
+    listed = [(entry["name"], entry["created"]) for entry in model.list_lobes()]
+    return Key("words", "None", (*listed, *more))
 
 
 def born(bundle: Path) -> tuple[str, str]:
@@ -480,7 +480,7 @@ def test_experts_that_come_in_while_a_lobe_is_renamed_do_not_deadlock(
 ) -> None:
     """One thread ends a fit, holding what it holds, and then wants the model; the other has the model and wants the routers."""
     fitted, renaming = threading.Event(), threading.Event()
-    rename, fitting = model.lobes.store.rename, GateRouter.fitting
+    rename, fitting = model.lobes.store.rename, GateRouter.learn
 
     def slow_rename(*names: str) -> Any:
         renaming.set()
@@ -499,7 +499,7 @@ def test_experts_that_come_in_while_a_lobe_is_renamed_do_not_deadlock(
 
     monkeypatch.setattr(model.lobes.store, "rename", slow_rename)
     monkeypatch.setattr(model.lobes, "add_expert", slow_add_expert)
-    monkeypatch.setattr(GateRouter, "fitting", fitting_an_expert)
+    monkeypatch.setattr(GateRouter, "learn", fitting_an_expert)
     threads = [
         threading.Thread(target=model.fit_router, args=("gate",), daemon=True),
         threading.Thread(target=model.rename_lobe, args=(ANIMALS, "Zoo"), daemon=True),

@@ -28,7 +28,7 @@ from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
 from multilobe_ui.routing import regression
 from multilobe_ui.routing.calibration import calibration_error, fit_temperature, softmax
 from multilobe_ui.routing.decision import Mixing, manual_decision
-from multilobe_ui.routing.router import Router
+from multilobe_ui.routing.router import Router, State, learn_now
 from multilobe_ui.ui.chat.evidence import highlighted
 
 DIMENSIONS = 24
@@ -84,7 +84,7 @@ def through_files(state: dict[str, Any]) -> dict[str, Any]:
 
 def fitted(name: str, count: int, **options: int) -> Router:
     router = ROUTERS[name](context(count, **options), None)
-    router.fit()
+    learn_now(router)
     return router
 
 
@@ -127,7 +127,7 @@ class TestContract:
     def test_state_survives_json(self, name: str, count: int) -> None:
         router = ready(name, count)
         other = ROUTERS[name](context(count), None)
-        other.restore(through_files(router.state()))
+        other.adapt(State(through_files(router.state())))
         for i in range(5):
             ours, theirs = router.route(f"lobe{i} 7{i}"), other.route(f"lobe{i} 7{i}")
             assert (ours.chosen, ours.probabilities, ours.threshold) == (
@@ -178,7 +178,7 @@ class TestEmbedding:
 
     def test_an_explicit_threshold_is_honoured(self) -> None:
         strict, lax = (ROUTERS["embedding"](context(3), threshold) for threshold in (0.999, 0.0))
-        strict.fit(), lax.fit()
+        learn_now(strict), learn_now(lax)
         assert not strict.route("lobe1 9").certain
         assert lax.route("lobe1 9").certain
         assert strict.route("lobe1 9").threshold == 0.999
@@ -195,7 +195,7 @@ class TestEmbedding:
 
     def test_a_calibration_of_other_lobes_is_refused(self) -> None:
         with pytest.raises(RoutingError, match="other lobes"):
-            ROUTERS["embedding"](context(3), None).restore(fitted("embedding", 2).state())
+            ROUTERS["embedding"](context(3), None).adapt(State(fitted("embedding", 2).state()))
 
     def test_rows_held_out_are_kept_certain_and_right(self) -> None:
         router = fitted("embedding", 8)
@@ -264,7 +264,7 @@ class TestHybrid:
 
         plain = context(4)
         router = ROUTERS["hybrid"](RoutingContext(plain.lobes, plain.rows, embed, counting, plain.generic), None)
-        router.fit()
+        learn_now(router)
         assert not asked  # it calibrates without it
         stages = [router.route(f"lobe{i % 4} {i}").stage for i in range(600, 640)]
         assert stages.count("embedding") > stages.count("logprob")
@@ -275,7 +275,7 @@ class TestHybrid:
         """Prompts that lie between a lobe's rows and nowhere."""
         reads = lambda texts, lobes: np.array([[*([3.0 - gain] * len(lobes)), 3.0] for _ in texts], np.float32)  # noqa: E731
         router = ROUTERS["hybrid"](replace(context(4), nll=reads), None)
-        router.fit()
+        learn_now(router)
         decisions = [router.route(f"lobe{i % 4} {i}") for i in range(600, 1200)]
         doubtful = [d for d in decisions if d.stage == "logprob"]
         assert 10 < len(doubtful) < 150
@@ -347,7 +347,7 @@ def nothing_but_words(prompts: dict[str, list[str]], generic: Sequence[str] = ()
     none = np.zeros((0, 0), np.float32)
     rows = {name: RoutingRows(none, none, none, own) for name, own in prompts.items()}
     router = KeywordRouter(RoutingContext(list(prompts), rows, forbidden, forbidden, lambda: forbidden(), generic))
-    router.fit()
+    learn_now(router)
     return router
 
 
@@ -430,23 +430,23 @@ class TestKeyword:
         assert router.edited == {"law"} and router.terms()["law"] == {"strasse": 7.0, "lease": -2.0}
         state = json.loads(json.dumps(router.state()))
         restored, refitted = (KeywordRouter(router.context) for _ in range(2))
-        restored.restore(state)
-        refitted.refit(state)
+        restored.adapt(State(state))
+        refitted.adapt(State(state, exact=False))
         for other in (restored, refitted):
-            other.fit()
+            learn_now(other)
             assert other.edited == {"law"} and other.terms() == router.terms()
             assert other.route("Welche STRASSE?").chosen == "law"
         restored.set_terms("law", None)
-        restored.fit()
+        learn_now(restored)
         assert not restored.edited and "tenant" in restored.terms()["law"]
 
     def test_refits_drop_edits_of_lobes_that_went(self) -> None:
         router = nothing_but_words(SPOKEN)
         router.set_terms("law", {"x": 1.0})
         other = nothing_but_words({"stars": SPOKEN["stars"]}, ["Good morning!"])
-        other.refit(router.state())
+        other.adapt(State(router.state(), exact=False))
         assert set(other.terms()) == {"stars"} and not other.edited
-        other.refit({"coefficients": [1, 2]})  # another router's state
+        other.adapt(State({"coefficients": [1, 2]}, exact=False))  # another router's state
 
     def test_a_lobe_without_rows_can_be_given_words(self) -> None:
         router = fitted("keyword", 3, without_rows=1)
@@ -511,7 +511,7 @@ class TestKeyword:
 
     def test_words_of_other_lobes_are_refused(self) -> None:
         with pytest.raises(RoutingError, match="other lobes"):
-            KeywordRouter(context(3)).restore(fitted("keyword", 2).state())
+            KeywordRouter(context(3)).adapt(State(fitted("keyword", 2).state()))
 
 
 SAMPLES = ("legal", "maths", "medical", "python", "sentiment", "summarisation")
@@ -587,7 +587,7 @@ def gate_on(vectors: np.ndarray, owner: np.ndarray, count: int) -> GateRouter:
     none = np.zeros((0, DIMENSIONS), np.float32)
     rows = {str(i): RoutingRows(none, vectors[owner == i], none) for i in range(count)}
     router = GateRouter(RoutingContext([*rows], rows, lambda texts: vectors[[int(text) for text in texts]], nll))
-    router.fit()
+    learn_now(router)
     return router
 
 
@@ -635,7 +635,7 @@ class TestGate:
     def test_a_fit_reports_what_leaving_out_says(self) -> None:
         router, stop = GateRouter(context(3)), threading.Event()
         assert not router.is_fitted
-        run = router.fitting({}, stop)
+        run = router.learn({}, stop)
         records: list[Progress] = []
         with pytest.raises(StopIteration) as end:
             while True:
@@ -643,11 +643,11 @@ class TestGate:
         assert router.is_fitted and {"accuracy", "ece"} <= set(records[-1].values)
         assert {"accuracy", "ece", "rows", "seconds"} <= set(end.value.value.report)
         with pytest.raises(ConfigError, match="embedding"):
-            next(router.fitting({"embedding": "x"}, stop))
+            next(router.learn({"embedding": "x"}, stop))
         with pytest.raises(ConfigError, match="ridge"):
-            next(router.fitting({"ridge": 0}, stop))
+            next(router.learn({"ridge": 0}, stop))
         with pytest.raises(ConfigError, match="settings"):
-            next(router.fitting({"nonsense": 1}, stop))
+            next(router.learn({"nonsense": 1}, stop))
 
     def test_it_can_read_the_base_models_hidden_states(self) -> None:
         seen: list[str] = []
@@ -657,18 +657,18 @@ class TestGate:
             return embed(texts)[:, ::-1]
 
         router = GateRouter(replace(context(3), hidden=hidden))
-        list(router.fitting({"embedding": "base"}, threading.Event()))
+        list(router.learn({"embedding": "base"}, threading.Event()))
         assert router.route("lobe1 77").chosen == "lobe1" and "lobe1 77" in seen
         other = GateRouter(context(3))
-        other.restore(through_files(router.state()))
+        other.adapt(State(through_files(router.state())))
         with pytest.raises(RoutingError, match="no base model"):
             other.route("lobe1 77")
 
     def test_a_fit_of_other_lobes_serves_those_it_knows(self) -> None:
         state = through_files(fitted("gate", 4).state())
         fewer, more = GateRouter(context(3)), GateRouter(context(5))
-        fewer.restore(state)
-        more.restore(state)
+        fewer.adapt(State(state))
+        more.adapt(State(state))
         assert set(fewer.route("lobe3 5").probabilities) == {"lobe0", "lobe1", "lobe2"}
         decision = more.route("lobe1 5")
         assert decision.chosen == "lobe1" and decision.probabilities["lobe4"] == 0 and "lobe4" in decision.reason
@@ -694,7 +694,7 @@ class TestGate:
     def test_a_lobe_with_one_row(self) -> None:
         rows = {"small": rows_of("small", train=1, validation=0), "large": rows_of("large", train=200)}
         router = GateRouter(RoutingContext([*rows], rows, embed, nll))
-        router.fit()
+        learn_now(router)
         small, large = router.scores(embed(["small 7", "large 700"]))
         assert small[0] > small[1] and large[1] > large[0]
         assert router.route("large 700").chosen == "large"
@@ -703,7 +703,7 @@ class TestGate:
         for count in (1, 3):
             plain = context(count)
             router = GateRouter(RoutingContext(plain.lobes, plain.rows, embed, nll))
-            router.fit()
+            learn_now(router)
             own = [router.route(f"lobe0 {i}") for i in range(100, 200)]
             assert np.mean([d.chosen == "lobe0" for d in own]) > 0.75
             assert router.route("alien 1").abstained
@@ -712,13 +712,13 @@ class TestGate:
         router = GateRouter(context(2))
         decision = router.route("lobe0 1")
         assert decision.abstained and "fit it under Routers" in decision.reason and not router.is_fitted
-        router.restore(through_files(router.state()))
+        router.adapt(State(through_files(router.state())))
         assert not router.is_fitted
 
     def test_weights_that_do_not_fit_are_refused(self) -> None:
         state = fitted("gate", 2).state()
         with pytest.raises(RoutingError, match="do not fit"):
-            GateRouter(context(2)).restore({**state, "bias": np.zeros(1)})
+            GateRouter(context(2)).adapt(State({**state, "bias": np.zeros(1)}))
 
 
 class TestChain:
@@ -740,8 +740,8 @@ class TestChain:
         stages = [("logprob", 0.3), ("keyword", 0.5)]
         router.set_stages(stages)  # type: ignore[attr-defined]
         restored, refitted = ROUTERS["chain"](context(3), None), ROUTERS["chain"](context(4), None)
-        restored.restore(through_files(router.state()))
-        refitted.refit(through_files(router.state()))
+        restored.adapt(State(through_files(router.state())))
+        refitted.adapt(State(through_files(router.state()), exact=False))
         assert restored.stages == refitted.stages == stages  # type: ignore[attr-defined]
         assert refitted.route("lobe3 7").chosen == "lobe3"
 

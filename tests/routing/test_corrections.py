@@ -22,7 +22,7 @@ from multilobe_ui.lobes.rows import RoutingRows
 from multilobe_ui.progress import finish
 from multilobe_ui.routers import ROUTERS
 from multilobe_ui.routing.corrections import COPIES, Corrections, corrected
-from multilobe_ui.routing.router import RoutingContext
+from multilobe_ui.routing.router import RoutingContext, learn_now
 
 ANIMALS, NUMBERS, COLOURS = TOPICS
 PROMPT = "cat dog"
@@ -178,9 +178,9 @@ def test_the_trial_counts_as_a_plain_count_does(model: MultiLobeModel, tmp_path:
     trial = refit(model, tmp_path / "made", "embedding", "keyword", data=tmp_path / "rows.jsonl")
     for name in ("embedding", "keyword"):
         router = ROUTERS[name](model.routers.context(model.routers.corrections.all()), None)
-        router.fit()
+        learn_now(router)
         plain = ROUTERS[name](model.routers.context(), None)
-        plain.fit()
+        learn_now(plain)
         found = trial.routers[name]
         assert (found["added"], found["gone"]) == ([], [])
         assert found["of"] == 2, "the corrected prompt itself is not counted"
@@ -206,7 +206,7 @@ def test_what_new_lobes_change_is_told_apart_from_what_corrections_change(model:
         model.routers.context(model.routers.corrections.all()), None
     )
     for router, count in ((plain, found["before"]), (told, found["after"])):
-        router.fit()
+        learn_now(router)
         assert count == sum(router.route(row.prompt).chosen == row.lobe for row in asked)
     assert found["before"] >= 8, "most of the change is due to the new lobe, and it is not put down to the correction"
     model.fit_router("gate")

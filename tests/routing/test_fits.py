@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from multilobe_ui.errors import RoutingError
-from multilobe_ui.routing.fits import Fit, read_fit, write_fit
+from multilobe_ui.routing.fits import Fit, Key, read_fit, write_fit
 
-KEY = [["minilm", "None"], ["law", "2025"], ["code", "2026"]]
+KEY = Key("minilm", "None", (("law", "2025"), ("code", "2026")))
 
 
 def a_fit() -> Fit:
@@ -45,7 +45,8 @@ def test_a_fit_without_arrays_is_one_file(tmp_path: Path) -> None:
 
 def test_renamed_lobes_are_renamed_everywhere() -> None:
     fit = a_fit().renamed({"law": "Law / EU", "minilm": "no lobe"})
-    assert fit.key == [["minilm", "None"], ["Law / EU", "2025"], ["code", "2026"]]
+    assert fit.key == Key("minilm", "None", (("Law / EU", "2025"), ("code", "2026")))
+    assert fit.key.to_json() == [["minilm", "None"], ["Law / EU", "2025"], ["code", "2026"]]
     assert fit.state["lobes"] == ["Law / EU", "code"] and fit.state["by"] == {"Law / EU": [1, 2]}
     assert np.array_equal(fit.state["weight"], a_fit().state["weight"])
 

@@ -24,7 +24,7 @@ from ...lobes.rows import Vector
 from ...progress import Progress
 from ...routing.calibration import fit_temperature, held_out_prompts, softmax
 from ...routing.decision import Mixing, Verdict
-from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
+from ...routing.router import FitOutcome, Learning, Router, RoutingContext, State
 from ...settings import check_all, setting, settings_of
 
 if TYPE_CHECKING:  # torch: not before a prompt is weighed
@@ -167,7 +167,7 @@ class ArrowRouter(Router):
 
     # ---- calibration ------------------------------------------------------------------------------------------------------
 
-    def fitting(self, settings: Mapping[str, Any], stop: threading.Event) -> Fitting:
+    def learn(self, settings: Mapping[str, Any], stop: threading.Event) -> Learning:
         """Calibrate on the lobes' held-out prompts; without a model or rows the settings alone are taken.
 
         Args:
@@ -215,17 +215,17 @@ class ArrowRouter(Router):
             "usual": {name: list(values) for name, values in self._usual.items()},
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        usual = {str(name): (float(mean), float(spread)) for name, (mean, spread) in state["usual"].items()}
+    def adapt(self, state: State) -> None:
+        """For other lobes Arrow's own temperature stays, and the calibration has to be made again."""
+        values = state.values
+        if not state.exact:
+            self.chosen, self._all = ArrowSettings(float(values.get("arrow_temperature", self.chosen.temperature))), None
+            return
+        usual = {str(name): (float(mean), float(spread)) for name, (mean, spread) in values["usual"].items()}
         if usual and set(usual) != set(self.context.lobes):
             # a lobe more or less changes every lobe's share
             raise RoutingError("Arrow was calibrated for other lobes.")
-        self.chosen, self._all = ArrowSettings(float(state["arrow_temperature"])), None
-        self.temperature = float(state["temperature"])
-        self.threshold = None if state["threshold"] is None else float(state["threshold"])
+        self.chosen, self._all = ArrowSettings(float(values["arrow_temperature"])), None
+        self.temperature = float(values["temperature"])
+        self.threshold = None if values["threshold"] is None else float(values["threshold"])
         self._usual = usual
-
-    def refit(self, earlier: Mapping[str, Any]) -> None:
-        """Other lobes: Arrow's own temperature stays, the calibration has to be made again."""
-        if earlier:
-            self.chosen, self._all = ArrowSettings(float(earlier["arrow_temperature"])), None

@@ -25,9 +25,9 @@ import numpy as np
 from ...data.examples import Example
 from ...errors import ConfigError
 from ...routing.decision import Verdict
-from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
+from ...routing.router import FitOutcome, Learning, Router, RoutingContext, State
 from .features import FEATURES, TIERS, Analyser, scaled, score, tier_of
-from .network import WEIGHTS, ComplexitySettings, TierNetwork
+from .network import ComplexitySettings, TierNetwork
 
 Array = np.ndarray[Any, Any]
 LAST_LATIN = 0x024F
@@ -116,12 +116,7 @@ class ComplexityRouter(Router):
 
     # ---- learning ---------------------------------------------------------------------------------------------------------
 
-    def fit(self) -> None:
-        """As every router's; without any row there is nothing to do."""
-        if any(len(rows.train_prompts) for rows in self.context.rows.values()):
-            super().fit()
-
-    def fitting(self, settings: Mapping[str, Any], stop: threading.Event) -> Fitting:
+    def learn(self, settings: Mapping[str, Any], stop: threading.Event) -> Learning:
         """Train the router and its experts.
 
         Args:
@@ -182,17 +177,13 @@ class ComplexityRouter(Router):
             known |= zip(new, self.context.embed(new), strict=True)
         return np.stack([known[prompt] for prompt in prompts])
 
-    def refit(self, earlier: Mapping[str, Any]) -> None:
-        """Lobes that come and go are not this router's concern: what it has learned stays."""
-        if WEIGHTS[0] in earlier:
-            self.restore(earlier)
-
     def state(self) -> dict[str, Any]:
         return self.network.state() if self.network else {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        if state:
-            self.network = TierNetwork.from_state(state)
+    def adapt(self, state: State) -> None:
+        """Lobes that come and go are not this router's concern: what it has learned stays."""
+        if state.values:
+            self.network = TierNetwork.from_state(state.values)
 
 
 def _example(prompt: str, answer: str) -> Example:

@@ -22,7 +22,7 @@ from ...errors import RoutingError
 from ...lobes.rows import RoutingRows, Vector
 from ...routing.calibration import fit_temperature, softmax
 from ...routing.decision import Mixing, Verdict
-from ...routing.router import FitOutcome, Fitting, Router, RoutingContext
+from ...routing.router import FitOutcome, Learning, Router, RoutingContext, State
 from ...settings import XLoraSettings, settings_of
 
 if TYPE_CHECKING:  # torch: not before a head is made
@@ -166,12 +166,7 @@ class XLoraRouter(Router):
 
     # ---- learning ---------------------------------------------------------------------------------------------------------
 
-    def fit(self) -> None:
-        """As every router's; without a model, or without rows, there is nothing to do."""
-        if self.context.bank is not None and self._names():
-            super().fit()
-
-    def fitting(self, settings: Mapping[str, Any], stop: threading.Event) -> Fitting:
+    def learn(self, settings: Mapping[str, Any], stop: threading.Event) -> Learning:
         """Train the head on the lobes' rows, and calibrate it on held-out ones.
 
         Args:
@@ -286,35 +281,31 @@ class XLoraRouter(Router):
             **tensors,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def adapt(self, state: State) -> None:
         """Exactly the head that was saved, without the columns of lobes that went and the layers that only they adapted."""
-        if not state.get("names"):
+        values = state.values
+        if not values.get("names"):
             self._fitted = None
             return
         bank, ids = self.context.bank, self.context.ids
         if bank is None:
             raise RoutingError("X-LoRA's head needs the language model, and none is loaded.")
-        if state.get("version") != VERSION:
-            raise RoutingError(f"X-LoRA's fit has version {state.get('version')!r}, not {VERSION}. Fit it again.")
-        names = [str(name) for name in state["names"]]
+        if values.get("version") != VERSION:
+            raise RoutingError(f"X-LoRA's fit has version {values.get('version')!r}, not {VERSION}. Fit it again.")
+        names = [str(name) for name in values["names"]]
         kept = [name for name in names if name in self.context.lobes and ids.get(name) in bank]
         if not kept:
             raise RoutingError("All lobes that X-LoRA was fitted for are gone. Fit it again.")
-        layers = [str(layer) for layer in state["layers"]]
+        layers = [str(layer) for layer in values["layers"]]
         now = list(bank.layers(ids[name] for name in kept))
         if not set(now) <= set(layers):
             raise RoutingError("X-LoRA was fitted for lobes on other layers. Fit it again.")
-        head = _restored_head(state, [names.index(n) for n in kept], [layers.index(l) for l in now], len(layers))
+        head = _restored_head(values, [names.index(n) for n in kept], [layers.index(l) for l in now], len(layers))
         if head.hidden_size != bank.backbone.hidden_size:
             raise RoutingError("X-LoRA was fitted on another base model. Fit it again.")
-        none = np.asarray(state["none"], np.float32)
-        numbers = float(state["temperature"]), none, float(state["threshold"])
+        none = np.asarray(values["none"], np.float32)
+        numbers = float(values["temperature"]), none, float(values["threshold"])
         self._fitted = _Fitted(head.to(bank.backbone.device), kept, now, *numbers)
-
-    def refit(self, earlier: Mapping[str, Any]) -> None:
-        """The head stays as it was for the lobes that it knows."""
-        if earlier.get("names"):
-            self.restore(earlier)
 
 
 def _restored_head(state: Mapping[str, Any], columns: list[int], layers: list[int], all_layers: int) -> ScalingHead:

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from ...routers.fitted import without_lobes
+from ...routers.kept import without_lobes
 from ...settings import about
 from ..kit import guard
 from ..kit.forms import field_of

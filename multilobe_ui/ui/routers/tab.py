@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ...errors import JobError
-from ...routers.fitted import without_lobes
+from ...routers.kept import without_lobes
 from ..kit import guard, text
 from ..kit.changes import Changes
 from ..kit.guard import friendly

@@ -25,7 +25,7 @@ from multilobe_ui.routers import RoutingContext, RoutingRows
 from multilobe_ui.routers.arrow.mixer import ArrowMixer, prototypes
 from multilobe_ui.routers.arrow.router import ArrowRouter
 from multilobe_ui.routing.decision import Mixing
-from multilobe_ui.routing.router import FitOutcome
+from multilobe_ui.routing.router import FitOutcome, State, learn_now
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
 
@@ -160,7 +160,7 @@ def context(bank: LobeBank | None, names: Sequence[str], generic: int = 0) -> Ro
 
 
 def fit(router: ArrowRouter, **settings: Any) -> FitOutcome:
-    run = router.fitting(settings, threading.Event())
+    run = router.learn(settings, threading.Event())
     with pytest.raises(StopIteration) as end:
         while True:
             next(run)
@@ -174,9 +174,9 @@ def test_decisions_are_sound_and_survive_json(bank: LobeBank, count: int, calibr
     names = bank.lobes[:count]
     router = ArrowRouter(context(bank, names))
     if calibrated:
-        router.fit()
+        learn_now(router)
     other = ArrowRouter(context(bank, names))
-    other.restore(json.loads(json.dumps(router.state())))
+    other.adapt(State(json.loads(json.dumps(router.state()))))
     for prompt in ("What is 1 and 99?", "x", "The quick brown fox"):
         decision, again = router.route(prompt), other.route(prompt)
         assert {**decision.to_json(), "elapsed_ms": 0} == {**again.to_json(), "elapsed_ms": 0}
@@ -214,8 +214,8 @@ def test_a_calibration_of_other_lobes_is_refused(bank: LobeBank) -> None:
     fit(router, temperature=0.5)
     other = ArrowRouter(context(bank, bank.lobes[:2]))
     with pytest.raises(RoutingError, match="other lobes"):
-        other.restore(router.state())
-    other.refit(router.state())
+        other.adapt(State(router.state()))
+    other.adapt(State(router.state(), exact=False))
     assert other.mixer(Mixing()).temperature == 0.5 and other.route("fine").chosen in bank.lobes[:2]
 
 
@@ -223,15 +223,15 @@ def test_a_calibration_that_is_stopped_is_none(bank: LobeBank) -> None:
     stop = threading.Event()
     stop.set()
     with pytest.raises(RoutingError, match="stopped"):
-        list(ArrowRouter(context(bank, bank.lobes)).fitting({}, stop))
+        list(ArrowRouter(context(bank, bank.lobes)).learn({}, stop))
     with pytest.raises(ConfigError, match="heat"):
-        list(ArrowRouter(context(bank, bank.lobes)).fitting({"heat": 1}, stop))
+        list(ArrowRouter(context(bank, bank.lobes)).learn({"heat": 1}, stop))
 
 
 @pytest.mark.parametrize("names", [(), ("lobe0",), ("lobe0", "lobe1")])
 def test_without_a_model_the_base_answers(names: tuple[str, ...]) -> None:
     router = ArrowRouter(context(None, names))
-    router.fit()
+    learn_now(router)
     assert not router.is_fitted and router.route("What?").abstained
     with pytest.raises(RoutingError, match="needs lobes"):
         router.mixer(Mixing())

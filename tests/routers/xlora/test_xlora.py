@@ -32,7 +32,7 @@ from multilobe_ui.routers.xlora.mixer import HeadShape, Reading, ScalingHead, XL
 from multilobe_ui.routers.xlora.router import XLoraRouter
 from multilobe_ui.routers.xlora.training import HeadFit, LabelledRow, train_head
 from multilobe_ui.routing.decision import Mixing
-from multilobe_ui.routing.router import FitOutcome
+from multilobe_ui.routing.router import FitOutcome, State
 from multilobe_ui.settings import SamplingConfig, XLoraSettings
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
@@ -394,7 +394,7 @@ FAST = {"supervised_steps": 60, "language_steps": 4, "rows_per_lobe": 24, "batch
 
 
 def fit(router: XLoraRouter, **settings: Any) -> tuple[FitOutcome, list[Progress]]:
-    records, run = [], router.fitting({**FAST, **settings}, threading.Event())
+    records, run = [], router.learn({**FAST, **settings}, threading.Event())
     while True:
         try:
             records.append(next(run))
@@ -490,7 +490,7 @@ def reload(router: XLoraRouter, other: RoutingContext) -> XLoraRouter:
     assert all(a.dtype == np.float32 for a in arrays.values())
     plain = json.loads(json.dumps({key: value for key, value in state.items() if key not in arrays}))
     made = XLoraRouter(other)
-    made.restore({**plain, **arrays})
+    made.adapt(State({**plain, **arrays}))
     return made
 
 
@@ -552,7 +552,7 @@ def test_layers_that_only_a_gone_lobe_had_are_dropped(backbone: Backbone, adapte
         ({"head.last.weight": state["head.last.weight"][:3]}, "damaged"),
     ):
         with pytest.raises(RoutingError, match=message):
-            router.restore({**state, **damage})
+            router.adapt(State({**state, **damage}))
     assert not router.is_fitted
 
 
@@ -567,14 +567,13 @@ def test_without_a_fit_the_base_answers_and_says_why(names: tuple[str, ...], ban
             router.mixer(Mixing())
         assert router.state() == {}
     router = XLoraRouter(context(None, names))
-    router.fit()  # nothing to do
     with pytest.raises(RoutingError, match="none is loaded"):
-        next(router.fitting({}, threading.Event()))
+        next(router.learn({}, threading.Event()))
 
 
 def test_a_setting_that_does_not_exist_is_named(bank: LobeBank) -> None:
     with pytest.raises(ConfigError, match="layers"):
-        next(XLoraRouter(context(bank)).fitting({"layers": 3}, threading.Event()))
+        next(XLoraRouter(context(bank)).learn({"layers": 3}, threading.Event()))
 
 
 def test_two_hundred_lobes(backbone: Backbone, adapters: dict[str, Path]) -> None:
