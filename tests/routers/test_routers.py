@@ -8,6 +8,7 @@ import math
 import threading
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -84,7 +85,8 @@ def through_files(state: dict[str, Any]) -> dict[str, Any]:
 
 def fitted(name: str, count: int, **options: int) -> Router:
     router = ROUTERS[name](context(count, **options), None)
-    learn_now(router)
+    with suppress(RoutingError):  # there may be nothing to learn from
+        learn_now(router)
     return router
 
 
