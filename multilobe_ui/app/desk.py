@@ -13,7 +13,7 @@ from ..errors import BusyError, ConfigError
 from ..routers.kept import without_lobes
 from ..routing.router import learn_now
 from ..settings import TrainingConfig
-from .jobs import Job
+from .job import Job
 from .lab import Lab
 from .lab_desk import LabDesk
 from .loading import Loading

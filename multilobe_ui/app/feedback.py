@@ -9,9 +9,6 @@ Lines are only ever added, and a line that cannot be read is passed over and cou
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +20,7 @@ from ..evaluation.compare import MIX, MOST_COLUMNS
 from ..lobes.card import now
 from ..lobes.store import same_name
 from ..routing.router import same_prompt
+from .journal import Journal
 
 LONGEST = 200_000
 """Most characters of a prompt or an answer that are kept."""
@@ -82,9 +80,14 @@ class Feedback:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._journal = Journal(path)
         self._lock = threading.Lock()
-        self._seen: tuple[Any, list[Opinion], int] = (None, [], 0)
+        self._opinions: list[Opinion] = []
+        self._damaged = 0
+
+    @property
+    def path(self) -> Path:
+        return self._journal.path
 
     def thumb(self, prompt: str, answer: str, lobe: str | None, liked: bool) -> None:
         """Keep a thumb up or down for an answer of a lobe, or of the base (None). Raises ConfigError: a text is too long."""
@@ -112,7 +115,7 @@ class Feedback:
 
     def opinions(self) -> list[Opinion]:
         """Everything that was said, oldest first."""
-        return list(self._read()[0])
+        return self._read()[0]
 
     def counts(self) -> Counts:
         opinions, damaged = self._read()
@@ -178,54 +181,35 @@ class Feedback:
         """
         if kind not in KINDS:
             raise ConfigError(f"The kind of export is {kind!r}: it must be one of {', '.join(KINDS)}.")
-        rows: Sequence[Mapping[str, str | None]] = self.routing_rows(lobes) if kind == ROUTING else self.training_rows()
+        rows: Sequence[Mapping[str, str | None]] = self.training_rows()
+        if kind == ROUTING:
+            rows = self.routing_rows(lobes)
         if not rows:
             raise DataError(
                 "There is no feedback to export yet. Give thumbs to answers in Chat, or vote for the best column in Compare."
             )
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-        temporary.write_bytes(b"".join(map(_line, rows)))
-        os.replace(temporary, target)
+        Journal(target).rewrite(rows)
         return len(rows)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        """One write of one whole line, so that lines of others, also of another process, stay whole."""
-        with self._lock, self.path.open("ab+", buffering=0) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-            broken = file.read(1) not in (b"", b"\n")  # the power failed in the middle of a line
-            file.write((b"\n" if broken else b"") + _line(line))
+        with self._lock:
+            self._journal.append(line)
 
     def _read(self) -> tuple[list[Opinion], int]:
-        """(opinions, damaged lines); the file is read again only if it is another now."""
+        """(opinions, damaged lines)."""
         with self._lock:
-            try:
-                now_there = self.path.stat()
-                mark = (now_there.st_mtime_ns, now_there.st_size, now_there.st_ino)
-                if mark != self._seen[0]:
-                    # only at line feeds: a prompt may hold other separators, such as U+2028
-                    lines = [line for line in self.path.read_bytes().split(b"\n") if line.strip()]
-                    found = [opinion for line in lines if (opinion := _parsed(line)) is not None]
-                    self._seen = (mark, found, len(lines) - len(found))
-            except FileNotFoundError:
-                self._seen = (None, [], 0)
-            return self._seen[1], self._seen[2]
+            another, lines = self._journal.news()
+            if another:
+                self._opinions, self._damaged = [], 0
+            parsed = [_opinion(line) for line in lines]
+            self._opinions += [opinion for opinion in parsed if opinion is not None]
+            self._damaged += parsed.count(None)
+            return self._opinions.copy(), self._damaged
 
 
 def _known(lobe: str | None, lobes: Collection[str] | None) -> str | None:
     """The lobe as it is written now, None for the base, "" for a lobe that is not among `lobes`."""
     return lobe if lobe is None or lobes is None else next((name for name in lobes if same_name(name, lobe)), "")
-
-
-def _line(value: Mapping[str, Any]) -> bytes:
-    """JSON and a line feed; half a surrogate pair, which a browser can send, becomes "?"."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-
-
-def _parsed(line: bytes) -> Opinion | None:
-    try:
-        return _opinion(json.loads(line))
-    except (ValueError, RecursionError):
-        return None
 
 
 def _opinion(line: Any) -> Opinion | None:

@@ -21,7 +21,8 @@ from ..progress import Progress
 from ..routing.map import PromptMap
 from ..settings import SamplingConfig, settings_of
 from .feedback import Counts, Feedback
-from .jobs import JobHandle, Jobs
+from .job_handle import JobHandle
+from .jobs import Jobs
 from .ledger import Cost, Ledger
 from .loading import Loading
 

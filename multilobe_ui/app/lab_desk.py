@@ -13,7 +13,7 @@ from ..errors import JobError
 from ..files import write_json
 from ..settings import settings_of
 from .feedback import ROUTING
-from .jobs import RESULT_FILE, Job, JobSpec
+from .job import RESULT_FILE, Job, JobSpec
 from .lab import KIND, Experiment, Lab, experiment_named
 from .views import JobView, job_view
 from .visitors import Visitor

@@ -8,13 +8,11 @@ keeps every count and sum as it was. Medians are then of the answers that still 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
-import secrets
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -22,6 +20,7 @@ from typing import Any
 
 from ..lobes.card import now
 from ..routing.decision import RoutingDecision
+from .journal import Journal
 
 LIMIT = 5_000_000
 BASE = ""
@@ -111,25 +110,19 @@ class Ledger:
     """The ledger of one home. Safe to use from several threads; a file that is damaged is read as far as it makes sense."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._journal = Journal(path)
         self._lock = threading.RLock()
         self._totals: dict[str, dict[str, Any]] | None = None
         self._forget()
 
     def add(self, cost: Cost) -> None:
         """Note one answer. What cannot be written (a full disk) is logged: the answer matters more than its cost."""
-        line = json.dumps(cost.to_json(), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         with self._lock:
             try:
-                with self._path.open("ab+") as file:
-                    end = file.seek(0, os.SEEK_END)
-                    file.seek(max(0, end - 1))
-                    torn = end > 0 and file.read(1) != b"\n"  # a process that was killed left half a line
-                    file.write(b"\n" + line if torn else line)
-                if end + len(line) > LIMIT:
+                if self._journal.append(cost.to_json()) > LIMIT:
                     self._fold()
             except OSError as error:
-                log.warning("the cost of an answer was not written to %s: %s", self._path.name, error)
+                log.warning("the cost of an answer was not written to %s: %s", self._journal.path.name, error)
 
     def totals(self) -> dict[str, dict[str, Any]]:
         """For each router, the busiest first: replies, stopped, prompt_tokens, answer_tokens, seconds, route_ms and first_token_ms
@@ -145,50 +138,35 @@ class Ledger:
         """The latest answers, newest first."""
         with self._lock:
             self._read()
-            return self._costs[: -most - 1 : -1] if most > 0 else []
+            return self._costs[::-1][: max(0, most)]
 
     def clear(self) -> None:
         """Begin anew."""
         with self._lock:
-            self._path.unlink(missing_ok=True)
+            self._journal.path.unlink(missing_ok=True)
+            self._journal = Journal(self._journal.path)  # the next file may get the number of this one
             self._forget()
 
     # ---- inside -----------------------------------------------------------------------------------------------------------
 
     def _forget(self) -> None:
-        """What has been read so far: folded sums, costs, and up to which byte of which file."""
+        """Nothing has been read yet: neither folded sums nor costs."""
         self._folded: dict[str, _Sums] = {}
         self._costs: list[Cost] = []
-        self._file, self._end, self._totals = 0, 0, None
+        self._totals = None
 
     def _read(self) -> None:
         """Take in the lines that have come since the last time."""
-        try:
-            state = self._path.stat()
-            if (state.st_ino, state.st_size) == (self._file, self._end):
-                return
-            if state.st_ino != self._file or state.st_size < self._end:
-                self._forget()
-            with self._path.open("rb") as file:
-                file.seek(self._end)
-                whole, _, _ = file.read().rpartition(b"\n")
-        except OSError:  # none yet, or not to be read
+        another, entries = self._journal.news()
+        if another:
             self._forget()
-            return
-        self._file, self._totals = state.st_ino, None
-        self._end += len(whole) + 1 if whole else 0
-        for line in whole.decode("utf-8", "replace").split("\n"):
-            self._take(line)
-
-    def _take(self, line: str) -> None:
-        try:
-            entry = json.loads(line)
-            if FOLDED in entry:
-                self._folded.setdefault(str(entry[FOLDED]), _Sums()).join(_sums(entry))
-            else:
-                self._costs.append(_cost(entry))
-        except (ValueError, TypeError, KeyError, RecursionError, AttributeError):
-            return
+        for entry in entries:
+            self._totals = None
+            with suppress(ValueError, TypeError, KeyError, AttributeError):
+                if FOLDED in entry:
+                    self._folded.setdefault(str(entry[FOLDED]), _Sums()).join(_sums(entry))
+                else:
+                    self._costs.append(_cost(entry))
 
     def _add_up(self) -> dict[str, dict[str, Any]]:
         sums: dict[str, _Sums] = {}
@@ -221,17 +199,14 @@ class Ledger:
         for cost in older:
             self._folded.setdefault(cost.router, _Sums()).add(cost)
         lines = [{FOLDED: router, **asdict(sums)} for router, sums in self._folded.items()]
-        lines += [cost.to_json() for cost in newer]
-        temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
-        with temporary.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        os.replace(temporary, self._path)
-        self._forget()
+        self._journal.rewrite([*lines, *(cost.to_json() for cost in newer)])
 
 
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return float(median(known)) if known else None
+    if not known:
+        return None
+    return float(median(known))
 
 
 def _cost(entry: Mapping[str, Any]) -> Cost:

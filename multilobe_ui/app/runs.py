@@ -12,7 +12,9 @@ from ..data.formats import sniff
 from ..errors import JobError, LobeError
 from ..files import read_json
 from ..settings import TrainingConfig, from_json, settings_of
-from .jobs import ENDED, Job, JobHandle, Jobs, JobSpec
+from .job import ENDED, Job, JobSpec
+from .job_handle import JobHandle
+from .jobs import Jobs
 from .loading import Loading
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import numpy as np
 from ..routing.decision import RoutingDecision
 from ..routing.fits import Fit
 from ..routing.router import Router
-from .jobs import Job
+from .job import Job
 from .ledger import Cost
 
 if TYPE_CHECKING:
