@@ -102,8 +102,8 @@ class Answers:
             "answer_tokens": answer_tokens,
             "seconds": seconds,
             "tokens_per_second": answer_tokens / seconds if seconds > 0 else 0.0,
-            "resident": [names.get(lobe, lobe) for lobe in self._bank.resident],
-            "resident_bytes": self._bank.resident_bytes,
+            "resident": [names.get(lobe, lobe) for lobe in self._bank.memory.resident],
+            "resident_bytes": self._bank.memory.resident_bytes,
         }
 
 

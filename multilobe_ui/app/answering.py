@@ -117,8 +117,8 @@ class Answering:
             first_token_ms=self._first_ms,
             prompt_tokens=0 if cut and not self._count else len(self._request.ids),  # it is read with the first token
             answer_tokens=self._count,
-            resident=tuple(self._named(bank.resident)),
-            resident_bytes=bank.resident_bytes,
+            resident=tuple(self._named(bank.memory.resident)),
+            resident_bytes=bank.memory.resident_bytes,
             stopped=cut or self._request.stop.is_set(),
         )
 

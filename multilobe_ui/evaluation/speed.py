@@ -118,7 +118,7 @@ def timing(
     yield Progress(4, steps, f"Timing {settings.chats} answers together", {})
     if not stop.is_set():
         decoded["one after another"], decoded["together"] = _together(model, settings)
-    sizes = [sum(a.nbytes + b.nbytes for a, b in model.bank.matrices(lobe.id).values()) for lobe in model.lobes[:8]]
+    sizes = [sum(a.nbytes + b.nbytes for a, b in model.bank.memory.matrices(lobe.id).values()) for lobe in model.lobes[:8]]
     return Speed(
         machine=machine(model.backbone.device),
         base=describe(model.backbone),

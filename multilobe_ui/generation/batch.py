@@ -142,7 +142,7 @@ class RunningBatch:
                 self._thread.start()
             self._lock.notify()
         try:
-            with self._bank.hold(tuple(request.weights)):
+            with self._bank.memory.hold(tuple(request.weights)):
                 while (tokens := row.out.get()) is not END:
                     if isinstance(tokens, BaseException):
                         raise tokens

@@ -91,7 +91,7 @@ def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[lis
         ConfigError: requests of one batch have different mixers, or only some have one.
     """
     lobes = dict.fromkeys(lobe for r in requests for lobe in (r.weights if r.mixer is None else r.mixer.lobes))
-    with bank.hold(tuple(lobes)):  # two chats under a budget for one lobe would read theirs anew for every token
+    with bank.memory.hold(tuple(lobes)):  # two chats under a budget for one lobe would read theirs anew for every token
         yield from _decoded(bank, requests)
 
 

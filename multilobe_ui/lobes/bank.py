@@ -9,10 +9,7 @@ plain base, bit for bit. The bank knows adapters and weights; it does not know w
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -26,11 +23,11 @@ from ..base.fast.linear import product, product_at_hand
 from ..errors import AdapterError, LobeError
 from ..files import sha256_of
 from .adapter import WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, read_header, read_matrices
-from .deltas import Call, Matrices, Plan, tensor_bytes
+from .deltas import Call, Matrices, Plan
+from .memory import Memory
 from .weights import LayerMix, Mix
 
 T = TypeVar("T")
-PLANS_KEPT = 16
 
 
 class LobeBank:
@@ -38,10 +35,10 @@ class LobeBank:
 
     Args:
         backbone: the frozen base; the bank serves a twin of it.
-        budget_bytes: adapters beyond this leave memory, least recently used first (they are read again when needed), but for
-            pinned ones and those that a call is running with; None keeps all. It may be changed at any time.
+        budget_bytes: see `Memory`.
 
     Attributes:
+        memory: the matrices of lobes in use, and what they may take.
         fast: what was made faster in its tree and in the base's weights.
         damaged: why lobes had to leave, by their ids: their weights turned out to be no good when they were first read.
     """
@@ -51,16 +48,10 @@ class LobeBank:
         self.model = backbone.twin()
         self.features = linear_features(self.model)
         self.damaged: dict[str, str] = {}
-        self._budget = budget_bytes
+        self.memory = Memory(self._read, tuple(self.features), budget_bytes)
         self._headers: dict[str, AdapterHeader] = {}
         self._promised: dict[str, str] = {}  # sha256 of weights that nobody has read yet
-        self._resident: OrderedDict[str, Matrices] = OrderedDict()
-        self._sizes: dict[str, int] = {}  # bytes of those in memory
-        self._pinned: set[str] = set()
-        self._held: Counter[str] = Counter()  # calls that run with a lobe
-        self._plans: OrderedDict[tuple[str, ...], Plan] = OrderedDict()
         self._derived: dict[str, dict[str, Any]] = {}
-        self._lock = threading.RLock()
         self._call: ContextVar[Call | None] = ContextVar("lobe_bank_call", default=None)
         for name in self.features:
             self._listen(self.model.get_submodule(name), name)
@@ -79,7 +70,7 @@ class LobeBank:
         """
         header = read_header(Path(path))
         check_fits(header, self.features, self.backbone.name)
-        with self._lock:
+        with self.memory.lock:
             self.unregister(lobe)
             self._headers[lobe] = header
             if sha256:
@@ -88,11 +79,10 @@ class LobeBank:
 
     def unregister(self, lobe: str) -> None:
         """Forget an adapter and give its memory back; calls that already run with it finish undisturbed."""
-        with self._lock:
+        with self.memory.lock:
             for known in (self._headers, self._promised, self._derived, self.damaged):
                 known.pop(lobe, None)
-            self._pinned.discard(lobe)
-            self._drop(lobe)
+            self.memory.forget(lobe)
 
     def run_live(self, lobes: Sequence[Matrices], weights: Tensor, **inputs: Any) -> Any:
         """`run` with lobes that are being trained: gradients reach their matrices and the weights. Nothing of them is kept, so
@@ -118,77 +108,13 @@ class LobeBank:
     def lobes(self) -> tuple[str, ...]:
         return tuple(self._headers)
 
-    @property
-    def resident(self) -> tuple[str, ...]:
-        """Ids of the lobes whose matrices are in memory, least recently used first."""
-        return tuple(self._resident)
-
-    @property
-    def resident_bytes(self) -> int:
-        """Memory of all adapter matrices: the lobes' own and the stacks that recent mixtures made of them."""
-        with self._lock:
-            return sum(self._sizes.values()) + sum(plan.extra_bytes for plan in self._plans.values())
-
-    @property
-    def budget_bytes(self) -> int | None:
-        return self._budget
-
-    @budget_bytes.setter
-    def budget_bytes(self, most: int | None) -> None:
-        with self._lock:
-            self._budget = most
-            self._keep_within_budget(())
-
-    @property
-    def pinned(self) -> frozenset[str]:
-        """Ids of the lobes that stay in memory whatever the budget."""
-        return frozenset(self._pinned)
-
-    def pin(self, lobe: str) -> None:
-        """Read a lobe in now, and keep it in memory until it is unpinned or unregistered.
-
-        Raises:
-            LobeError: no such lobe. AdapterError: its files have gone or are damaged.
-        """
-        with self._lock:
-            self._in_memory(lobe, (lobe,))
-            self._pinned.add(lobe)
-
-    def unpin(self, lobe: str) -> None:
-        with self._lock:
-            self._pinned.discard(lobe)
-            self._keep_within_budget(())
-
-    @contextmanager
-    def hold(self, lobes: Sequence[str]) -> Iterator[None]:
-        """Keep these lobes in memory, once they are, till the block ends, whatever the budget. Every call holds its own."""
-        with self._lock:
-            self._held.update(lobes)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held.subtract(lobes)
-                for lobe in lobes:
-                    if not self._held[lobe]:
-                        del self._held[lobe]
-
-    def matrices(self, lobe: str) -> Matrices:
-        """Per module (A, B) on the base's device, B with the scaling folded in; read from disk if not resident.
-
-        Raises:
-            LobeError: no such lobe. AdapterError: its files have gone or are damaged.
-        """
-        with self._lock:
-            return self._in_memory(lobe, (lobe,))
-
     def layers(self, lobes: Iterable[str]) -> tuple[str, ...]:
         """Names of the linear layers that these lobes adapt, in the base's module order: the layers of 4-D weights.
 
         Raises:
             LobeError: no such lobe.
         """
-        with self._lock:
+        with self.memory.lock:
             touched = {module for lobe in lobes for module in self._header(lobe).shapes}
         return tuple(module for module in self.features if module in touched)
 
@@ -199,12 +125,12 @@ class LobeBank:
         Raises:
             LobeError: no such lobe. AdapterError: its files have gone or are damaged.
         """
-        with self._lock:
+        with self.memory.lock:
             self._header(lobe)
             kept = self._derived.setdefault(lobe, {})
             if kind not in kept:
                 with torch.inference_mode(False):
-                    kept[kind] = make(_WhenLookedInto(lambda: self.matrices(lobe)))
+                    kept[kind] = make(_WhenLookedInto(lambda: self.memory.matrices(lobe)))
             return cast(T, kept[kind])
 
     # ---- running ----------------------------------------------------------------------------------------------------------
@@ -221,7 +147,7 @@ class LobeBank:
         rows_tokens = next(
             inputs[key].shape[:2] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None
         )
-        with self.hold(active.lobes):
+        with self.memory.hold(active.lobes):
             token = self._call.set(self._call_under(active, rows_tokens, inputs.get("logits_to_keep", 0)))
             try:
                 return self.model(**inputs)
@@ -229,7 +155,7 @@ class LobeBank:
                 self._call.reset(token)
 
     def _call_under(self, mix: Mix | LayerMix, rows_tokens: Sequence[int], logits_to_keep: int | Tensor) -> Call:
-        plan = self._plan(mix.lobes)
+        plan = self.memory.plan(mix.lobes)
         if isinstance(mix, LayerMix):
             return Call(plan, mix.weigh, rows_tokens, logits_to_keep)
         kept = None if torch.is_grad_enabled() else mix.last_call
@@ -273,18 +199,6 @@ class LobeBank:
 
         module.forward = forward  # type: ignore[method-assign]
 
-    def _plan(self, lobes: tuple[str, ...]) -> Plan:
-        with self._lock:
-            matrices = [self._in_memory(lobe, lobes) for lobe in lobes]
-            if lobes in self._plans:
-                self._plans.move_to_end(lobes)
-                return self._plans[lobes]
-            with torch.inference_mode(False):
-                plan = Plan(matrices, tuple(self.features))
-            self._plans[lobes] = plan
-            self._keep_within_budget(lobes)
-            return plan
-
     def _header(self, lobe: str) -> AdapterHeader:
         if lobe in self.damaged:
             raise AdapterError(self.damaged[lobe])
@@ -292,21 +206,9 @@ class LobeBank:
             raise LobeError(f"The bank has no lobe {lobe!r}; it has been deleted or was never loaded.")
         return self._headers[lobe]
 
-    def _in_memory(self, lobe: str, in_use: tuple[str, ...]) -> Matrices:
-        if lobe not in self._resident:
-            header = self._header(lobe)
-            device = self.backbone.device
-            with torch.inference_mode(False):  # what chat reads first must serve training through the bank as well
-                read = self._read(lobe, header)
-                matrices = {m: (_turned(a.to(device)), _turned(b.to(device))) for m, (a, b) in read.items()}
-            self._resident[lobe] = matrices
-            self._sizes[lobe] = _nbytes(matrices)
-            self._keep_within_budget(in_use)
-        self._resident.move_to_end(lobe)
-        return self._resident[lobe]
-
-    def _read(self, lobe: str, header: AdapterHeader) -> Matrices:
+    def _read(self, lobe: str) -> Matrices:
         """A lobe's matrices from its file. One that is no good is a lobe no more: the others go on without it."""
+        header, device = self._header(lobe), self.backbone.device
         try:
             promised = self._promised.get(lobe)
             if promised and sha256_of(header.path / WEIGHTS_FILE) != promised:
@@ -315,38 +217,14 @@ class LobeBank:
                 )
             matrices = read_matrices(header)
         except (AdapterError, OSError) as error:
-            message = f"{header.path.name}: the adapter's weights cannot be read any more ({error})."
-            message = str(error) if isinstance(error, AdapterError) else message
+            message = str(error)
+            if not isinstance(error, AdapterError):
+                message = f"{header.path.name}: the adapter's weights cannot be read any more ({error})."
             self.unregister(lobe)
             self.damaged[lobe] = message
             raise AdapterError(message) from error
         self._promised.pop(lobe, None)  # it need not be proved again whenever the lobe comes back into memory
-        return matrices
-
-    def _keep_within_budget(self, in_use: tuple[str, ...]) -> None:
-        """Lobes in use stay, whatever they take: else every token of a large mixture would read them again."""
-        while len(self._plans) > PLANS_KEPT:
-            self._plans.popitem(last=False)
-        if self._budget is None:
-            return
-        excess = self.resident_bytes - self._budget
-        # stacks leave first: they are made of what is in memory, lobes must be read from the disk
-        for lobes in [lobes for lobes, plan in self._plans.items() if plan.extra_bytes]:
-            if excess > 0 and lobes != in_use and not all(lobe in self._held for lobe in lobes):
-                excess -= self._plans.pop(lobes).extra_bytes
-        for lobe in list(self._resident):
-            if excess <= 0:
-                return
-            if lobe not in in_use and lobe not in self._held and lobe not in self._pinned:
-                excess -= self._drop(lobe)
-
-    def _drop(self, lobe: str) -> int:
-        """Let a lobe's matrices and all stacks with it go; the bytes that were theirs."""
-        freed = self._sizes.pop(lobe, 0)
-        self._resident.pop(lobe, None)
-        for lobes in [key for key in self._plans if lobe in key]:
-            freed += self._plans.pop(lobes).extra_bytes
-        return freed
+        return {name: (_turned(a.to(device)), _turned(b.to(device))) for name, (a, b) in matrices.items()}
 
 
 class _WhenLookedInto(Mapping[str, tuple[Tensor, Tensor]]):
@@ -368,7 +246,3 @@ class _WhenLookedInto(Mapping[str, tuple[Tensor, Tensor]]):
 def _turned(matrix: Tensor) -> Tensor:
     """The same matrix, column after column in memory: what a lobe adds to a token's time is about a fifth less so."""
     return matrix.t().contiguous().t()
-
-
-def _nbytes(matrices: Matrices) -> int:
-    return sum(tensor_bytes(a, b) for a, b in matrices.values())

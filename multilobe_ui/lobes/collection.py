@@ -36,7 +36,7 @@ class Lobes(Sequence[Lobe]):
 
     def __init__(self, home: Path, bank: LobeBank, encoder: Encoder, memory_budget_mib: float | None = None) -> None:
         self.store, self.bank, self.encoder = LobeStore(home / "lobes"), bank, encoder
-        self.memory = Residency(home / "memory.json", bank, memory_budget_mib)
+        self.memory = Residency(home / "memory.json", bank.memory, memory_budget_mib)
         self.encoding = RowEncoding(encoder, self.store)
         self.rows = RowsOfLobes(self.encoding.usable, self.encoding.trusts)
         self.broken: dict[str, str] = dict(self.store.broken)

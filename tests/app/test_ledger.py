@@ -171,7 +171,7 @@ def test_every_answer_carries_its_cost_and_is_entered(make_studio: Callable, tmp
     assert found.prompt_tokens == len(studio.loading.model.backbone.encode_chat([{"role": "user", "content": "cat dog"}]))
     assert (found.seconds, found.tokens_per_second) == (last.seconds, last.tokens_per_second)
     assert found.route_ms == last.decision.elapsed_ms and found.first_token_ms == last.first_token_ms
-    assert found.resident == ("Animals",) and found.resident_bytes == studio.loading.model.bank.resident_bytes > 0
+    assert found.resident == ("Animals",) and found.resident_bytes == studio.loading.model.bank.memory.resident_bytes > 0
     assert not found.stopped
     by_hand = ask(studio, "cat dog", "lobe:Animals")[-1].cost
     base = ask(studio, "cat dog", "base")[-1].cost

@@ -331,7 +331,7 @@ def test_a_lobe_changed_in_memory_is_named(own: Callable[..., MultiLobeModel], m
     lobe = model.lobes.named(THIRD).id
 
     def change() -> None:
-        a, _ = next(iter(model.bank.matrices(lobe).values()))
+        a, _ = next(iter(model.bank.memory.matrices(lobe).values()))
         a.mul_(1.01)
 
     hostile(monkeypatch, change)

@@ -77,7 +77,7 @@ def test_everything_is_measured_and_nothing_is_left_behind(backbone: Backbone, t
     assert set(found.routing) == {name for name in model.routers.names if model.routers.named(name).is_fitted}
     assert None not in found.decoding.values() and found.training and found.first_token_ms
     assert found.base_bytes == sum(p.numel() * p.element_size() for p in backbone.model.parameters())
-    lobes = [sum(a.nbytes + b.nbytes for a, b in model.bank.matrices(lobe.id).values()) for lobe in model.lobes]
+    lobes = [sum(a.nbytes + b.nbytes for a, b in model.bank.memory.matrices(lobe.id).values()) for lobe in model.lobes]
     assert found.lobe_bytes == sum(lobes) / len(TOPICS)
     assert model.route("cat dog").scores == before.scores and model.lobe_names == list(TOPICS)
     assert sorted(p.name for p in (tmp_path / "home").iterdir()) == hidden and not (tmp_path / "made").exists()

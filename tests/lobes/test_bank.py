@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import AdapterError, LobeError
-from multilobe_ui.lobes.bank import PLANS_KEPT, LobeBank
+from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.deltas import MANY_TOKENS
+from multilobe_ui.lobes.memory import PLANS_KEPT
 from multilobe_ui.lobes.weights import Mix
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
@@ -73,7 +74,7 @@ def test_weights_that_are_only_there_during_the_forward(base_folder: Callable[..
 def test_many_threads_at_once_each_get_their_own_answer(
     backbone: Backbone, bank: LobeBank, adapters: dict[str, Path]
 ) -> None:
-    bank.budget_bytes = int(1.5 * bank.register("plain", adapters["plain"]).nbytes)  # so that lobes come and go
+    bank.memory.budget_bytes = int(1.5 * bank.register("plain", adapters["plain"]).nbytes)  # so that lobes come and go
     ids = tiny.numbers(2, 10)
     mixes = [
         None,
@@ -260,22 +261,22 @@ def test_within_a_budget_the_oldest_lobes_leave_and_come_back_the_same(
         small.register(lobe, path)
     for lobe in random.Random(0).choices(list(adapters), k=12):
         assert torch.equal(logits(small, Mix.of({lobe: 1.0}), ids), alone[lobe])
-        assert small.resident_bytes <= size["plain"] + size["patterns"] and small.resident[-1] == lobe
+        assert small.memory.resident_bytes <= size["plain"] + size["patterns"] and small.memory.resident[-1] == lobe
     assert torch.equal(logits(small, mixture, ids), mixed)  # larger than the budget
-    small.budget_bytes = 1
+    small.memory.budget_bytes = 1
     small.unregister("attention")
     small.register("attention", adapters["attention"])
     logits(small, Mix.of({"attention": 1.0}), ids)
-    assert small.resident == ("attention",)
+    assert small.memory.resident == ("attention",)
 
 
 def test_a_mixture_over_the_budget_is_read_once(bank: LobeBank) -> None:
-    bank.budget_bytes = 1
+    bank.memory.budget_bytes = 1
     mix = Mix.of({"plain": 0.5, "patterns": 0.5})
     logits(bank, mix, tiny.numbers(1, 8))
-    first = bank.matrices("plain"), bank.matrices("patterns")
+    first = bank.memory.matrices("plain"), bank.memory.matrices("patterns")
     logits(bank, mix, tiny.numbers(1, 8))
-    assert bank.matrices("patterns") is first[1]
+    assert bank.memory.matrices("patterns") is first[1]
 
 
 def test_unregistering_gives_all_memory_back(bank: LobeBank) -> None:
@@ -286,12 +287,12 @@ def test_unregistering_gives_all_memory_back(bank: LobeBank) -> None:
         Mix.rows([{"plain": 1.0}, {"patterns": 1.0}]),
     ):
         logits(bank, mix, ids)
-    tensors = [weakref.ref(t) for lobe in ("plain", "patterns") for pair in bank.matrices(lobe).values() for t in pair]
-    assert bank.resident_bytes > 0 and all(t() is not None for t in tensors)
+    tensors = [weakref.ref(t) for lobe in ("plain", "patterns") for pair in bank.memory.matrices(lobe).values() for t in pair]
+    assert bank.memory.resident_bytes > 0 and all(t() is not None for t in tensors)
     bank.unregister("plain")
     bank.unregister("patterns")
     gc.collect()
-    assert bank.resident_bytes == 0 and all(t() is None for t in tensors)
+    assert bank.memory.resident_bytes == 0 and all(t() is None for t in tensors)
 
 
 def test_stacks_of_old_mixtures_are_forgotten(bank: LobeBank) -> None:
@@ -303,7 +304,7 @@ def test_stacks_of_old_mixtures_are_forgotten(bank: LobeBank) -> None:
     for mixture in itertools.permutations(bank.lobes, 2):
         logits(bank, Mix.of(dict.fromkeys(mixture, 0.5)), ids)
     most = 2 * max(header.nbytes for header in bank._headers.values())
-    assert own < bank.resident_bytes <= own + PLANS_KEPT * most
+    assert own < bank.memory.resident_bytes <= own + PLANS_KEPT * most
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------------

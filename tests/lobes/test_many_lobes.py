@@ -18,6 +18,7 @@ import torch
 from test_model import TOPICS, WordEmbedder, rows, trained
 
 from multilobe_ui import Mix, MultiLobeModel
+from multilobe_ui.app.desk import Desk
 from multilobe_ui.app.studio import Studio
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.cli.commands import main
@@ -50,8 +51,8 @@ def bank(backbone: Backbone, adapters: dict[str, Path]) -> LobeBank:
 
 @pytest.fixture
 def size(bank: LobeBank) -> int:
-    bank.matrices("0")
-    one = bank.resident_bytes
+    bank.memory.matrices("0")
+    one = bank.memory.resident_bytes
     bank.register("0", bank.register("0", bank._headers["0"].path).path)
     return one
 
@@ -62,7 +63,7 @@ def use(bank: LobeBank, *lobes: str) -> torch.Tensor:
 
 
 def tensors(bank: LobeBank, lobe: str) -> list[weakref.ref[torch.Tensor]]:
-    return [weakref.ref(t) for pair in bank.matrices(lobe).values() for t in pair]
+    return [weakref.ref(t) for pair in bank.memory.matrices(lobe).values() for t in pair]
 
 
 def are_gone(references: list[weakref.ref[torch.Tensor]]) -> bool:
@@ -82,13 +83,13 @@ def spoil(path: Path, value: float = 1.25) -> None:
 
 
 def test_those_used_longest_ago_leave_first(bank: LobeBank, size: int) -> None:
-    bank.budget_bytes = 3 * size
+    bank.memory.budget_bytes = 3 * size
     for lobe in "01230456":
         use(bank, lobe)
-    assert bank.resident == ("4", "5", "6") and bank.resident_bytes == 3 * size
+    assert bank.memory.resident == ("4", "5", "6") and bank.memory.resident_bytes == 3 * size
     use(bank, "4")
     use(bank, "7")
-    assert bank.resident == ("6", "4", "7")
+    assert bank.memory.resident == ("6", "4", "7")
 
 
 def test_a_smaller_budget_gives_memory_back_at_once_and_a_larger_one_changes_nothing(bank: LobeBank, size: int) -> None:
@@ -96,45 +97,45 @@ def test_a_smaller_budget_gives_memory_back_at_once_and_a_larger_one_changes_not
         use(bank, lobe)
     held = {lobe: tensors(bank, lobe) for lobe in "01234"}
     use(bank, "1", "2")  # a mixture has stacks of its own
-    bank.budget_bytes = 2 * size
-    assert bank.resident == ("1", "2") and bank.resident_bytes == 2 * size
+    bank.memory.budget_bytes = 2 * size
+    assert bank.memory.resident == ("1", "2") and bank.memory.resident_bytes == 2 * size
     assert all(are_gone(held[lobe]) for lobe in "034") and not are_gone(held["1"])
     before = use(bank, "1")
-    bank.budget_bytes = None
-    assert bank.resident == ("2", "1") and torch.equal(use(bank, "1"), before)
-    bank.budget_bytes = 0
-    assert bank.resident == () and bank.resident_bytes == 0 and all(map(are_gone, held.values()))
+    bank.memory.budget_bytes = None
+    assert bank.memory.resident == ("2", "1") and torch.equal(use(bank, "1"), before)
+    bank.memory.budget_bytes = 0
+    assert bank.memory.resident == () and bank.memory.resident_bytes == 0 and all(map(are_gone, held.values()))
 
 
 def test_stacks_of_mixtures_leave_before_lobes_do(bank: LobeBank, size: int) -> None:
     use(bank, "0", "1")
     use(bank, "2", "3")
-    assert bank.resident_bytes > 4 * size
-    bank.budget_bytes = 5 * size
+    assert bank.memory.resident_bytes > 4 * size
+    bank.memory.budget_bytes = 5 * size
     use(bank, "4")
-    assert bank.resident == ("0", "1", "2", "3", "4") and bank.resident_bytes == 5 * size
+    assert bank.memory.resident == ("0", "1", "2", "3", "4") and bank.memory.resident_bytes == 5 * size
 
 
 def test_pinned_lobes_are_read_at_once_and_stay(bank: LobeBank, size: int) -> None:
-    bank.budget_bytes = 2 * size
-    bank.pin("5")
-    assert bank.resident == ("5",) and bank.pinned == {"5"}
+    bank.memory.budget_bytes = 2 * size
+    bank.memory.pin("5")
+    assert bank.memory.resident == ("5",) and bank.memory.pinned == {"5"}
     for lobe in "0123":
         use(bank, lobe)
-    assert bank.resident == ("5", "3")
-    bank.pin("6")
-    bank.pin("7")
-    assert bank.resident == ("5", "6", "7")  # over the budget
-    bank.unpin("6")
-    assert bank.resident == ("5", "7") and bank.resident_bytes == 2 * size
+    assert bank.memory.resident == ("5", "3")
+    bank.memory.pin("6")
+    bank.memory.pin("7")
+    assert bank.memory.resident == ("5", "6", "7")  # over the budget
+    bank.memory.unpin("6")
+    assert bank.memory.resident == ("5", "7") and bank.memory.resident_bytes == 2 * size
     bank.unregister("5")
-    assert bank.pinned == {"7"}
+    assert bank.memory.pinned == {"7"}
     with pytest.raises(LobeError, match="no lobe '5'"):
-        bank.pin("5")
+        bank.memory.pin("5")
 
 
 def test_a_lobe_stays_while_a_call_in_another_thread_runs_with_it(bank: LobeBank, size: int) -> None:
-    bank.budget_bytes = size
+    bank.memory.budget_bytes = size
     inside, go_on, answers = threading.Event(), threading.Event(), []
 
     def weigh(module: str, x: torch.Tensor) -> torch.Tensor:
@@ -153,35 +154,35 @@ def test_a_lobe_stays_while_a_call_in_another_thread_runs_with_it(bank: LobeBank
         held = tensors(bank, "0")
         for lobe in "123":
             use(bank, lobe)
-            assert bank.resident == ("0", lobe)
-        bank.budget_bytes = 0
-        assert bank.resident == ("0",)
+            assert bank.memory.resident == ("0", lobe)
+        bank.memory.budget_bytes = 0
+        assert bank.memory.resident == ("0",)
     finally:
         go_on.set()
         thread.join()
-    bank.budget_bytes = 0
-    assert bank.resident == () and are_gone(held)
+    bank.memory.budget_bytes = 0
+    assert bank.memory.resident == () and are_gone(held)
     torch.testing.assert_close(answers[0], use(bank, "0"), atol=1e-6, rtol=1e-6)
 
 
 def test_an_answer_may_hold_its_lobes_between_calls(bank: LobeBank, size: int) -> None:
-    bank.budget_bytes = size
-    with bank.hold(("0",)), bank.hold(("0",)):
+    bank.memory.budget_bytes = size
+    with bank.memory.hold(("0",)), bank.memory.hold(("0",)):
         use(bank, "0")
         use(bank, "1")
-        assert bank.resident == ("0", "1")
+        assert bank.memory.resident == ("0", "1")
     use(bank, "2")
-    assert bank.resident == ("2",)
+    assert bank.memory.resident == ("2",)
 
 
 @pytest.mark.parametrize("together", [False, True])
 def test_two_answers_under_a_budget_for_one_lobe_read_each_lobe_once(
     bank: LobeBank, size: int, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    bank.budget_bytes = size
+    bank.memory.budget_bytes = size
     bank.backbone.stop_ids, stop_ids = frozenset(), bank.backbone.stop_ids
     read: list[str] = []
-    monkeypatch.setattr(bank, "_read", lambda lobe, header, plain=bank._read: read.append(lobe) or plain(lobe, header))
+    monkeypatch.setattr(bank.memory, "_read", lambda lobe, plain=bank.memory._read: read.append(lobe) or plain(lobe))
     sampling = SamplingConfig(max_new_tokens=6, do_sample=False)
     requests = [Request([7, 8, 9], {lobe: 1.0}, sampling) for lobe in ("1", "2")]
     serving = RunningBatch(bank)
@@ -192,14 +193,14 @@ def test_two_answers_under_a_budget_for_one_lobe_read_each_lobe_once(
         bank.backbone.stop_ids = stop_ids
     assert sorted(read) == ["1", "2"]
     use(bank, "3")
-    assert bank.resident == ("3",)  # what is no longer held leaves at the next occasion
+    assert bank.memory.resident == ("3",)  # what is no longer held leaves at the next occasion
 
 
 def test_what_is_kept_beside_a_lobe_does_not_bring_it_into_memory(bank: LobeBank) -> None:
     assert bank.derived("0", "notes", lambda _: ["kept"]) is bank.derived("0", "notes", lambda _: [])
-    assert bank.resident == ()
+    assert bank.memory.resident == ()
     layers = bank.derived("0", "layers", len)
-    assert layers == len(bank.layers(("0",))) and bank.resident == ("0",)
+    assert layers == len(bank.layers(("0",))) and bank.memory.resident == ("0",)
 
 
 # ---- damaged weights -------------------------------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ def test_the_promise_is_held_once(bank: LobeBank, adapters: dict[str, Path], mon
     hashed = []
     monkeypatch.setattr("multilobe_ui.lobes.bank.sha256_of", lambda path: hashed.append(path) or sha256_of(path))
     bank.register("one", adapters["plain"], sha256_of(adapters["plain"] / WEIGHTS_FILE))
-    bank.budget_bytes = 0
+    bank.memory.budget_bytes = 0
     for lobe in ("one", "0", "one"):
         use(bank, lobe)
     assert hashed == [adapters["plain"] / WEIGHTS_FILE]
@@ -261,7 +262,7 @@ def test_a_bundle_opens_without_its_weights(
             watched.setattr(f"multilobe_ui.{place}.read_matrices", unread)
             watched.setattr(f"multilobe_ui.{place}.sha256_of", lambda file: hashed.append(file.name) or sha256_of(file))
         assert [lobe.name for lobe in model.load_bundle(path)] == list(TOPICS)
-    assert hashed and WEIGHTS_FILE not in hashed and model.bank.resident == () and model.lobes.broken == {}
+    assert hashed and WEIGHTS_FILE not in hashed and model.bank.memory.resident == () and model.lobes.broken == {}
     assert not list((model.home / "lobes").glob(".*"))  # no scraps
 
     first, damaged, last = TOPICS
@@ -310,8 +311,8 @@ def test_budget_and_pins_are_kept_in_the_home(backbone: Backbone, tmp_path: Path
     model.memory.pin(model.lobes.named(names[0]).id)
     assert model.lobes.pinned == [names[0], names[2]] and model.memory.budget_mib == pytest.approx(0.01, abs=1e-5)
     again = MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder())
-    assert set(again.bank.resident) == {ids[0], ids[2]} and again.lobes.pinned == model.lobes.pinned
-    assert again.bank.budget_bytes == int(0.01 * MIB)
+    assert set(again.bank.memory.resident) == {ids[0], ids[2]} and again.lobes.pinned == model.lobes.pinned
+    assert again.bank.memory.budget_bytes == int(0.01 * MIB)
     again.memory.unpin(again.lobes.named(names[0]).id)
     again.rename_lobe(names[2], "Colours")
     again.memory.set_budget(None)
@@ -319,7 +320,7 @@ def test_budget_and_pins_are_kept_in_the_home(backbone: Backbone, tmp_path: Path
     assert third.lobes.pinned == ["Colours"] and third.memory.budget_mib == 7
     assert MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder()).memory.budget_mib is None
     third.remove_lobe("Colours")
-    assert third.bank.pinned == set() and json.loads((tmp_path / "memory.json").read_text())["pinned"] == []
+    assert third.bank.memory.pinned == set() and json.loads((tmp_path / "memory.json").read_text())["pinned"] == []
     with pytest.raises(LobeError, match="no lobe called 'Colours'"):
         third.memory.pin(third.lobes.named("Colours").id)
 
@@ -329,9 +330,9 @@ def test_budget_and_pins_are_kept_in_the_home(backbone: Backbone, tmp_path: Path
 )
 def test_an_odd_memory_file_is_no_limit(bank: LobeBank, tmp_path: Path, text: str) -> None:
     (tmp_path / "memory.json").write_text(text)
-    residency = Residency(tmp_path / "memory.json", bank)
+    residency = Residency(tmp_path / "memory.json", bank.memory)
     residency.registered("0")
-    assert residency.budget_mib is None and bank.pinned == set()
+    assert residency.budget_mib is None and bank.memory.pinned == set()
     residency.pin("1")
     assert "1" in json.loads((tmp_path / "memory.json").read_text())["pinned"]
 
@@ -339,8 +340,8 @@ def test_an_odd_memory_file_is_no_limit(bank: LobeBank, tmp_path: Path, text: st
 @pytest.mark.parametrize("mib", [0, -1, float("nan"), float("inf"), "64", True])
 def test_a_budget_is_a_number_above_zero(bank: LobeBank, tmp_path: Path, mib: Any) -> None:
     with pytest.raises(ConfigError, match=r"memory_budget_mib is .*MiB above 0"):
-        Residency(tmp_path / "memory.json", bank).set_budget(mib)
-    assert bank.budget_bytes is None and not (tmp_path / "memory.json").exists()
+        Residency(tmp_path / "memory.json", bank.memory).set_budget(mib)
+    assert bank.memory.budget_bytes is None and not (tmp_path / "memory.json").exists()
 
 
 def test_a_damaged_pinned_lobe_does_not_stop_a_home(backbone: Backbone, tmp_path: Path) -> None:
@@ -349,7 +350,7 @@ def test_a_damaged_pinned_lobe_does_not_stop_a_home(backbone: Backbone, tmp_path
         model.memory.pin(model.lobes.named(lobe.name).id)
     spoil(model.lobes[0].path, np.nan)
     again = MultiLobeModel(backbone, home=tmp_path, embedder=WordEmbedder())
-    assert again.bank.resident == (model.lobes[1].id,) and "not finite" in again.lobes.fault(model.lobes[0].id)
+    assert again.bank.memory.resident == (model.lobes[1].id,) and "not finite" in again.lobes.fault(model.lobes[0].id)
     assert again.route("cat dog").chosen != "Animals" and again.lobe_names == model.lobe_names[1:]
 
 
@@ -362,7 +363,7 @@ def test_training_a_lobe_on_keeps_its_pin(backbone: Backbone, tmp_path: Path) ->
     from multilobe_ui.progress import finish
 
     new = finish(model.train(old.name, rows(old.name), TrainingConfig(**config), replaces=old.id))
-    assert model.lobes.pinned == [new.name] and new.id in model.bank.resident
+    assert model.lobes.pinned == [new.name] and new.id in model.bank.memory.resident
 
 
 def test_deleting_all_lobes_gives_all_memory_back(backbone: Backbone) -> None:
@@ -376,7 +377,7 @@ def test_deleting_all_lobes_gives_all_memory_back(backbone: Backbone) -> None:
     calibrations: list[int] = []
     changed, model.routers.changed = model.routers.changed, lambda: calibrations.append(1) or changed()  # type: ignore[method-assign]
     model.remove_lobe(*model.lobe_names)
-    assert len(calibrations) == 1 and model.lobe_names == [] and model.bank.resident_bytes == 0
+    assert len(calibrations) == 1 and model.lobe_names == [] and model.bank.memory.resident_bytes == 0
     assert are_gone(held) and are_gone(kept)  # type: ignore[arg-type]
     assert not list((model.home / "lobes").glob("[!.]*"))
 
@@ -410,12 +411,12 @@ def thousand(backbone: Backbone, adapters: dict[str, Path], tmp_path_factory: py
 
 def test_a_thousand_lobes_are_registered_and_those_in_use_are_in_memory(backbone: Backbone, thousand: Path) -> None:
     model = MultiLobeModel(backbone, home=thousand, embedder=WordEmbedder(), memory_budget_mib=1)
-    assert len(model.lobes) == 1000 and model.bank.resident == () and model.routers.version == 0
-    one = model.bank.matrices("lobe_0001") and model.bank.resident_bytes
+    assert len(model.lobes) == 1000 and model.bank.memory.resident == () and model.routers.version == 0
+    one = model.bank.memory.matrices("lobe_0001") and model.bank.memory.resident_bytes
     model.memory.set_budget(3 * one / MIB)
     for number in (0, 500, 999, 7, 500):
         assert model.generate("x", lobe=f"Lobe {number}", max_new_tokens=1) is not None
-    assert model.bank.resident == ("lobe_1000", "lobe_0008", "lobe_0501")
+    assert model.bank.memory.resident == ("lobe_1000", "lobe_0008", "lobe_0501")
     assert model.route("a", "embedding").router == "embedding" and len(model.routers.context().rows) == 1000
     with pytest.raises(LobeError, match=r"'Nobody'.* Lobe 11 and 988 more\."):
         model.lobes.named("Nobody")
@@ -466,16 +467,16 @@ def test_rows_that_vanish_or_are_forgotten_under_a_router(thousand: Path, tmp_pa
 
 
 @pytest.fixture
-def studio(base_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Studio]]:
-    """studio(**options) → a Studio that is ready, on one home."""
+def studio(base_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Desk]]:
+    """studio(**options) → a visitor's desk in a Studio that is ready, on one home."""
     monkeypatch.setattr("multilobe_ui.model.Embedder", lambda *a: WordEmbedder())
     made: list[Studio] = []
 
-    def make(**options: Any) -> Studio:
+    def make(**options: Any) -> Desk:
         made.append(Studio(tmp_path / "home", str(base_folder()), **options))
         made[-1].start()
         made[-1].ready(60)
-        return made[-1]
+        return made[-1].desk("user:me")
 
     yield make
     for one in made:
@@ -483,7 +484,7 @@ def studio(base_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_studio_tells_and_sets_what_is_in_memory(
-    studio: Callable[..., Studio], saved: Path, monkeypatch: pytest.MonkeyPatch
+    studio: Callable[..., Desk], saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = studio()
     one.load_bundle(saved)
@@ -495,7 +496,7 @@ def test_the_studio_tells_and_sets_what_is_in_memory(
     one.pin("Animals", False)
     one.set_memory_budget(memory.nbytes / MIB / 2)
     assert one.memory().lobes == () and not any(lobe.pinned for lobe in one.lobes())
-    spoil(one.home / "lobes" / "lobe_0002")
+    spoil(tmp_path / "home" / "lobes" / "lobe_0002")
     with pytest.raises(AdapterError):
         one.pin("Numbers v1.0")
     assert [bool(lobe.fault) for lobe in one.lobes()] == [False, True, False]
@@ -504,9 +505,9 @@ def test_the_studio_tells_and_sets_what_is_in_memory(
     assert studio().memory().budget_mib == 12.5 and studio(memory_budget_mib=3).memory().budget_mib == 3
 
 
-def test_on_a_shared_server_nobody_sets_memory_from_the_page(studio: Callable[..., Studio], saved: Path) -> None:
+def test_on_a_shared_server_nobody_sets_memory_from_the_page(studio: Callable[..., Desk], saved: Path) -> None:
     one = studio(shared=True)
-    one.load_bundle(saved, owner="user:me")
+    one.load_bundle(saved)
     for act in (lambda: one.set_memory_budget(5), lambda: one.pin("Animals"), lambda: one.pin("Animals", False)):
         with pytest.raises(ConfigError, match="shared"):
             act()

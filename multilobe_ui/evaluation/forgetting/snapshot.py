@@ -172,7 +172,7 @@ def adapter_sha256(folder: Path) -> str:
 
 def _runs_its_files(bank: LobeBank, lobe: Lobe) -> bool:
     """Whether the matrices in memory are those of the files, bit for bit."""
-    held, run = read_matrices(read_header(lobe.path)), bank.matrices(lobe.id)
+    held, run = read_matrices(read_header(lobe.path)), bank.memory.matrices(lobe.id)
     return held.keys() == run.keys() and all(
         tensor_sha256(mine) == tensor_sha256(theirs)
         for module, pair in held.items()

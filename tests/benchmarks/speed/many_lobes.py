@@ -152,7 +152,7 @@ def measure(kind: str, base: str, threads: str, *paths: str) -> float:
     if kind == "home":
         before = resident_bytes()
         opened = MultiLobeModel(backbone, home=Path(paths[0]))
-        assert opened.lobes and opened.bank.resident == ()
+        assert opened.lobes and opened.bank.memory.resident == ()
         return (resident_bytes() - before) / MIB
     merged_copy(backbone, paths[0])  # what is imported at first use is nobody's
     before = resident_bytes()
@@ -181,8 +181,8 @@ def eviction(world: World, settings: Settings, lobes: int = 20, room: int = 5) -
     for bank in banks.values():
         for number, adapter in enumerate(world.adapters(BUILTIN, lobes)):
             bank.register(str(number), adapter)
-    banks["theirs"].matrices("0")
-    banks["ours"].budget_bytes = room * banks["theirs"].resident_bytes
+    banks["theirs"].memory.matrices("0")
+    banks["ours"].memory.budget_bytes = room * banks["theirs"].memory.resident_bytes
     token = torch.tensor([[7]])
 
     def cycle(bank: LobeBank) -> Callable[[], float]:

@@ -48,7 +48,7 @@ def stage_two(world: World, settings: Settings, base: str, sizes: tuple[int, ...
         bank = LobeBank(backbone)
         for number, adapter in enumerate(adapters):
             bank.register(f"lobe {number}", adapter)
-            bank.matrices(f"lobe {number}")
+            bank.memory.matrices(f"lobe {number}")
         wrapped = all_in_peft(world, base, lobes)
         if settings.peer:
             settings.peer.ask("add_lobes", adapters=[str(folder) for folder in adapters])

@@ -85,7 +85,7 @@ def test_prototypes_are_first_right_singular_vectors(backbone: Backbone, adapter
     for name, path in adapters.items():
         bank.register(name, path)
         for module, vector in bank.derived(name, "arrow", prototypes).items():
-            a, b = bank.matrices(name)[module]
+            a, b = bank.memory.matrices(name)[module]
             exact = torch.linalg.svd(b @ a).Vh[0]
             assert abs(float(vector @ exact)) == pytest.approx(1, abs=1e-4)
             assert float(vector.norm()) == pytest.approx(1, abs=1e-5)
