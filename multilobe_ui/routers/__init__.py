@@ -13,7 +13,7 @@ from .complexity.router import ComplexityRouter
 from .embedding import EmbeddingRouter
 from .gate import GateRouter
 from .hybrid import HybridRouter
-from .keyword import KeywordRouter
+from .keyword.router import KeywordRouter
 from .logprob import LogprobRouter
 from .xlora.router import XLoraRouter
 

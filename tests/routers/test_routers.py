@@ -22,10 +22,12 @@ from sklearn.kernel_ridge import KernelRidge
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.evaluation import routing_report
 from multilobe_ui.progress import Progress
-from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows, keyword
+from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
 from multilobe_ui.routers.gate import GateRouter
 from multilobe_ui.routers.hybrid import HybridRouter
-from multilobe_ui.routers.keyword import KeywordRouter, distinctive_terms
+from multilobe_ui.routers.keyword.router import KeywordRouter
+from multilobe_ui.routers.keyword.terms import distinctive_terms
+from multilobe_ui.routers.keyword.units import as_kept, function_words, units_of
 from multilobe_ui.routing import regression
 from multilobe_ui.routing.calibration import calibration_error, fit_temperature, softmax
 from multilobe_ui.routing.decision import Mixing, manual_decision
@@ -481,7 +483,7 @@ class TestKeyword:
         ],
     )
     def test_notation_is_read_and_punctuation_is_not(self, text: str, units: list[str]) -> None:
-        assert [unit.text for unit in keyword._units(text)] == units
+        assert [unit.text for unit in units_of(text)] == units
 
     def test_a_person_can_write_signs_and_they_are_marked_in_place(self) -> None:
         router = nothing_but_words(SPOKEN)
@@ -508,8 +510,8 @@ class TestKeyword:
         assert "verdict" in terms["law"] and "ice" in terms["law"] and "hit" not in terms["law"]
 
     def test_function_words_come_without_spacy(self) -> None:
-        assert {"who", "is", "it", "a", "him", "please", "give", "tell"} <= keyword.function_words()
-        assert not {"python", "code", "solve", "law", "x", "doctor"} & keyword.function_words()
+        assert {"who", "is", "it", "a", "him", "please", "give", "tell"} <= function_words()
+        assert not {"python", "code", "solve", "law", "x", "doctor"} & function_words()
 
     def test_words_of_other_lobes_are_refused(self) -> None:
         with pytest.raises(RoutingError, match="other lobes"):
@@ -540,12 +542,12 @@ class TestKeywordOnSamples:
         for terms in on_samples().terms().values():
             assert not {"who is", "it a", "hit", "him", "is it", "of a", "why", "this", "was"} & terms.keys()
             for term in terms:
-                units = keyword._units(term)
-                assert any(u.sign for u in units) or not keyword.function_words() & {u.text for u in units}
+                units = units_of(term)
+                assert any(u.sign for u in units) or not function_words() & {u.text for u in units}
 
     def test_learned_terms_can_be_given_back(self) -> None:
         for terms in on_samples().terms().values():
-            assert all(keyword._kept(term) == term for term in terms)
+            assert all(as_kept(term) == term for term in terms)
 
     def test_symbols_speak_for_maths(self) -> None:
         decision = on_samples().route("Solve x² + 5x + 6 = 0")
