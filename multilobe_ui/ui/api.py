@@ -1,11 +1,12 @@
-"""The eleven named endpoints for programs: train, train_status, stop, chat, route, routers, fit_router, lobes, save_bundle,
-load_bundle, delete_lobe.
+"""The eleven named endpoints for programs: train, train_status, stop, chat, route, routers,
+fit_router, lobes, save_bundle, load_bundle, delete_lobe.
 
     client = gradio_client.Client("http://127.0.0.1:7860")
     job = client.predict(file=handle_file("recipes.jsonl"), name="Cooking", api_name="/train")
 
-The same checks and the same owners as on the page: the login name, or on a shared server the `token` that was given when the
-job was started. Files come in as uploads only. Annotations are real types here, for Gradio makes the documentation of them.
+The same checks and the same owners as on the page: the login name, or on a shared server the
+`token` that was given when the job was started. Files come in as uploads only. Annotations are real
+types here, for Gradio makes the documentation of them.
 """
 
 import threading
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from ..app.studio import Studio
 
 ENDPOINTS = (
-    "train", "train_status", "stop", "chat", "route", "routers", "fit_router", "lobes", "save_bundle", "load_bundle",
+    "train", "train_status", "stop", "chat", "route", "routers", "fit_router", "lobes", "save_bundle",
+    "load_bundle",
     "delete_lobe",
 )  # fmt: skip
 MIX = "mix"
@@ -66,9 +68,10 @@ class Endpoints:
     ) -> dict[str, Any]:
         """Queue the training of a lobe on an uploaded file, and return the job.
 
-        settings: any of TrainingConfig, such as {"epochs": 3, "lora_r": 16}; what is left out suits the base and the rows.
-        mapping: {"prompt": column, "answer": column} for a file of unknown layout. skip_bad: use the good rows only. token: on a
-        shared server, a secret of your own of 16 characters or more, to be given again to stop the job.
+        settings: any of TrainingConfig, such as {"epochs": 3, "lora_r": 16}; what is left out suits
+        the base and the rows. mapping: {"prompt": column, "answer": column} for a file of unknown
+        layout. skip_bad: use the good rows only. token: on a shared server, a secret of your own of
+        16 characters or more, to be given again to stop the job.
         """
         desk = guard.acting_desk(self.studio, request, token)
         path = guard.an_upload(file, "The training file")
@@ -79,16 +82,19 @@ class Endpoints:
         return asdict(job)
 
     @friendly(markup=False)
-    def train_status(self, request: gr.Request, job_id: str, curve: bool = False, token: str = "") -> dict[str, Any]:
-        """How a job, training or fit, is: state, step, steps, losses, seconds_left. curve: also "curve", a record for each step."""
+    def train_status(
+        self, request: gr.Request, job_id: str, curve: bool = False, token: str = ""
+    ) -> dict[str, Any]:
+        """How a job, training or fit, is: state, step, steps, losses, seconds_left. curve: also
+        "curve", a record for each step."""
         job = guard.desk(self.studio, request, token).job(guard.a_text(job_id, "job_id"))
         more: Json = {"curve": self.studio.metrics(job.id)} if guard.a_flag(curve, "curve") else {}
         return asdict(job) | more
 
     @friendly(markup=False)
     def stop(self, request: gr.Request, job_id: str, token: str = "") -> dict[str, Any]:
-        """Stop a running job after the step under way and keep the lobe as it is then (the best so far, where the job keeps the
-        best); returns the job."""
+        """Stop a running job after the step under way and keep the lobe as it is then (the best so
+        far, where the job keeps the best); returns the job."""
         desk = guard.acting_desk(self.studio, request, token)
         return asdict(desk.stop(guard.a_text(job_id, "job_id")))
 
@@ -108,13 +114,18 @@ class Endpoints:
     ) -> Iterator[dict[str, Any]]:
         """Answer a message, as a stream: each event has the whole text so far, the last one has done = true.
 
-        lobe: "automatic" lets the router choose, "base" asks the base model, "lobe:NAME" one lobe. history: earlier messages
-        as {"role", "content"}. router, mixing, k: as of /route, for "automatic". lobe "mix" answers with `weights`, an object of
-        lobes' names and weights from 0 to 1, such as {"python": 0.5, "maths": 0.5}. The first event comes before any text and
-        has the router's decision; "trace" has the lobes' weights at each token where a router weighs tokens. The last event has the
-        cost: route_ms, prompt_tokens, answer_tokens, seconds, tokens_per_second, and the lobes in memory (resident).
+        lobe: "automatic" lets the router choose, "base" asks the base model, "lobe:NAME" one lobe.
+        history: earlier messages as {"role", "content"}. router, mixing, k: as of /route, for
+        "automatic". lobe "mix" answers with `weights`, an object of lobes' names and weights from 0
+        to 1, such as {"python": 0.5, "maths": 0.5}. The first event comes before any text and has
+        the router's decision; "trace" has the lobes' weights at each token where a router weighs
+        tokens. The last event has the cost: route_ms, prompt_tokens, answer_tokens, seconds,
+        tokens_per_second, and the lobes in memory (resident).
         """
-        messages = [*_history(history), {"role": "user", "content": guard.a_text(message, "The message", LONGEST_PROMPT)}]
+        messages = [
+            *_history(history),
+            {"role": "user", "content": guard.a_text(message, "The message", LONGEST_PROMPT)},
+        ]
         sampling = SamplingConfig(
             max_new_tokens=guard.a_whole(max_new_tokens, "max_new_tokens", 1, 4096),
             temperature=guard.a_number(temperature, "temperature", 0, 10),
@@ -127,7 +138,11 @@ class Endpoints:
         try:
             for event in self.studio.chat(messages, choice, sampling, stop, **asked):
                 decision = event.decision.to_json() if event.decision else None
-                plain = {key: value for key, value in vars(event).items() if key not in ("decision", "trace", "cost")}
+                plain = {
+                    key: value
+                    for key, value in vars(event).items()
+                    if key not in ("decision", "trace", "cost")
+                }
                 cost = event.cost.to_json() if event.cost else None
                 trace = [{"text": token.text, "weights": dict(token.weights)} for token in event.trace]
                 yield {**plain, "decision": decision, "trace": trace, "cost": cost}
@@ -136,19 +151,22 @@ class Endpoints:
 
     @friendly(markup=False)
     def route(self, prompt: str, router: str = "hybrid", mixing: str = "auto", k: int = 2) -> dict[str, Any]:
-        """Which lobes would answer a prompt, and why: scores, probabilities, weights, chosen, confidence, reason, evidence.
+        """Which lobes would answer a prompt, and why: scores, probabilities, weights, chosen,
+        confidence, reason, evidence.
 
-        confidence is the probability that what was decided is right: the lobe chosen, or that no lobe fits. Probabilities of the
-        lobes are at most 1 together; evidence["none"], where it is there, is that of no lobe. weights say what answers.
-        router: a name that /routers gives. mixing: "auto" (the best and those that stand out), "top_1", "top_k" (the k best) or
-        "soft" (all that are not negligible).
+        confidence is the probability that what was decided is right: the lobe chosen, or that no
+        lobe fits. Probabilities of the lobes are at most 1 together; evidence["none"], where it is
+        there, is that of no lobe. weights say what answers. router: a name that /routers gives.
+        mixing: "auto" (the best and those that stand out), "top_1", "top_k" (the k best) or "soft"
+        (all that are not negligible).
         """
         words = guard.a_text(prompt, "The prompt", LONGEST_PROMPT, may_be_empty=True)
         return self.studio.route(words, guard.a_text(router, "router", 60), _mixing(mixing, k)).to_json()
 
     @friendly(markup=False)
     def routers(self, request: gr.Request, token: str = "") -> list[dict[str, Any]]:
-        """Every router: name, title, whether it is fitted or stale and why, settings of a fit, report of the last fit, job_id."""
+        """Every router: name, title, whether it is fitted or stale and why, settings of a fit,
+        report of the last fit, job_id."""
         return [asdict(view) for view in guard.desk(self.studio, request, token).routers()]
 
     @friendly(markup=False)
@@ -160,10 +178,11 @@ class Endpoints:
         file: gr.FileData | None = None,
         token: str = "",
     ) -> dict[str, Any]:
-        """Queue the fit of a router to the lobes there are, and return the job; /train_status and /stop take its id.
+        """Queue the fit of a router to the lobes there are, and return the job; /train_status and
+        /stop take its id.
 
-        settings: any that /routers lists for it, such as {"seed": 1}. file: for "complexity", rows to learn from instead of the
-        lobes' own.
+        settings: any that /routers lists for it, such as {"seed": 1}. file: for "complexity", rows
+        to learn from instead of the lobes' own.
         """
         desk = guard.acting_desk(self.studio, request, token)
         known = {view.name: view for view in desk.routers()}
@@ -185,8 +204,11 @@ class Endpoints:
         return gr.FileData(path=guard.downloadable(path), orig_name=path.name).model_dump()  # type: ignore[return-value]
 
     @friendly(markup=False)
-    def load_bundle(self, request: gr.Request, file: gr.FileData, on_clash: str = "rename", token: str = "") -> list[str]:
-        """Add the lobes of an uploaded bundle and return their names. on_clash: "rename", "replace" or "refuse"."""
+    def load_bundle(
+        self, request: gr.Request, file: gr.FileData, on_clash: str = "rename", token: str = ""
+    ) -> list[str]:
+        """Add the lobes of an uploaded bundle and return their names. on_clash: "rename", "replace"
+        or "refuse"."""
         desk = guard.acting_desk(self.studio, request, token)
         path = guard.an_upload(file, "The bundle")
         return desk.load_bundle(path, guard.a_choice(on_clash, "on_clash", CLASHES))
@@ -205,7 +227,10 @@ def _mapping(mapping: object) -> dict[str, str] | None:
     if not isinstance(mapping, dict):
         raise ConfigError('mapping must be an object such as {"prompt": "question", "answer": "reply"}.')
     roles = ("prompt", "answer", "system")
-    return {guard.a_choice(r, "A role in mapping", roles): guard.a_text(c, "A column", 1000) for r, c in mapping.items()}
+    return {
+        guard.a_choice(r, "A role in mapping", roles): guard.a_text(c, "A column", 1000)
+        for r, c in mapping.items()
+    }
 
 
 def _mixing(mode: object, k: object) -> Mixing:
@@ -215,7 +240,10 @@ def _mixing(mode: object, k: object) -> Mixing:
 def _weights(weights: object) -> dict[str, float]:
     if not isinstance(weights, dict) or not 1 <= len(weights) <= guard.MOST_NAMES:
         raise ConfigError('weights must be an object such as {"python": 0.5, "maths": 0.5}.')
-    return {guard.a_text(n, "A lobe in weights"): guard.a_number(w, f"The weight of {n}", 0, 1) for n, w in weights.items()}
+    return {
+        guard.a_text(n, "A lobe in weights"): guard.a_number(w, f"The weight of {n}", 0, 1)
+        for n, w in weights.items()
+    }
 
 
 def _history(history: object) -> list[dict[str, str]]:
@@ -228,6 +256,11 @@ def _history(history: object) -> list[dict[str, str]]:
 
 def _message(turn: object) -> dict[str, str]:
     if not isinstance(turn, dict):
-        raise ConfigError('A message in history must be an object such as {"role": "user", "content": "Hello"}.')
+        raise ConfigError(
+            'A message in history must be an object such as {"role": "user", "content": "Hello"}.'
+        )
     role = guard.a_choice(turn.get("role"), "A role in history", ROLES)
-    return {"role": role, "content": guard.a_text(turn.get("content"), "A content in history", LONGEST_PROMPT)}
+    return {
+        "role": role,
+        "content": guard.a_text(turn.get("content"), "A content in history", LONGEST_PROMPT),
+    }

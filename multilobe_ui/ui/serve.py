@@ -31,14 +31,14 @@ def serve(
     share: bool | None = None,
     memory_budget_mib: float | None = None,
 ) -> None:
-    """Serve until interrupted. What is None comes from MULTILOBE_HOME, MULTILOBE_BASE, MULTILOBE_MEMORY_MIB and Gradio's own
-    variables.
+    """Serve until interrupted. What is None comes from MULTILOBE_HOME, MULTILOBE_BASE,
+    MULTILOBE_MEMORY_MIB and Gradio's own variables.
 
     The model is loaded once the page answers: importing torch meanwhile would make the page wait.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    gc.disable()  # what is imported stays: to look through it for garbage again and again is a seventh of the time to ready
+    gc.disable()  # what is imported stays: to look through it again and again is a seventh of the time to ready
     from ..app.studio import Studio
 
     with without_stubs():
@@ -57,7 +57,8 @@ def serve(
 
 
 def _collect_once_loaded(studio: Studio) -> None:
-    """Garbage is collected again when the model is there, or when that takes long: a base is being downloaded."""
+    """Garbage is collected again when the model is there, or when that takes long: a base is being
+    downloaded."""
     patience = time.monotonic() + LONGEST_WITHOUT_COLLECTION
     while studio.status().state == "loading" and time.monotonic() < patience:
         time.sleep(0.5)
@@ -68,9 +69,9 @@ def _collect_once_loaded(studio: Studio) -> None:
 def without_stubs() -> Iterator[None]:
     """Gradio imported herein is the same, in about half the time.
 
-    Whenever it is imported, it parses its own source and renders a .pyi stub for each of its 81 components, for editors; but
-    not for a component whose class has no source file. So that is what it hears of its own. (If it is imported already, or
-    has stopped asking, nothing happens.)
+    Whenever it is imported, it parses its own source and renders a .pyi stub for each of its 81
+    components, for editors; but not for a component whose class has no source file. So that is what
+    it hears of its own. (If it is imported already, or has stopped asking, nothing happens.)
     """
     real = inspect.getfile
 
