@@ -14,6 +14,7 @@ import gradio as gr
 
 from ...errors import BackboneError, MultiLobeError
 from ..kit.html import Markup, escape
+from ..kit.lobes import usable_lobes
 from ..kit.routing_row import routing_of
 from .conversation import Message, answers_in
 from .knobs import KNOBS, sampling_of
@@ -141,7 +142,7 @@ class Answering:
 
     def lobes(self) -> list[tuple[str, str]]:
         """(name, colour) of the lobes that can answer."""
-        return [(lobe.name, lobe.colour) for lobe in self.studio.desk().lobes() if lobe.usable]
+        return usable_lobes(self.studio)
 
 
 def tokens_of(reply: Reply | None = None) -> Any:

@@ -21,6 +21,7 @@ from . import guard
 from .figures import share_bar
 from .guard import friendly
 from .html import Markup, around, escape, html, joined
+from .lobes import usable_lobes
 from .pulse import QUICK
 from .table import bare
 from .text import colour, score
@@ -84,7 +85,7 @@ class RoutingRow:
 
     def build_mix(self) -> None:
         """Sliders, a lobe each; hidden until the person wants to mix by hand."""
-        lobes = self._lobes()
+        lobes = usable_lobes(self.studio)
         self.names = gr.State([name for name, _ in lobes[:MOST_SLIDERS]])
         with gr.Column(visible=False, elem_id="mix") as self.mix:
             self.which = gr.Dropdown(
@@ -139,12 +140,12 @@ class RoutingRow:
 
     @friendly(quiet=True)
     def summed(self, names: Any, *weights: Any) -> str:
-        return mix_card(weights_of(names, weights), self._lobes())
+        return mix_card(weights_of(names, weights), usable_lobes(self.studio))
 
     @friendly(quiet=True)
     def choose(self, chosen: Any, names: Any, *weights: Any) -> tuple[Any, ...]:
         """The person said which of many lobes have a slider; weights follow their lobes."""
-        usable = {name for name, _ in self._lobes()}
+        usable = {name for name, _ in usable_lobes(self.studio)}
         shown = [name for name in guard.some_names(chosen or [], "The lobes to mix") if name in usable]
         return self._filled(shown[:MOST_SLIDERS], weights_of(names, weights))
 
@@ -177,7 +178,7 @@ class RoutingRow:
 
     def _filled(self, names: list[str], weights: Mapping[str, float]) -> tuple[Any, ...]:
         """names, dropdown, sliders, sum."""
-        lobes = self._lobes()
+        lobes = usable_lobes(self.studio)
         values = on_grid([weights.get(name, 0.0) for name in names])
         sliders = [
             gr.update(label=name, value=value, visible=True)
@@ -205,16 +206,13 @@ class RoutingRow:
         views = routers_of(self.studio)
         if router not in [view.name for view in views]:
             router = DEFAULT
-        usable = [name for name, _ in self._lobes()]
+        usable = [name for name, _ in usable_lobes(self.studio)]
         shown = [name for name in names if name in usable]
         if len(usable) <= MOST_SLIDERS:
             shown = usable
         dropdown = gr.update(choices=router_choices(views), value=router)
         fold = gr.update(label=fold_label(views, router, mode, k))
         return (dropdown, fold, about_router(views, router), *self._filled(shown, weights_of(names, weights)))
-
-    def _lobes(self) -> list[tuple[str, str]]:
-        return [(lobe.name, lobe.colour) for lobe in self.studio.desk().lobes() if lobe.usable]
 
     def _slider(self, place: int, lobes: Lobes) -> Any:
         names = [name for name, _ in lobes] + [f"lobe {place + 1}"] * MOST_SLIDERS

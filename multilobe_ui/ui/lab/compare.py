@@ -24,6 +24,7 @@ from ...evaluation.compare import MIX, MOST_COLUMNS
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.html import Markup, html
+from ..kit.lobes import colours_of
 from ..kit.pulse import QUICK, Pulse
 from ..kit.table import bare
 from .compare_card import LETTERS, cards, empty_card, feedback_line, summary
@@ -221,7 +222,7 @@ class CompareSection:
 
     def _stream(self, events: Iterator[Comparison], prompt: str, places: Sequence[int]) -> Iterator[Step]:
         drawn, still = -DRAW_SECONDS, (gr.skip(),) * (MOST_COLUMNS + 1)
-        colours = self._colours()
+        colours = colours_of(self.studio)
         for event in events:
             if not event.done and time.monotonic() - drawn < DRAW_SECONDS:
                 continue
@@ -243,7 +244,7 @@ class CompareSection:
         shown = state if isinstance(state, Shown) else Shown()
         if shown.comparison is None:
             return *_empty(range(MOST_COLUMNS), EMPTY), *_votes(None), *_buttons(False), _note(self._names()), Shown()
-        drawn = cards(shown.comparison, self._colours(), shown.places, ended=True)
+        drawn = cards(shown.comparison, colours_of(self.studio), shown.places, ended=True)
         told = self._laid_out(drawn, shown.places)
         return *told, *_votes(shown), *_buttons(False), summary(shown.comparison, shown.places, ended=True), gr.skip()
 
@@ -308,9 +309,6 @@ class CompareSection:
 
     def _names(self) -> list[str]:
         return [lobe.name for lobe in self.studio.desk().lobes() if lobe.usable]
-
-    def _colours(self) -> dict[str, str]:
-        return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
 
 
 # ---- plain values --------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ..kit import guard, text
 from ..kit.frames import frame_csv
 from ..kit.guard import friendly
 from ..kit.html import Markup, html
+from ..kit.lobes import colours_of
 from ..kit.static import script
 from ..kit.table import bare, shown
 from .drawing import Drawing
@@ -129,7 +130,7 @@ class ExperimentPanel:
         jobs = desk.lab.runs(self.name)[:MOST_RUNS]
         # the newest, unless another was picked
         job = next((job for job in jobs if job.id == picked), next(iter(jobs), None))
-        colours = {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
+        colours = colours_of(self.studio)
         keys: dict[str, Any] = {
             "job": "",
             "runs": [(one.id, one.state, one.finished) for one in jobs],

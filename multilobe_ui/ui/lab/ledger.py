@@ -13,6 +13,7 @@ import gradio as gr
 
 from ..kit import guard, text
 from ..kit.guard import friendly
+from ..kit.lobes import colours_of
 from ..kit.pulse import QUICK, Pulse
 from ..kit.routing_row import routers_of
 from ..kit.table import bare, heading, shown
@@ -106,7 +107,7 @@ class LedgerSection:
     def _names(self) -> tuple[dict[str, str], dict[str, str]]:
         """Name → title of routers, and name → colour of lobes."""
         titles = {view.name: view.title for view in routers_of(self.studio)}
-        return titles, {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
+        return titles, colours_of(self.studio)
 
     @friendly
     def save(self, kind: str) -> Any:

@@ -14,6 +14,7 @@ from ...merging.kinds import COMBINATIONS
 from ..kit import guard
 from ..kit.guard import friendly
 from ..kit.html import Markup, escape, html
+from ..kit.lobes import usable_lobes
 from ..kit.static import script
 from ..kit.table import bare
 from .drawing import Drawing
@@ -127,7 +128,7 @@ class MergeSection:
         self.panels = (self.search, self.merge)
 
     def build(self) -> None:
-        names = [name for name, _ in self._lobes()]
+        names = [name for name, _ in usable_lobes(self.studio)]
         self.names, self.combination = gr.State([]), gr.State(FIRST)
         if self.studio.shared:
             bare(html('<p class="merge-note">{}</p>', SHARED))
@@ -258,7 +259,7 @@ class MergeSection:
     def choose(self, chosen: Any, combination: Any, names: Any, *weights: Any) -> tuple[Any, ...]:
         """The person said which lobes. Weights follow their lobes; until one has been moved, all
         get equal shares."""
-        known = [name for name, _ in self._lobes()]
+        known = [name for name, _ in usable_lobes(self.studio)]
         kept = [name for name in guard.some_names(chosen or [], "The lobes") if name in known][:MOST_SLIDERS]
         before = weights_of(names, weights)
         moved = any(weight != _share(len(before)) for weight in before.values())
@@ -277,7 +278,7 @@ class MergeSection:
         found = (self.studio.lab.result(job) or {}).get("weights") if job else None
         if not found:
             raise JobError("No search is on display. Search for weights first.")
-        known = [name for name, _ in self._lobes()]
+        known = [name for name, _ in usable_lobes(self.studio)]
         kept = [name for name in found if name in known][:MOST_SLIDERS]
         if not kept:
             raise ConfigError("The lobes of this search are no longer there. Choose others, and search again.")
@@ -293,12 +294,12 @@ class MergeSection:
 
     @friendly(quiet=True)
     def summed(self, names: Any, *weights: Any) -> str:
-        return weight_card(weights_of(names, weights), guard.some_names(names, "The lobes"), dict(self._lobes()))
+        return weight_card(weights_of(names, weights), guard.some_names(names, "The lobes"), dict(usable_lobes(self.studio)))
 
     @friendly(quiet=True)
     def refresh(self, combination: Any, names: Any, *weights: Any) -> tuple[Any, ...]:
         """Offer the lobes there are; weights stay with their lobes."""
-        known = [name for name, _ in self._lobes()]
+        known = [name for name, _ in usable_lobes(self.studio)]
         before = weights_of(names, weights)
         kept = [name for name in before if name in known]
         return self._filled(kept, before, combination)
@@ -312,7 +313,7 @@ class MergeSection:
             else gr.update(visible=False, value=0)
             for i in range(MOST_SLIDERS)
         ]
-        lobes, options, kind = self._lobes(), self._options(names), _known(combination)
+        lobes, options, kind = usable_lobes(self.studio), self._options(names), _known(combination)
         kind = kind if not options.get(kind) else FIRST
         card = weight_card(dict(zip(names, values, strict=True)), names, dict(lobes))
         which = gr.update(choices=[name for name, _ in lobes], value=names)
@@ -325,9 +326,6 @@ class MergeSection:
         if not names or self.studio.status().base is None:
             return dict.fromkeys(COMBINATIONS, "")
         return self.studio.lab.merge_options(names)
-
-    def _lobes(self) -> list[tuple[str, str]]:
-        return [(lobe.name, lobe.colour) for lobe in self.studio.desk().lobes() if lobe.usable]
 
 
 def weights_of(names: Any, values: Sequence[Any]) -> dict[str, float]:

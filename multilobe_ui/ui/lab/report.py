@@ -16,6 +16,7 @@ from ...errors import ConfigError, MultiLobeError
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.html import Markup, around
+from ..kit.lobes import colours_of
 from ..kit.routing_row import DEFAULT, routers_of
 from ..kit.static import script
 from ..kit.table import bare, heading, shown
@@ -200,7 +201,7 @@ class ReportSection:
         hidden = gr.update(visible=False)
         if not result or not router:
             return (picked, shown(""), shown(""), hidden, "", gr.skip(), *(gr.skip(),) * 6, hidden)
-        colours = self._colours()
+        colours = colours_of(self.studio)
         details, prompts = shown(router_details(result, colours, router, cell)), shown("")
         curves = _parts_of_curves(result, router)
         if cell is not None:
@@ -268,7 +269,7 @@ class ReportSection:
         desk.lab.keep_refit(job)
         gr.Info("Kept: the routers answer like this from now on.", title="Refit", duration=5)
         after = self.studio.lab.result(job)
-        drawn = shown(refit_card(after, self._colours()) if after else "")
+        drawn = shown(refit_card(after, colours_of(self.studio)) if after else "")
         return (drawn, gr.update(visible=can_keep(after)), *self._told_updates())
 
     def _all_told(self) -> Sequence[Mapping[str, Any]]:
@@ -279,14 +280,11 @@ class ReportSection:
             return ()
 
     def _told(self) -> Markup:
-        return corrections_list(self._all_told(), self._colours())
+        return corrections_list(self._all_told(), colours_of(self.studio))
 
     def _told_updates(self) -> Outputs:
         """List of corrections, and the button that forgets them all."""
         return self._told(), gr.update(visible=bool(self._all_told()))
-
-    def _colours(self) -> dict[str, str]:
-        return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
 
 
 # ---- pure ----------------------------------------------------------------------------------------

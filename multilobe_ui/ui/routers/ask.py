@@ -8,6 +8,7 @@ import gradio as gr
 
 from ..kit import guard, text
 from ..kit.guard import friendly
+from ..kit.lobes import colours_of
 from ..kit.plots import prompt_map_figure
 from ..kit.table import bare, heading, shown
 from .verdicts import comparison
@@ -61,7 +62,7 @@ class AskSide:
         words = _words(prompt)
         decisions = self.studio.compare_routers(words)
         titles = {view.name: view.title for view in self.studio.desk().routers()}
-        return comparison(decisions, titles, self._colours()), words
+        return comparison(decisions, titles, colours_of(self.studio)), words
 
     @friendly
     def place(self, prompt: Any) -> tuple[Any, Any]:
@@ -76,11 +77,8 @@ class AskSide:
             f"{text.percent(places.explained)} of what tells prototypes apart, so near here is likely near, "
             f"not surely."
         )
-        figure = prompt_map_figure(places, self._colours(), words)
+        figure = prompt_map_figure(places, colours_of(self.studio), words)
         return shown(heading("Where it lies among the lobes", about)), gr.update(value=figure, visible=True)
-
-    def _colours(self) -> dict[str, str]:
-        return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
 
 
 def _words(prompt: Any) -> str:

@@ -12,6 +12,7 @@ from ..kit import guard
 from ..kit.changes import Changes
 from ..kit.curves import PALETTE, RUN, compare_curves, loss_curves
 from ..kit.guard import friendly
+from ..kit.lobes import colours_of
 from ..kit.pulse import QUICK
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, pickable, shown, table
@@ -185,18 +186,15 @@ class LiveSide:
     def _plot(self, job: JobView | None) -> Outputs:
         if job is None or not (records := self.studio.metrics(job.id)):
             return (gr.update(visible=False),)
-        colour = self._colours().get(job.name, RUN)
+        colour = colours_of(self.studio).get(job.name, RUN)
         return (
             gr.update(value=loss_curves(records, job.base_validation_loss, job.steps, colour), visible=True),
         )
 
-    def _colours(self) -> dict[str, str]:
-        return {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
-
     def _runs(self, jobs: Sequence[JobView], picked: str, ticked: Sequence[str]) -> Outputs:
         if not jobs:
             return gr.update(visible=False), gr.update(visible=False)
-        colours = self._colours()
+        colours = colours_of(self.studio)
         rows = [run_row(job, colours.get(job.name, "")) for job in jobs[:MOST_RUNS]]
         words = "Click one to see it above; tick several to compare their curves."
         if len(jobs) > MOST_RUNS:
@@ -207,7 +205,7 @@ class LiveSide:
     def _compare(self, jobs: Sequence[JobView]) -> Outputs:
         if not jobs:
             return (gr.update(visible=False),)
-        known = self._colours()
+        known = colours_of(self.studio)
         runs: dict[str, Any] = {}
         colours: dict[str, str] = {}
         for number, job in enumerate(jobs):

@@ -18,6 +18,7 @@ import gradio as gr
 from ...errors import MultiLobeError
 from ..kit import guard
 from ..kit.guard import friendly
+from ..kit.lobes import colours_of
 from ..kit.pulse import QUICK
 from ..kit.table import bare, shown
 from .overlap_card import failed_card, new_name, overlap_card, overlap_figure, waiting_card
@@ -70,7 +71,7 @@ class OverlapCard:
         if not isinstance(source, Mapping) or not source.get("rows"):
             yield self.nothing()
             return
-        colours = {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
+        colours = colours_of(self.studio)
         now = repr((source["path"], source.get("mapping"), fraction, seed, sorted(colours)))
         if now == seen:
             yield (gr.skip(),) * 4
@@ -95,7 +96,7 @@ class OverlapCard:
         return hidden, hidden, gr.skip(), ""
 
     def _compared(self, source: Mapping[str, Any], fraction: Any, seed: Any) -> Outputs:
-        lab, colours = self.studio.lab, {lobe.name: lobe.colour for lobe in self.studio.desk().lobes()}
+        lab, colours = self.studio.lab, colours_of(self.studio)
         report = lab.overlap(
             Path(source["path"]), source.get("mapping"), guard.a_share(fraction),
             guard.a_whole(seed, "The seed", 0, 2**31 - 1),
