@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from ..lobes.rows import RoutingRows
 from ..routing.decision import Mixing, RoutingDecision, Verdict
-from ..routing.router import Router, RoutingContext
+from ..routing.router import BankContext, Router, RoutingContext
 from .arrow.router import ArrowRouter
 from .chain import ChainRouter
 from .complexity.router import ComplexityRouter
@@ -17,7 +17,7 @@ from .keyword.router import KeywordRouter
 from .logprob import LogprobRouter
 from .xlora.router import XLoraRouter
 
-ROUTERS: Mapping[str, Callable[[RoutingContext, float | None], Router]] = {
+ROUTERS: Mapping[str, Callable[[BankContext, float | None], Router]] = {
     "hybrid": lambda context, threshold: HybridRouter(context, lambda: EmbeddingRouter(context), threshold),
     "embedding": lambda context, threshold: EmbeddingRouter(context, threshold),
     "logprob": lambda context, threshold: LogprobRouter(context),
@@ -28,13 +28,14 @@ ROUTERS: Mapping[str, Callable[[RoutingContext, float | None], Router]] = {
     "complexity": lambda context, threshold: ComplexityRouter(context),
     "chain": lambda context, threshold: _chain(context, threshold),
 }
-"""Name → (context, embedding threshold or None to calibrate it) → router."""
+"""Name → (context, embedding threshold or None to calibrate it) → router. Only those that weigh tokens, or train through the
+base, take more of the context than a `RoutingContext`."""
 
 STAGES = ("keyword", "gate", "embedding", "logprob", "complexity", "hybrid")
 """What a chain can be made of: routers that choose once for a prompt."""
 
 
-def _chain(context: RoutingContext, threshold: float | None) -> ChainRouter:
+def _chain(context: BankContext, threshold: float | None) -> ChainRouter:
     """A chain whose stages are made here, so that routers need not know each other."""
     return ChainRouter(context, lambda name: ROUTERS[name](context, threshold), STAGES)
 

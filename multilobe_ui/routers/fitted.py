@@ -18,9 +18,9 @@ from ..errors import ConfigError
 from ..lobes.card import now
 from ..progress import Progress, finish
 from ..routing.fits import Birth, Fit, Key
-from ..routing.router import State
+from ..routing.router import BankContext, State
 from ..routing.strangers import adapts, serves
-from . import ROUTERS, Router, RoutingContext
+from . import ROUTERS, Router
 from .kept import KeptFits, asks_for_fit, worth_keeping
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class Routers:
             self.version += 1
         return fit
 
-    def trial(self, name: str, context: RoutingContext, key: Key, stop: threading.Event) -> tuple[Router, Fit]:
+    def trial(self, name: str, context: BankContext, key: Key, stop: threading.Event) -> tuple[Router, Fit]:
         """A router fitted for another context, with the settings of its last fit; the one that serves stays as it is.
 
         Raises:

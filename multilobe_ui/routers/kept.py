@@ -18,8 +18,9 @@ import numpy as np
 
 from ..errors import RoutingError
 from ..routing.fits import Birth, Fit, Key, read_fit, write_fit
+from ..routing.router import BankContext
 from ..routing.strangers import set_by_hand
-from . import ROUTERS, Router, RoutingContext
+from . import ROUTERS, Router
 
 ASIDE = "uncorrected"
 
@@ -114,7 +115,7 @@ def _without_lobes(name: str) -> Router:
     def nothing(*_: object) -> Any:
         return np.zeros((0, 0), np.float32)
 
-    return ROUTERS[name](RoutingContext((), {}, nothing, nothing), None)
+    return ROUTERS[name](BankContext((), {}, nothing, nothing), None)
 
 
 def _read_fits(folder: Path) -> dict[str, Fit]:

@@ -11,12 +11,12 @@ from ..lobes.store import Lobe
 from .corrections import Correction, Corrections, corrected
 from .encoder import generic_prompts, generic_vectors
 from .fits import Birth, Key
-from .router import RoutingContext
+from .router import BankContext
 from .scores import MeanHidden, PromptScores
 
 
 class Contexts:
-    """Makes a `RoutingContext`, and the key of fits that are made in it, of the lobes that there are now.
+    """Makes a `BankContext`, and the key of fits that are made in it, of the lobes that there are now.
 
     Args:
         threshold: embedding score that a lobe must reach; None calibrates it. scored_tokens: of a prompt, for log-prob.
@@ -30,7 +30,7 @@ class Contexts:
         self._hidden = MeanHidden(lobes.bank, self._scores)
         self._generic = generic_prompts()
 
-    def context(self, corrections: Sequence[Correction] | None = None) -> RoutingContext:
+    def context(self, corrections: Sequence[Correction] | None = None) -> BankContext:
         """What routers may know of the present lobes; the experts of complexity routing are for that router alone.
 
         Args:
@@ -43,7 +43,7 @@ class Contexts:
         def nll(texts: Sequence[str], wanted: Sequence[str]) -> Vector:
             return self._scores(texts, [ids[name] for name in wanted])
 
-        context = RoutingContext(
+        context = BankContext(
             lobes=[lobe.name for lobe in lobes],
             rows=self.lobes.rows.among({lobe.name: lobe for lobe in lobes}),
             embed=encoder,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from ..lobes.rows import RoutingRows, RowsByName, Vector
 from ..settings import from_json
 from .router import RoutingContext, same_prompt
 
+Context = TypeVar("Context", bound=RoutingContext)
 COPIES = 5
 """Rows that a correction counts for: routers look at the three to five nearest rows."""
 MOST = 2000
@@ -115,7 +116,7 @@ class Corrections:
         self._known = known
 
 
-def corrected(context: RoutingContext, labels: Mapping[str, str | None]) -> RoutingContext:
+def corrected(context: Context, labels: Mapping[str, str | None]) -> Context:
     """A context whose rows say what people have said.
 
     A corrected prompt becomes a prototype and `COPIES` training rows of its lobe, or as many everyday prompts if no lobe fits, and

@@ -33,8 +33,6 @@ class RoutingContext:
             plain base in the last column; NaN where a text has no token to score.
         generic: embeddings (g, d) of prompts that belong to no specialist; `generic_prompts` their texts.
         hidden: texts → (n, h): mean hidden state of the base's last layer over each text's tokens.
-        bank: the LobeBank, for routers that weigh tokens or train through it; None where no model is loaded.
-        ids: a lobe's id in the bank, by its name.
         experts: names of the lobes that a router made for itself (see `Router.learn`), by tier; not among `lobes`.
         labels: prompts (as `same_prompt` gives them) of which a person has said who answers: a lobe's name, or None for no lobe.
     """
@@ -46,14 +44,26 @@ class RoutingContext:
     generic: Callable[[], Vector] = lambda: np.zeros((0, 0), np.float32)
     generic_prompts: Sequence[str] = ()
     hidden: Callable[[Sequence[str]], Vector] | None = None
-    bank: Any = None
-    ids: Mapping[str, str] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str | None] = field(default_factory=dict)
 
     def prototypes(self, name: str) -> Vector:
         """(k, d), of a lobe that has rows."""
-        return self.rows.prototypes(name) if isinstance(self.rows, RowsByName) else self.rows[name].prototypes
+        if isinstance(self.rows, RowsByName):
+            return self.rows.prototypes(name)
+        return self.rows[name].prototypes
+
+
+@dataclass(frozen=True)
+class BankContext(RoutingContext):
+    """What routers may use that weigh tokens, or train through the base.
+
+    Attributes:
+        bank: the LobeBank; None where no model is loaded. ids: a lobe's id in the bank, by its name.
+    """
+
+    bank: Any = None
+    ids: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from multilobe_ui.routers.keyword.units import as_kept, function_words, units_of
 from multilobe_ui.routing import regression
 from multilobe_ui.routing.calibration import calibration_error, fit_temperature, softmax
 from multilobe_ui.routing.decision import Mixing, manual_decision
-from multilobe_ui.routing.router import Router, State, learn_now
+from multilobe_ui.routing.router import BankContext, Router, State, learn_now
 from multilobe_ui.ui.chat.evidence import highlighted
 
 DIMENSIONS = 24
@@ -72,11 +72,11 @@ def rows_of(lobe: str, train: int = 20, validation: int = 8) -> RoutingRows:
     return RoutingRows(centre / np.linalg.norm(centre), vectors, embed(held_out), prompts, held_out)
 
 
-def context(count: int, without_rows: int = 0) -> RoutingContext:
+def context(count: int, without_rows: int = 0) -> BankContext:
     lobes = [f"lobe{i}" for i in range(count)]
     generic = [f"strange{i} {i}" for i in range(30)]
     rows = {lobe: rows_of(lobe) for lobe in lobes[: count - without_rows]}
-    return RoutingContext(lobes, rows, embed, nll, lambda: embed(generic), generic)
+    return BankContext(lobes, rows, embed, nll, lambda: embed(generic), generic)
 
 
 def through_files(state: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class TestEmbedding:
 
     def test_lobes_with_one_or_two_rows_score_the_mean_of_what_they_have(self) -> None:
         rows = {"small": rows_of("small", train=2), "large": rows_of("large", train=40)}
-        router = ROUTERS["embedding"](RoutingContext(["small", "large"], rows, embed, nll), None)
+        router = ROUTERS["embedding"](BankContext(["small", "large"], rows, embed, nll), None)
         vector = embed(["small 50"])
         expected = (
             float((rows["small"].prototypes @ vector[0]).max()) + float((rows["small"].train @ vector[0]).mean())
@@ -267,7 +267,7 @@ class TestHybrid:
             return nll(texts, lobes)
 
         plain = context(4)
-        router = ROUTERS["hybrid"](RoutingContext(plain.lobes, plain.rows, embed, counting, plain.generic), None)
+        router = ROUTERS["hybrid"](BankContext(plain.lobes, plain.rows, embed, counting, plain.generic), None)
         learn_now(router)
         assert not asked  # it calibrates without it
         stages = [router.route(f"lobe{i % 4} {i}").stage for i in range(600, 640)]
@@ -328,7 +328,7 @@ class TestHybrid:
 
         for without in (1, 3):
             plain = context(3, without_rows=without)
-            router = ROUTERS["hybrid"](RoutingContext(plain.lobes, plain.rows, embed, nothing), None)
+            router = ROUTERS["hybrid"](BankContext(plain.lobes, plain.rows, embed, nothing), None)
             assert router.route("alien 1").chosen in (None, *plain.lobes)
 
     def test_nothing_of_it_is_kept(self) -> None:

@@ -24,7 +24,7 @@ from ...lobes.rows import Vector
 from ...progress import Progress
 from ...routing.calibration import fit_temperature, held_out_prompts, softmax
 from ...routing.decision import Mixing, Verdict
-from ...routing.router import FitOutcome, Learning, Router, RoutingContext, State
+from ...routing.router import BankContext, FitOutcome, Learning, Router, State
 from ...settings import check_all, setting, settings_of
 
 if TYPE_CHECKING:  # torch: not before a prompt is weighed
@@ -64,8 +64,9 @@ class ArrowRouter(Router):
     per_token: ClassVar[bool] = True
     needs_model: ClassVar[bool] = True
 
-    def __init__(self, context: RoutingContext) -> None:
+    def __init__(self, context: BankContext) -> None:
         super().__init__(context)
+        self.context: BankContext = context
         self.chosen = ArrowSettings()
         self.temperature = 1.0
         self.threshold: float | None = None

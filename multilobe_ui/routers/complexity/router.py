@@ -25,7 +25,7 @@ import numpy as np
 from ...data.examples import Example
 from ...errors import ConfigError
 from ...routing.decision import Verdict
-from ...routing.router import FitOutcome, Learning, Router, RoutingContext, State
+from ...routing.router import BankContext, FitOutcome, Learning, Router, State
 from .features import FEATURES, TIERS, Analyser, scaled, score, tier_of
 from .network import ComplexitySettings, TierNetwork
 
@@ -48,8 +48,9 @@ class ComplexityRouter(Router):
     needs_model: ClassVar[bool] = True
     asks_for_fit: ClassVar[bool] = True
 
-    def __init__(self, context: RoutingContext, analyser: Analyser | None = None) -> None:
+    def __init__(self, context: BankContext, analyser: Analyser | None = None) -> None:
         super().__init__(context)
+        self.context: BankContext = context
         self.analyser = analyser or Analyser()
         self.network: TierNetwork | None = None
 

@@ -22,7 +22,7 @@ from ...errors import RoutingError
 from ...lobes.rows import RoutingRows, Vector
 from ...routing.calibration import fit_temperature, softmax
 from ...routing.decision import Mixing, Verdict
-from ...routing.router import FitOutcome, Learning, Router, RoutingContext, State
+from ...routing.router import BankContext, FitOutcome, Learning, Router, State
 from ...settings import XLoraSettings, settings_of
 
 if TYPE_CHECKING:  # torch: not before a head is made
@@ -83,8 +83,9 @@ class XLoraRouter(Router):
     needs_model: ClassVar[bool] = True
     asks_for_fit: ClassVar[bool] = True
 
-    def __init__(self, context: RoutingContext) -> None:
+    def __init__(self, context: BankContext) -> None:
         super().__init__(context)
+        self.context: BankContext = context
         self._fitted: _Fitted | None = None
 
     @property

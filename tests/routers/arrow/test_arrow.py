@@ -21,11 +21,11 @@ from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.mixers import runner
-from multilobe_ui.routers import RoutingContext, RoutingRows
+from multilobe_ui.routers import RoutingRows
 from multilobe_ui.routers.arrow.mixer import ArrowMixer, prototypes
 from multilobe_ui.routers.arrow.router import ArrowRouter
 from multilobe_ui.routing.decision import Mixing
-from multilobe_ui.routing.router import FitOutcome, State, learn_now
+from multilobe_ui.routing.router import BankContext, FitOutcome, State, learn_now
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
 
@@ -143,12 +143,12 @@ def test_a_lobe_on_the_output_head_is_weighed_too(base_folder: Callable[..., Pat
 # ---- the router ------------------------------------------------------------------------------------------------------------
 
 
-def context(bank: LobeBank | None, names: Sequence[str], generic: int = 0) -> RoutingContext:
+def context(bank: LobeBank | None, names: Sequence[str], generic: int = 0) -> BankContext:
     none = np.zeros((0, 0), np.float32)
     known = {
         name: RoutingRows(none, none, none, [f"What is {i} and {j}?" for j in range(8)]) for i, name in enumerate(names)
     }
-    return RoutingContext(
+    return BankContext(
         list(names),
         known,
         embed=lambda texts: none,

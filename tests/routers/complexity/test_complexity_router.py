@@ -18,12 +18,12 @@ from multilobe_ui.errors import ConfigError, RoutingError
 from multilobe_ui.lobes.adapter import read_header
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.progress import Progress
-from multilobe_ui.routers import ROUTERS, RoutingContext, RoutingRows
+from multilobe_ui.routers import ROUTERS, RoutingRows
 from multilobe_ui.routers.complexity.features import FEATURES, TIERS, scaled
 from multilobe_ui.routers.complexity.router import ComplexityRouter
 from multilobe_ui.routing.calibration import softmax
 from multilobe_ui.routing.decision import Mixing
-from multilobe_ui.routing.router import FitOutcome, State
+from multilobe_ui.routing.router import BankContext, FitOutcome, State
 from multilobe_ui.routing.strangers import adapts
 
 EXPERTS = {tier: f"{tier} expert" for tier in TIERS}
@@ -35,7 +35,7 @@ def nothing(*_: Any) -> np.ndarray:
     raise AssertionError("the complexity router asked for log-probs")
 
 
-def context(answers: bool = True, bank: LobeBank | None = None, experts: Mapping[str, str] = {}) -> RoutingContext:
+def context(answers: bool = True, bank: LobeBank | None = None, experts: Mapping[str, str] = {}) -> BankContext:
     """Two lobes with half of the rows each, a fifth of them held out."""
     parts: dict[str, RoutingRows] = {}
     for name, own in (("even", rows(60)[::2]), ("odd", rows(60)[1::2])):
@@ -44,7 +44,7 @@ def context(answers: bool = True, bank: LobeBank | None = None, experts: Mapping
         held = slice(24, None)
         said = (replies[:24], replies[held]) if answers else ((), ())
         parts[name] = RoutingRows(vectors[:2], vectors[:24], vectors[held], prompts[:24], prompts[held], *said)
-    return RoutingContext([*parts], parts, embed, nothing, bank=bank, experts=experts)
+    return BankContext([*parts], parts, embed, nothing, bank=bank, experts=experts)
 
 
 def fit(router: ComplexityRouter, **settings: Any) -> tuple[list[Progress], FitOutcome]:
@@ -169,7 +169,7 @@ class TestFitting:
 
     def test_a_file_s_rows_take_the_place_of_the_lobes(self, backbone: Backbone) -> None:
         given = [{"input": row.prompt, "output": row.answer} for row in rows(30)]
-        empty = RoutingContext([], {}, embed, nothing, bank=LobeBank(backbone))
+        empty = BankContext([], {}, embed, nothing, bank=LobeBank(backbone))
         _, outcome = fit(ComplexityRouter(empty, FakeAnalyser()), **BASICS, rows=given)  # type: ignore[arg-type]
         report = outcome.report
         assert report["train_rows"] < report["train_rows"] + report["held_out_rows"] <= 30 and len(outcome.experts) == 3
@@ -183,7 +183,7 @@ class TestFitting:
         assert made.network is not None
 
     def test_nothing_to_learn_from(self) -> None:
-        empty = ComplexityRouter(RoutingContext([], {}, embed, nothing), FakeAnalyser())  # type: ignore[arg-type]
+        empty = ComplexityRouter(BankContext([], {}, embed, nothing), FakeAnalyser())  # type: ignore[arg-type]
         with pytest.raises(RoutingError, match="no row to learn from"):
             fit(empty)
         assert not empty.is_fitted and empty.state() == {}

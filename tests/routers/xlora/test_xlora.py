@@ -27,12 +27,12 @@ from multilobe_ui.lobes.mixers import runner
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.model import MultiLobeModel
 from multilobe_ui.progress import Progress
-from multilobe_ui.routers import RoutingContext, RoutingRows
+from multilobe_ui.routers import RoutingRows
 from multilobe_ui.routers.xlora.mixer import HeadShape, Reading, ScalingHead, XLoraMixer, last_hidden
 from multilobe_ui.routers.xlora.router import XLoraRouter
 from multilobe_ui.routers.xlora.training import HeadFit, LabelledRow, train_head
 from multilobe_ui.routing.decision import Mixing
-from multilobe_ui.routing.router import FitOutcome, State
+from multilobe_ui.routing.router import BankContext, FitOutcome, State
 from multilobe_ui.settings import SamplingConfig, XLoraSettings
 
 EXACT = {"atol": 2e-5, "rtol": 1e-4}
@@ -370,7 +370,7 @@ def test_a_fit_that_is_stopped_at_once_is_none(bank: LobeBank) -> None:
 # ---- the router ------------------------------------------------------------------------------------------------------------
 
 
-def context(bank: LobeBank | None, names: Sequence[str] = tuple(TOPICS), generic: int = 0) -> RoutingContext:
+def context(bank: LobeBank | None, names: Sequence[str] = tuple(TOPICS), generic: int = 0) -> BankContext:
     none = np.zeros((0, 0), np.float32)
     own, held = rows(24), rows(6, 100)
     known = {}
@@ -379,7 +379,7 @@ def context(bank: LobeBank | None, names: Sequence[str] = tuple(TOPICS), generic
         validation = [(r.prompt, r.answer) for r in held if r.lobe == i]
         (asked, answered), (asked_held, answered_held) = (zip(*pairs, strict=True) for pairs in (train, validation))
         known[name] = RoutingRows(none, none, none, asked, asked_held, answered, answered_held)
-    return RoutingContext(
+    return BankContext(
         list(names),
         {name: known[name] for name in names if name in known},
         embed=lambda texts: none,
@@ -452,7 +452,7 @@ def test_what_was_measured_is_reported(bank: LobeBank) -> None:
     }
 
 
-def without_held_out(found: RoutingContext) -> RoutingContext:
+def without_held_out(found: BankContext) -> BankContext:
     """The same lobes as if they had held nothing out."""
     none: dict[str, Any] = {"validation_prompts": (), "validation_answers": ()}
     return replace(found, rows={name: replace(own, **none) for name, own in found.rows.items()})
@@ -483,7 +483,7 @@ def test_lobes_with_too_few_rows_to_keep_any_are_calibrated_on_all(bank: LobeBan
     assert router.route(few[next(iter(TOPICS))].train_prompts[0]).router == "xlora"
 
 
-def reload(router: XLoraRouter, other: RoutingContext) -> XLoraRouter:
+def reload(router: XLoraRouter, other: BankContext) -> XLoraRouter:
     """Through what survives on disk: JSON, and arrays on their own."""
     state = router.state()
     arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
@@ -584,7 +584,7 @@ def test_two_hundred_lobes(backbone: Backbone, adapters: dict[str, Path]) -> Non
     none = np.zeros((0, 0), np.float32)
     known = {n: RoutingRows(none, none, none, [f"What is {i}?"] * 4, (), ["It is."] * 4) for i, n in enumerate(names)}
     router = XLoraRouter(
-        RoutingContext(
+        BankContext(
             names, known, lambda t: none, lambda t, n: none, bank=bank, ids=dict(zip(names, names, strict=True))
         )
     )
