@@ -114,8 +114,7 @@ class ChatTab:
         self.chat.clear(self.cleared, None, shown[1:], cancels=runs, **QUICK)
         self.chat.select(self.look_at, [self.chat, self.replies], shown[2:5], **QUICK)
         self.routing.wire(self.choice, self.box)
-        if hasattr(self.studio, "feedback"):
-            self.chat.like(self.like, [self.chat, self.replies], None, **QUICK)
+        self.chat.like(self.like, [self.chat, self.replies], None, **QUICK)
 
     def offered(self) -> object:
         """What the tab shows of lobes and routers."""
@@ -172,13 +171,9 @@ class ChatTab:
         text = str(event.value).strip()
         if not text:
             raise ConfigError("The message is empty now. Write something, or undo it.")
-        earlier = [
-            *before[:question],
-            {"role": "user", "content": str(event.previous_value)},
-            *before[question + 1 :],
-        ]
         messages = [*before[:question], {"role": "user", "content": text}]
-        yield from self.answering.answer(messages, earlier, replies, text, str(choice), knobs)
+        before[question] = {"role": "user", "content": str(event.previous_value)}
+        yield from self.answering.answer(messages, before, replies, text, str(choice), knobs)
 
     # ---- handlers: everything else ---------------------------------------------------------------
 
@@ -207,12 +202,8 @@ class ChatTab:
         messages = plain(history)
         question = question_at(messages, event.index)
         replies = replies[: answers_in(messages[:question])]
-        return (
-            messages[:question],
-            idle(messages[question]["content"]),
-            *self.answering.views(replies),
-            replies,
-        )
+        draft = messages[question]["content"]
+        return messages[:question], idle(draft), *self.answering.views(replies), replies
 
     def cleared(self) -> Step:
         return idle(), *self.answering.views([]), []
@@ -222,12 +213,10 @@ class ChatTab:
         """A message was clicked: show why it was answered by whom it was answered."""
         messages = plain(history)
         index = place_of(event.index)
-        wanted = answers_in(messages[: index + 1]) - (
-            index < len(messages) and messages[index]["role"] == "assistant"
-        )
-        if not 0 <= wanted < len(replies):
+        number = answers_in(messages[:index])
+        if index < 0 or number >= len(replies):
             return gr.skip(), gr.skip(), gr.skip()
-        return why_panel(replies[wanted]), tokens_of(replies[wanted]), labels(replies, wanted)
+        return why_panel(replies[number]), tokens_of(replies[number]), labels(replies, number)
 
     @friendly(quiet=True)
     def like(self, history: list[Message], replies: list[Reply], event: gr.LikeData) -> None:
@@ -237,7 +226,7 @@ class ChatTab:
         number = answers_in(messages[: index + 1]) - 1
         if 0 < index < len(messages) and 0 <= number < len(replies):
             prompt, answer = messages[index - 1]["content"], messages[index]["content"]
-            self.studio.feedback(prompt, answer, replies[number].decision, bool(event.liked))  # type: ignore[attr-defined]
+            self.studio.feedback(prompt, answer, replies[number].decision, bool(event.liked))
 
     @friendly(quiet=True)
     def refresh(self, choice: str, replies: list[Reply]) -> Step:
@@ -262,9 +251,8 @@ def hero(lobes: Sequence[tuple[str, str]], loading: bool = False) -> Markup:
     if len(lobes) > 1:
         experts = f"{len(lobes)} small experts"
     words = (
-        f"{experts} share one frozen language model. Send a message, or pick one below, and watch which "
-        f"of them answers, "
-        "and why."
+        f"{experts} share one frozen language model. Send a message, or pick one below, and watch which of "
+        "them answers, and why."
     )
     if not lobes and loading:
         words = "The model is being loaded. You can ask already: the answer comes as soon as it is ready."

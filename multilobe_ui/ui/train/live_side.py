@@ -94,7 +94,8 @@ class LiveSide:
             self.compared, learning_rate, self.seen,
         ]  # fmt: skip
         self.looking: dict[str, Any] = {
-            "fn": self.look, "inputs": [self.shown, self.ticked, self.seen, self.token], "outputs": self.outputs, **QUICK
+            "fn": self.look, "inputs": [self.shown, self.ticked, self.seen, self.token],
+            "outputs": self.outputs, **QUICK,
         }  # fmt: skip
         for verb in self.acts:
             done = self.buttons[verb].click(self.doing(verb), [self.seen, self.token], None, **private)
@@ -104,8 +105,9 @@ class LiveSide:
         self.runs.check(self.tick_run, self.ticked, self.ticked, **private).then(**self.looking)
         root = gr.context.Context.root_block
         if root is not None:
-            # A fresh page knows nothing, whatever the server's session remembers: everything is drawn anew.
-            root.load(self.look_anew, [self.shown, self.ticked, self.token], self.outputs, **QUICK)  # type: ignore[attr-defined]
+            # a fresh page knows nothing, whatever the server's session remembers
+            inputs = [self.shown, self.ticked, self.token]
+            root.load(self.look_anew, inputs, self.outputs, **QUICK)  # type: ignore[attr-defined]
 
     # ---- handlers: acting ------------------------------------------------------------------------
 
@@ -131,9 +133,8 @@ class LiveSide:
         job, on = guard.event_value(event, "id"), guard.event_value(event, "on", bool)
         chosen = [id for id in ticked if id != job] + [job] * on
         if len(chosen) > MOST_COMPARED:
-            gr.Warning(
-                f"{MOST_COMPARED} curves are the most; the first one chosen has been dropped.", duration=5
-            )
+            words = f"{MOST_COMPARED} curves are the most; the first one chosen has been dropped."
+            gr.Warning(words, duration=5)
         return chosen[-MOST_COMPARED:]
 
     # ---- handlers: looking -----------------------------------------------------------------------

@@ -21,6 +21,7 @@ MOST_NEAREST = 8
 MOST_REPEATS = 2
 """Lobes of which it is said in a sentence that they have some of the rows already; the list below has all."""
 LONGEST = 160
+TWIN = "a near twin among the training rows"
 NO_TEXT = Markup("<small>a row whose text it did not keep</small>")
 NEW_COLOUR = "#7b848a"
 """Of the new rows on the map: no lobe's, and to be seen on light and dark ground."""
@@ -52,26 +53,21 @@ def verdicts(report: Report) -> list[Verdict]:
     """What a person should know before training, in plain sentences; the most general first."""
     measured = _by_overlap(report)
     sentences = [_newness(lobe) for lobe in measured[:1]]
-    worst = sorted(measured, key=lambda lobe: (-lobe["held_out"], -lobe["exact"] - lobe["near"]))[
-        :MOST_REPEATS
-    ]
-    sentences += [one for lobe in worst for one in _repeats(lobe)]
+    worst = sorted(measured, key=lambda lobe: (-lobe["held_out"], -lobe["exact"] - lobe["near"]))
+    sentences += [sentence for lobe in worst[:MOST_REPEATS] for sentence in _repeats(lobe)]
     leaking, held_out = report["leaking"], report["held_out_rows"]
     if leaking:
-        words = f"{leaking:,} of {held_out:,} held-out rows {_verb(leaking, 'has', 'have')} a near twin among the training rows"
+        words = f"{leaking:,} of {held_out:,} held-out rows {_verb(leaking, 'has', 'have')} {TWIN}"
         sentences.append(("warn", f"{words}: the validation loss will look better than it is."))
     elif held_out:
-        sentences.append(
-            ("good", f"None of the {held_out:,} held-out rows has a near twin among the training rows.")
-        )
+        sentences.append(("good", f"None of the {held_out:,} held-out rows has {TWIN}."))
     return sentences
 
 
 def _by_overlap(report: Report) -> list[Mapping[str, Any]]:
     """The lobes that could be compared with, most overlap first."""
-    return sorted(
-        (lobe for lobe in report["lobes"] if lobe["overlap"] is not None), key=lambda lobe: -lobe["overlap"]
-    )
+    measured = [lobe for lobe in report["lobes"] if lobe["overlap"] is not None]
+    return sorted(measured, key=lambda lobe: -lobe["overlap"])
 
 
 def _verb(number: int, one: str, many: str) -> str:
@@ -95,10 +91,8 @@ def remarks(report: Report) -> list[str]:
         by_words = ""
         if report["compared"] > report["embedded"]:
             by_words = f", by their words for {report['compared']:,}"
-        evenly = f"{report['embedded']:,} evenly spread ones"
-        notes.append(
-            f"Of {report['prompts']:,} different prompts, {evenly} were compared by meaning{by_words}."
-        )
+        evenly = f"{report['embedded']:,} evenly spread ones were compared by meaning{by_words}"
+        notes.append(f"Of {report['prompts']:,} different prompts, {evenly}.")
     if report["truncated"]:
         notes.append(
             f"Only the first {report['rows']:,} rows were read, so held-out rows were not looked at."
@@ -149,21 +143,11 @@ def _newness(lobe: Mapping[str, Any]) -> Verdict:
 def _repeats(lobe: Mapping[str, Any]) -> Iterator[Verdict]:
     name, exact, near, held_out = text.short(lobe["lobe"], 40), lobe["exact"], lobe["near"], lobe["held_out"]
     if exact or near:
-        verb = _verb(exact + near, "is", "are")
-        yield (
-            "ask",
-            f"{text.count(exact + near, 'prompt')} of this file {verb} in {name} already, "
-            f"{_likeness(exact, near)}.",
-        )
+        prompts = text.count(exact + near, "prompt of this file is", "prompts of this file are")
+        yield "ask", f"{prompts} in {name} already, {_likeness(exact, near)}."
     if held_out:
-        yield (
-            "warn",
-            (
-                f"{held_out:,} of them {_verb(held_out, 'is', 'are')} among the rows that {name} held "
-                f"out: measured on those, the "
-                "new lobe will look better than it is."
-            ),
-        )
+        them = f"{held_out:,} of them {_verb(held_out, 'is', 'are')} among the rows that {name} held out"
+        yield "warn", f"{them}: measured on those, the new lobe will look better than it is."
 
 
 def _likeness(exact: int, near: int) -> str:
