@@ -103,7 +103,7 @@ def _frame(contrast: Result, last: float, top: float) -> go.Figure:
     """Axes, and what is learned above the two halves."""
     switch = contrast["switch"]
     figure = empty_figure(
-        HEIGHT, margin={"l": 52, "r": 46, "t": 30, "b": 98}, hovermode="x unified",
+        HEIGHT, margin={"l": 52, "r": 46, "t": 30, "b": 118}, hovermode="x unified",
         legend={"y": 0, "yref": "container", "yanchor": "bottom", "font": {"size": 11}},
     )  # fmt: skip
     figure.update_xaxes(title={"text": "step", "standoff": 4}, range=[0, last], **AXIS)
