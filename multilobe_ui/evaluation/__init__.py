@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from ..lazily import loader
 
 if TYPE_CHECKING:
-    from .forgetting.measure import ForgettingReport, ForgettingSettings, forgetting_check
+    from .forgetting.measure import ForgettingReport, forgetting_check
     from .labelled import LabelledRow, held_out_rows, own_rows, read_labelled
-    from .losses import LossMatrix, LossSettings, lobe_losses, loss_matrix
+    from .losses import LossMatrix, lobe_losses, loss_matrix
     from .report import ReportCard, ReportSettings, RoutingReport, report_card, routing_report
+    from .settings import ForgettingSettings, LossSettings
     from .tasks import exact_match, token_f1
 
 __getattr__ = loader(
@@ -18,7 +19,6 @@ __getattr__ = loader(
     {
         "forgetting.measure": (
             "ForgettingReport",
-            "ForgettingSettings",
             "forgetting_check",
         ),
         "labelled": (
@@ -29,7 +29,6 @@ __getattr__ = loader(
         ),
         "losses": (
             "LossMatrix",
-            "LossSettings",
             "lobe_losses",
             "loss_matrix",
         ),
@@ -40,6 +39,7 @@ __getattr__ = loader(
             "report_card",
             "routing_report",
         ),
+        "settings": ("ForgettingSettings", "LossSettings"),
         "tasks": (
             "exact_match",
             "token_f1",

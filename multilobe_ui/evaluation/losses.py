@@ -18,37 +18,14 @@ from ..lobes.bank import LobeBank
 from ..lobes.weights import Mix
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
-from ..routers import ROUTERS
-from ..settings import check, check_all, setting
 from ..training.batches import TokenRows, answer_losses
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 from .loss_table import Array, Choice, LossTable, share_of_exact
 from .report import Roll, evenly, title_of
+from .settings import LossSettings
 from .tasks import exact_match, greedy_answers, is_short, token_f1
 
 FILES = "files of other prompts and answers"
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """What is asked of a loss matrix."""
-
-    most_rows: int = setting(
-        64, "Rows of each dataset, at most", "More rows: surer numbers, longer to wait.", low=1, high=10_000
-    )
-    router: str = setting("", "", "The router that is held against the oracle. Empty: the model's own.")
-    task: bool = setting(
-        True, "Also answer, where answers are short",
-        "Writes answers out and compares them with those wanted: exact match and F1. Takes longer.",
-    )  # fmt: skip
-    max_length: int = setting(
-        512, "", "Longest row in tokens; of longer rows the answer is kept first.", low=8, high=1_000_000
-    )
-    task_rows: int = setting(16, "", "Most rows of each dataset that are answered.", low=1, high=1000)
-
-    def __post_init__(self) -> None:
-        check_all(self)
-        check(self.router in ("", *ROUTERS), "router", self.router, f"empty, or one of {', '.join(ROUTERS)}")
 
 
 @dataclass(frozen=True)

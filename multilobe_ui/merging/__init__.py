@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from .combining import Composition, Parents, combine
     from .cost import DataLosses, losses
     from .kinds import COMBINATIONS, Combination, possible
-    from .merge import MergeResult, MergeSettings, keep_merge, merge_lobes
+    from .merge import MergeResult, keep_merge, merge_lobes
     from .search import Trial, search_weights
-    from .weighing import SearchResult, SearchSettings, search_lobes
+    from .settings import MergeSettings, SearchSettings
+    from .weighing import SearchResult, search_lobes
 
 __getattr__ = loader(
     __name__,
@@ -26,9 +27,10 @@ __getattr__ = loader(
         "kinds": ("COMBINATIONS", "Combination", "possible"),
         "combining": ("Composition", "Parents", "combine"),
         "cost": ("DataLosses", "losses"),
-        "merge": ("MergeResult", "MergeSettings", "keep_merge", "merge_lobes"),
+        "merge": ("MergeResult", "keep_merge", "merge_lobes"),
         "search": ("Trial", "search_weights"),
-        "weighing": ("SearchResult", "SearchSettings", "search_lobes"),
+        "settings": ("MergeSettings", "SearchSettings"),
+        "weighing": ("SearchResult", "search_lobes"),
     },
 )
 __all__ = [

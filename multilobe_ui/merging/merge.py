@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..data.examples import Example
-from ..errors import AdapterError, ConfigError, LobeError
+from ..errors import AdapterError, LobeError
 from ..files import new_folder
 from ..lobes.adapter import read_header
 from ..lobes.rows import (
@@ -28,46 +28,18 @@ from ..lobes.rows import (
     prototypes_of,
     write_routing_rows,
 )
-from ..lobes.store import Lobe, same_name
+from ..lobes.store import Lobe
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import RoutingRows
-from ..settings import check, check_all, setting
 from .combining import Composition, combine
 from .cost import losses
 from .kinds import COMBINATIONS, possible
+from .settings import MergeSettings, Pairs, pairs_of
 
-MOST_LOBES = 32
 EXACT, CLOSE, LOSSY = 1e-4, 0.1, 0.5
 """Errors of the delta up to which a merge is the weighted sum itself, close to it, and still much of it."""
 
-Pairs = tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
-class MergeSettings:
-    """What is merged, and how.
-
-    Attributes:
-        lobes: (name, weight) of each; a mapping, or the lists that JSON makes of pairs, will do.
-        combination: a name of `COMBINATIONS`. rank: of those that end in an SVD; None is the largest of the lobes' ranks.
-    """
-
-    lobes: Pairs = ()
-    combination: str = "cat"
-    rank: int | None = setting(None, "Rank", "0: the largest of the lobes", low=1, high=4096)
-    density: float = setting(0.5, "Density", "share of the numbers that are kept", above=0, high=1)
-    seed: int = setting(0, "Seed", "of what is dropped", low=0, high=2**32 - 1)
-    most_rows: int = setting(24, "", "Of each parent, on which losses are measured.", low=1, high=10_000)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lobes", _pairs(self.lobes))
-        check(1 <= len(self.lobes) <= MOST_LOBES, "lobes", len(self.lobes), f"1 to {MOST_LOBES}; choose at least one")
-        for name, weight in self.lobes:
-            fine = math.isfinite(weight) and weight != 0 and abs(weight) <= 100
-            check(fine, f"weight of {name}", weight, "a number from -100 to 100 other than 0; leave out a lobe without weight")
-        check(self.combination in COMBINATIONS, "combination", self.combination, f"one of {', '.join(COMBINATIONS)}")
-        check_all(self)
 
 
 @dataclass(frozen=True)
@@ -158,7 +130,7 @@ def merge_lobes(
     Args:
         settings: the other fields of MergeSettings, such as combination="ties".
     """
-    asked = MergeSettings(_pairs(lobes), **settings)
+    asked = MergeSettings(pairs_of(lobes), **settings)
     return finish(run_merge(model, asked, made=made, stop=stop or threading.Event()), progress)
 
 
@@ -264,18 +236,6 @@ def advice(combination: str, rank: int, error: float, measured: Sequence[Mapping
 
 
 # ---- inside ----------------------------------------------------------------------------------------------------------------
-
-
-def _pairs(lobes: Any) -> Pairs:
-    """Raises ConfigError unless it says a name and a weight of each lobe, and each lobe once."""
-    items = list(lobes.items()) if isinstance(lobes, Mapping) else lobes
-    try:
-        pairs = tuple((str(name), float(weight)) for name, weight in items)
-    except (TypeError, ValueError):
-        raise ConfigError(f"lobes is {lobes!r}: it must be names with weights, such as [['medical', 0.5]].") from None
-    for i, (name, _) in enumerate(pairs):
-        check(not any(same_name(name, other) for other, _ in pairs[:i]), "lobes", name, "named once")
-    return pairs
 
 
 def _keep_rows(model: MultiLobeModel, names: Sequence[str], folder: Path) -> None:

@@ -11,35 +11,12 @@ from typing import Any
 from ..data.examples import Example
 from ..errors import DataError
 from ..evaluation.labelled import LabelledRow, load_rows, write_rows
-from ..lobes.store import Lobe, same_name
+from ..lobes.store import Lobe
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
-from ..settings import check, check_all, setting
-from .merge import MOST_LOBES, parents_of, rows_of, spread
+from .merge import parents_of, rows_of, spread
 from .search import Trial, search_weights
-
-MOST_EXAMPLES = 64
-"""Of a person's own file: every trial runs all of them."""
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What is searched. `lobes` are names."""
-
-    lobes: tuple[str, ...] = ()
-    budget: int = setting(40, "Trials", "", low=2, high=1000)
-    penalty: float = setting(0.05, "Penalty", "nats for a mean weight of 1; keeps weights small", low=0, high=100)
-    seed: int = setting(0, "", "The same gives the same trials.", low=0, high=2**32 - 1)
-    rows: int = setting(8, "", "Of each lobe, if no examples are given.", low=1, high=MOST_EXAMPLES)
-
-    def __post_init__(self) -> None:
-        fine = isinstance(self.lobes, (list, tuple)) and all(isinstance(name, str) for name in self.lobes)
-        check(fine, "lobes", self.lobes, "a list of names")
-        object.__setattr__(self, "lobes", tuple(self.lobes))
-        check(1 <= len(self.lobes) <= MOST_LOBES, "lobes", len(self.lobes), f"1 to {MOST_LOBES}; choose at least one")
-        for i, name in enumerate(self.lobes):
-            check(not any(same_name(name, other) for other in self.lobes[:i]), "lobes", name, "named once")
-        check_all(self)
+from .settings import MOST_EXAMPLES, SearchSettings
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,41 +22,20 @@ from ...lobes.store import Lobe, same_name
 from ...model import MultiLobeModel
 from ...progress import Progress, finish
 from ...routers import RoutingRows
-from ...settings import TrainingConfig, check, check_all, from_json, setting
+from ...settings import TrainingConfig, from_json
 from ...training.lobe import StepRecord, train_lobe
+from ..settings import FEWEST_ROWS, ForgettingSettings
 from .drift import Contrast, Domain, Drift, farthest
 from .snapshot import Snapshot, taking
 from .verdict import RESTART, ForgettingReport, judge, some
 
 T = TypeVar("T")
-FEWEST_ROWS = 4
 GENERIC_PROBES = 4
 STAND_IN_ROWS = 32
 """Everyday prompts that an adapter learns to repeat where no lobe has rows to be trained on again."""
 LOOKING = "Hashing the weights and asking the probes"
 COMPARING = "Comparing bit for bit"
 STOPPED = "The check was stopped before one adapter had learned both domains. Check again, and let it run."
-
-
-@dataclass(frozen=True)
-class ForgettingSettings:
-    """What is trained, and how long."""
-
-    newest: str = setting("", "", "The lobe whose rows are trained on again. Empty: the newest with rows and answers.")
-    first: str = setting("", "One adapter learns first", "The domain that may be forgotten.")
-    second: str = setting("", "and then", "Automatic: the two that differ most.")
-    contrast: bool = setting(True, "", "False leaves the single adapter out: the check alone takes a third of the time.")
-    rows: int = setting(96, "", "Most training rows of each lobe.", low=FEWEST_ROWS, high=100_000)
-    held_out: int = setting(
-        24, "", "Most rows of each lobe to measure on: held out, or trained where none are.", low=1, high=100_000
-    )
-    epochs: int = setting(4, "", "Passes over the rows, in every training.", low=1, high=1000)
-    probes: int = setting(12, "", "Prompts on which logits are compared, besides a few everyday ones.", low=1, high=1000)
-    seed: int = setting(0, "", "Same seed, same rows: same check.", low=0, high=2**32 - 1)
-
-    def __post_init__(self) -> None:
-        check_all(self)
-        check(not self.first or not same_name(self.first, self.second), "second", self.second, "another lobe than the first")
 
 
 def forgetting_check(

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ...errors import ConfigError
+from ...evaluation.settings import ForgettingSettings
 from ..kit import guard
+from ..kit.forms import words_of
 from ..kit.guard import friendly
 from ..kit.table import bare
 from .drawing import Drawing
@@ -50,20 +52,17 @@ class ForgettingSection:
         if self.studio.shared:
             bare(asking(SHARED), elem_id="forgetting-shared")
         offered = self._offered()
+        pickers: list[Any] = []
         with gr.Row(elem_classes="fg-asking"):
-            about: dict[str, Any] = {"interactive": True, "min_width": 180}
-            self.first = gr.Dropdown(
-                offered, value=AUTOMATIC, label="One adapter learns first", elem_id="forgetting-first",
-                info="The domain that may be forgotten.", **about,
-            )  # fmt: skip
-            self.second = gr.Dropdown(
-                offered, value=AUTOMATIC, label="and then", elem_id="forgetting-second",
-                info="Automatic: the two that differ most.", **about,
-            )  # fmt: skip
+            for name in ("first", "second"):
+                picker = gr.Dropdown(
+                    offered, value=AUTOMATIC, interactive=True, min_width=180, elem_id=f"forgetting-{name}",
+                    **words_of(ForgettingSettings, name),
+                )  # fmt: skip
+                pickers.append(picker)
         self.panel.build()
-        self.panel.wire(self.asked, [self.first, self.second])
+        self.panel.wire(self.asked, pickers)
         # `seen` has the lobes' colours in it, so it changes when lobes come, go, or are renamed
-        pickers = [self.first, self.second]
         self.panel.seen.change(self.refresh, pickers, pickers, **QUICK)
 
     def asked(self, first: Any, second: Any) -> Asked:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ...evaluation.settings import LossSettings
 from ..kit import guard
+from ..kit.forms import field_of
 from .drawing import Drawing
 from .experiment import Asked, ExperimentPanel
 from .labelled_upload import upload, uploads
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from ...app.studio import Studio
 
 ROWS = 64
-MOST_ROWS = 5000
+MOST_ROWS = 10_000
 FILES = "Prompts and answers, files named after lobes. Empty: the lobes’ own rows"
 
 
@@ -40,15 +42,8 @@ class LossesSection:
         with gr.Row(elem_classes="rc-asking"):
             self.files = upload("losses-files", FILES)
             with gr.Column(min_width=280):
-                self.rows = gr.Number(
-                    ROWS, label="Rows of each dataset, at most",
-                    info="More rows: surer numbers, longer to wait.", precision=0, minimum=1,
-                    maximum=MOST_ROWS, elem_id="losses-rows",
-                )  # fmt: skip
-                self.answer = gr.Checkbox(
-                    True, label="Also answer, where answers are short", elem_id="losses-answer",
-                    info="Writes answers out and compares them with those wanted: exact match and F1. Takes longer.",
-                )  # fmt: skip
+                self.rows = field_of(LossSettings, "most_rows", ROWS, elem_id="losses-rows")
+                self.answer = field_of(LossSettings, "task", True, elem_id="losses-answer")
         self.panel.build()
         self.panel.wire(self.asked, [self.files, self.rows, self.answer])
 

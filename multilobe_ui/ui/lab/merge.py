@@ -11,7 +11,9 @@ import gradio as gr
 
 from ...errors import ConfigError, JobError
 from ...merging.kinds import COMBINATIONS
+from ...merging.settings import MergeSettings, SearchSettings
 from ..kit import guard
+from ..kit.forms import words_of
 from ..kit.guard import friendly
 from ..kit.html import Markup, escape, html
 from ..kit.lobes import usable_lobes
@@ -140,16 +142,16 @@ class MergeSection:
             self.cards = bare(combination_cards({}, FIRST), js_on_load=script("table"), elem_id="merge-cards")
             with gr.Row(elem_id="merge-fields"):
                 self.density = gr.Slider(
-                    0.05, 1, 0.5, step=0.05, label="Density", info="share of the numbers that are kept",
+                    0.05, 1, 0.5, step=0.05, **words_of(MergeSettings, "density"),
                     visible=False, buttons=[], elem_id="merge-density",
                 )  # fmt: skip
                 whole: dict[str, Any] = {"precision": 0, "visible": False}
                 # without a minimum: an empty one sends 0, which Gradio would refuse before anybody
                 # here is asked
                 self.rank = gr.Number(
-                    0, label="Rank", info="0: the largest of the lobes", elem_id="merge-rank", **whole
+                    0, **words_of(MergeSettings, "rank"), elem_id="merge-rank", **whole
                 )
-                self.seed = gr.Number(0, label="Seed", info="of what is dropped", elem_id="merge-seed", **whole)
+                self.seed = gr.Number(0, **words_of(MergeSettings, "seed"), elem_id="merge-seed", **whole)
         self.merge.build()
         self._wire()
 
@@ -183,10 +185,11 @@ class MergeSection:
                 label="Examples of the new task (optional)", type="filepath", height=140, elem_id="merge-file"
             )
             with gr.Column(min_width=220):
-                self.budget = gr.Slider(5, 200, 40, step=5, label="Trials", buttons=[], elem_id="merge-budget")
+                self.budget = gr.Slider(
+                    5, 200, 40, step=5, **words_of(SearchSettings, "budget"), buttons=[], elem_id="merge-budget"
+                )
                 self.penalty = gr.Slider(
-                    0, 1, 0.05, step=0.01, label="Penalty",
-                    info="nats for a mean weight of 1; keeps weights small", buttons=[],
+                    0, 1, 0.05, step=0.01, **words_of(SearchSettings, "penalty"), buttons=[],
                     elem_id="merge-penalty",
                 )  # fmt: skip
         self.search.build()
