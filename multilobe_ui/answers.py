@@ -26,8 +26,9 @@ class Answers:
         self._lobes, self._routers, self._bank = lobes, routers, lobes.bank
 
     def route(self, prompt: str, router: str | None = None, mixing: Mixing = AUTO) -> RoutingDecision:
-        """Decide which lobes should answer a prompt, by the router of that name. Lobes whose weights turn out to be damaged
-        when they are first read are left out, and the others decided among."""
+        """Decide which lobes should answer a prompt, by the router of that name. Lobes whose
+        weights turn out to be damaged when they are first read are left out, and the others decided
+        among."""
         while True:
             self._lobes.leave_damaged()
             known = len(self._lobes.broken)
@@ -47,9 +48,11 @@ class Answers:
         router: str | None = None,
         mixing: Mixing = AUTO,
     ) -> RoutingDecision:
-        """The decision for a conversation: by hand (`lobe`, or `weights` by name; {} is the base), else by the router.
+        """The decision for a conversation: by hand (`lobe`, or `weights` by name; {} is the base),
+        else by the router.
 
-        A very short message that fits no lobe ("and why?") is routed again, together with the user's message before it.
+        A very short message that fits no lobe ("and why?") is routed again, together with the
+        user's message before it.
         """
         if lobe is not None:
             weights = {lobe: 1.0}
@@ -75,7 +78,8 @@ class Answers:
         """What `generation` needs to answer a conversation as it was decided.
 
         Args:
-            stop, watch: see `generation.Request`. ids: what `generation.prepare` gave for these messages, if that is known.
+            stop, watch: see `generation.Request`. ids: what `generation.prepare` gave for these
+                messages, if that is known.
 
         Raises:
             ConfigError: the prompt is empty or too long. LobeError: a lobe has been deleted since.
@@ -88,13 +92,16 @@ class Answers:
         return Request(ids, self.weights(decision), sampling, stop or threading.Event(), mixer, watch)
 
     def weights(self, decision: RoutingDecision) -> dict[str, float]:
-        """A decision's weights by lobe id, as the bank wants them. Raises LobeError if a lobe has been deleted since."""
+        """A decision's weights by lobe id, as the bank wants them. Raises LobeError if a lobe has
+        been deleted since."""
         return {self._lobes.named(name).id: weight for name, weight in decision.weights.items()}
 
-    def cost(self, decision: RoutingDecision, request: Request, answer_tokens: int, seconds: float) -> dict[str, Any]:
-        """What an answer cost that has just been made: prompt_tokens, answer_tokens, seconds of generation,
-        tokens_per_second, route_ms (None where a person decided), and of the lobes in memory their names (resident) and size
-        (resident_bytes)."""
+    def cost(
+        self, decision: RoutingDecision, request: Request, answer_tokens: int, seconds: float
+    ) -> dict[str, Any]:
+        """What an answer cost that has just been made: prompt_tokens, answer_tokens, seconds of
+        generation, tokens_per_second, route_ms (None where a person decided), and of the lobes in
+        memory their names (resident) and size (resident_bytes)."""
         names = {lobe.id: lobe.name for lobe in self._lobes.store.all()}
         return {
             "route_ms": None if decision.router == "manual" else decision.elapsed_ms,
@@ -129,7 +136,9 @@ def checked_messages(prompt: str | Messages) -> list[dict[str, str]]:
         return [{"role": "user", "content": prompt}]
     messages = [dict(message) for message in prompt]
     for message in messages:
-        if message.get("role") not in ("system", "user", "assistant") or not isinstance(message.get("content"), str):
+        if message.get("role") not in ("system", "user", "assistant") or not isinstance(
+            message.get("content"), str
+        ):
             raise ConfigError(
                 f"A message must have a role (system, user, assistant) and a text content, not {message!r}."
             )

@@ -1,4 +1,5 @@
-"""MultiLobeModel: the public Python API. One base model, its lobes, its routers, and the verbs: train, route, generate, save."""
+"""MultiLobeModel: the public Python API. One base model, its lobes, its routers, and the verbs:
+train, route, generate, save."""
 
 from __future__ import annotations
 
@@ -35,6 +36,8 @@ from .settings import SamplingConfig, TrainingConfig, check, settings_of
 from .training.lobe import StepRecord
 from .training.new_lobe import train_new_lobe
 
+Prompt = str | Messages
+
 
 class MultiLobeModel:
     """A frozen base model with any number of lobes, and routers that choose among them.
@@ -44,17 +47,19 @@ class MultiLobeModel:
     Attributes:
         home: folder of the lobes; a temporary one unless it was given.
         backbone: the base. embedder: the routers' sentence encoder.
-        lobes: the lobes that fit the base, oldest first: a sequence that also takes them in, renames and removes them.
+        lobes: the lobes that fit the base, oldest first: a sequence that also takes them in,
+            renames and removes them.
         memory: which lobes stay in memory: the budget and the pins.
         routers: the routers, their fits, and the corrections that people made.
-        bank: the base under any weights of lobes. serving: answers decoded together. answers: from a conversation to a request.
+        bank: the base under any weights of lobes. serving: answers decoded together. answers: from
+            a conversation to a request.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         *,
-        home: Path | None = None,
+        home: str | Path | None = None,
         embedder: Embedder | None = None,
         embedding_threshold: float | str | None = "auto",
         logprob_max_tokens: int = 30,
@@ -64,10 +69,11 @@ class MultiLobeModel:
         check(router in ROUTERS, "router", router, f"one of {', '.join(ROUTERS)}")
         check(logprob_max_tokens >= 1, "logprob_max_tokens", logprob_max_tokens, "at least 1")
         threshold = _threshold(embedding_threshold)
-        if home is None:
+        if not home:
             self._temporary = tempfile.TemporaryDirectory(prefix="multilobe-")  # it goes with this object
-            home = Path(self._temporary.name)
-        self.home, self.backbone, self.embedder = home, backbone, embedder or Embedder()
+            home = self._temporary.name
+        self.home = home = Path(home)
+        self.backbone, self.embedder = backbone, embedder or Embedder()
         self.bank = LobeBank(backbone)
         self.serving = RunningBatch(self.bank)
         self.lobes = Lobes(home, self.bank, self.embedder, memory_budget_mib)
@@ -97,25 +103,21 @@ class MultiLobeModel:
             model_name: "builtin", a folder, or a hub id of any causal language model of transformers.
             device: None takes CUDA, else MPS, else the CPU.
             embedding_model: a sentence-transformers model; the default needs no network.
-            embedding_threshold: "auto" calibrates on the lobes' rows; a number is the embedding score that a lobe must reach
-                to be chosen without asking the language model.
+            embedding_threshold: "auto" calibrates on the lobes' rows; a number is the embedding
+                score that a lobe must reach to be chosen without asking the language model.
             logprob_max_tokens: tokens of a prompt that stage 2 reads.
             router: which of `routers.ROUTERS` routes where none is named.
             home: where lobes live; None is a temporary folder that goes with the object.
-            memory_budget_mib: memory for lobes beside the base; those used longest ago leave first, to be read again when they
-                are needed. None is what was last set for this home, at first no limit.
+            memory_budget_mib: memory for lobes beside the base; least recently used lobes are evicted, and
+                read again when they are needed. None is what was last set for this home, at first no limit.
             model_kwargs: for `AutoModelForCausalLM.from_pretrained`, such as dtype or quantization_config.
         """
         backbone = Backbone.from_pretrained(model_name, device=device, **model_kwargs)
+        embedder, threshold = Embedder(embedding_model, device), embedding_threshold
         return cls(
-            backbone,
-            home=Path(home) if home else None,
-            embedder=Embedder(embedding_model, device),
-            embedding_threshold=embedding_threshold,
-            logprob_max_tokens=logprob_max_tokens,
-            router=router,
-            memory_budget_mib=memory_budget_mib,
-        )
+            backbone, home=home, embedder=embedder, router=router, embedding_threshold=threshold,
+            logprob_max_tokens=logprob_max_tokens, memory_budget_mib=memory_budget_mib,
+        )  # fmt: skip
 
     @property
     def lobe_names(self) -> list[str]:
@@ -144,50 +146,35 @@ class MultiLobeModel:
         stop: threading.Event | None = None,
         **settings: Any,
     ) -> Lobe:
-        """Train a new lobe. What is left out suits the base and the number of rows, as it does on the page.
+        """Train a new lobe. What is left out suits the base and the number of rows, as on the page.
 
         Args:
             name: the person's words, any script.
             dataset: a file (JSONL, JSON, CSV, Parquet) or a list of rows.
-            epochs: passes over the rows; None chooses by their number. learning_rate: peak rate; None chooses one for the width
-                of the base. The peer's own are 3 and 2e-4.
+            epochs: passes over the rows; None chooses by their number. learning_rate: peak rate;
+                None chooses one for the width of the base. The peer's own are 3 and 2e-4.
             mapping: {"prompt": column, "answer": column} for files with other column names.
             skip_bad: train on the good rows of a file that has bad ones.
             progress: called with a StepRecord after every step and evaluation.
             stop: set it to stop early and keep what has been learned by then.
-            settings: any other field of TrainingConfig (validation_fraction, keep, use_rslora, prompt_weight, seed, ...).
+            settings: any other field of TrainingConfig (validation_fraction, keep, seed, ...).
 
         Raises:
-            LobeError, DataError, ConfigError: refused before training begins. MultiLobeError: training failed; nothing is added.
+            LobeError, DataError, ConfigError: refused before training begins.
+            MultiLobeError: training failed; nothing is added.
         """
-        values = {
-            "epochs": epochs,
-            "lora_r": lora_r,
-            "lora_alpha": lora_alpha,
-            "lora_dropout": lora_dropout,
-            "target_modules": target_modules
-            if target_modules is None or isinstance(target_modules, str)
-            else tuple(target_modules),
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "max_length": max_length,
-        }
-        config = settings_of(TrainingConfig, {**values, **settings})
+        if target_modules is not None and not isinstance(target_modules, str):
+            target_modules = tuple(target_modules)
+        values = {"epochs": epochs, "lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
+        values |= {"batch_size": batch_size, "learning_rate": learning_rate, "max_length": max_length}
+        config = settings_of(TrainingConfig, {**values, "target_modules": target_modules, **settings})
         run = self.train(name, dataset, config, mapping=mapping, skip_bad=skip_bad, stop=stop)
-        return finish(run, lambda event: progress(event) if progress and isinstance(event, StepRecord) else None)
+        return finish(run, _records_alone(progress))
 
     def train(
         self, name: str, source: Source, config: TrainingConfig, **options: Any
     ) -> Generator[StepRecord | str, None, Lobe]:
-        """`add_lobe` as a generator: yields the name of each phase (str) and every StepRecord; returns the lobe.
-
-        Args:
-            options: mapping, skip_bad and stop as in `add_lobe`; and of `train_new_lobe`
-                checkpoint: folder that progress is kept in, and taken up from.
-                replaces: id of the lobe that an earlier part of this run left, when it was stopped.
-                data_name, owner, run: for the card; by `run`, the id of the run, its lobe is found again if the process ends
-                before it has noted it.
-        """
+        """`add_lobe` as a generator of the name of each phase and every StepRecord; see `train_new_lobe`."""
         return train_new_lobe(self.lobes, name, source, config, **options)
 
     def import_adapter(
@@ -196,15 +183,15 @@ class MultiLobeModel:
         """Make a lobe of any PEFT LoRA adapter folder or zip that fits the base.
 
         Args:
-            dataset_for_routing: rows of the kind that it was trained on, so that the embedding router knows it; without them it
-                is found by log-prob or by hand.
+            dataset_for_routing: rows of the kind that it was trained on, so that the embedding
+                router knows it; without them it is found by log-prob or by hand.
 
         Raises:
-            LobeError: the name. AdapterError: it cannot be run exactly here. BundleError: a zip that is not safe.
+            LobeError: the name. AdapterError: it cannot be run exactly here. BundleError: an unsafe zip.
         """
         name = self.lobes.store.check_free(name)
         with bundle.prepare_adapter(Path(path)) as adapter:
-            read_matrices(read_header(adapter))  # refuses numbers that are not finite, which the header does not tell
+            read_matrices(read_header(adapter))  # refuses numbers that are not finite
             if dataset_for_routing is not None:
                 examples = dataset.load(dataset_for_routing)
                 train, validation = dataset.split(examples, 0.1)
@@ -212,15 +199,11 @@ class MultiLobeModel:
             return self.lobes.add(adapter, self.lobes.new_card(name, "imported adapter", owner=owner))
 
     def remove_lobe(self, name: str, *more: str) -> None:
-        """Delete lobes and their files, and give their memory back. Several at once are quicker: routers calibrate once.
-
-        Raises:
-            LobeError: there is none of one of those names; then all stay.
-        """
+        """Delete lobes and their files; see `Lobes.remove`. Several at once are quicker."""
         self.lobes.remove(name, *more)
 
     def rename_lobe(self, name: str, new_name: str) -> Lobe:
-        """Give a lobe another name; its id, its files and what routers have learned of it stay."""
+        """Give a lobe another name; see `Lobes.rename`."""
         return self.lobes.rename(name, new_name)
 
     def route(self, prompt: str, router: str | None = None, mixing: Mixing = AUTO) -> RoutingDecision:
@@ -238,7 +221,7 @@ class MultiLobeModel:
         """Fit a router to the lobes there are.
 
         Args:
-            name: of `routers.ROUTERS`. settings: what that router lets one set. stop: set it to end early with the best so far.
+            settings: what that router lets one set. stop: set it to end early with the best so far.
 
         Raises:
             ConfigError: no such router or setting. RoutingError: there is nothing to learn from.
@@ -247,15 +230,15 @@ class MultiLobeModel:
 
     @overload
     def generate(
-        self, prompt: str | Messages, lobe: str | None = ..., return_metadata: Literal[False] = ..., **sampling: Any
+        self, prompt: Prompt, lobe: str | None = ..., return_metadata: Literal[False] = ..., **sampling: Any
     ) -> str: ...
     @overload
     def generate(
-        self, prompt: str | Messages, lobe: str | None = ..., *, return_metadata: Literal[True], **sampling: Any
+        self, prompt: Prompt, lobe: str | None = ..., *, return_metadata: Literal[True], **sampling: Any
     ) -> tuple[str, dict[str, Any]]: ...
     def generate(
         self,
-        prompt: str | Messages,
+        prompt: Prompt,
         lobe: str | None = None,
         return_metadata: bool = False,
         *,
@@ -269,14 +252,14 @@ class MultiLobeModel:
         Args:
             lobe: the lobe that answers; None asks the router.
             weights: or a mixture by name, such as {"python": 0.6, "maths": 0.4}; {} is the base model.
-            router: the router to ask, of `routers.ROUTERS`; None is the model's own. mixing: how many lobes answer.
-            sampling: fields of SamplingConfig: max_new_tokens=256, temperature=0.7, top_p=0.9, top_k, repetition_penalty,
-                do_sample=True, seed.
-        Returns: the answer, or (answer, metadata) with selected_lobe, router_confidence, router_type, router_scores, router_ms,
-            the whole `decision`, and `cost` (see `Answers.cost`).
+            router: the router to ask, of `routers.ROUTERS`; None is the model's own. mixing: how
+                many lobes answer.
+            sampling: fields of SamplingConfig: max_new_tokens, temperature, top_p, top_k, seed, ...
+        Returns: the answer, or (answer, metadata) with selected_lobe, router_confidence, router_type,
+            router_scores, router_ms, the whole `decision`, and `cost` (see `Answers.cost`).
 
         Raises:
-            RoutingError: no lobe of that name. ConfigError: a setting out of range, or a prompt that is empty or too long.
+            RoutingError: no lobe of that name. ConfigError: a setting, or an empty or too long prompt.
         """
         messages, config = checked_messages(prompt), settings_of(SamplingConfig, sampling)
         decision = self.answers.decide(messages, lobe, weights, router=router, mixing=mixing)
@@ -288,7 +271,7 @@ class MultiLobeModel:
 
     def stream(
         self,
-        prompt: str | Messages,
+        prompt: Prompt,
         lobe: str | None = None,
         *,
         weights: Mapping[str, float] | None = None,
@@ -300,13 +283,14 @@ class MultiLobeModel:
         """Like `generate`, yielding pieces of text as they are made; set `stop` to end early."""
         messages, config = checked_messages(prompt), settings_of(SamplingConfig, sampling)
         decision = self.answers.decide(messages, lobe, weights, router=router, mixing=mixing)
-        yield from stream_text(self.bank, self.answers.request(messages, decision, config, mixing=mixing, stop=stop))
+        request = self.answers.request(messages, decision, config, mixing=mixing, stop=stop)
+        yield from stream_text(self.bank, request)
 
     def save(self, path: str | Path, names: Sequence[str] | None = None) -> Path:
-        """Write all lobes, or those named, as a bundle: a zip if the path ends in .zip, else a folder. The base is not inside.
+        """Write all lobes, or those named, as a bundle without the base: a zip, or a folder.
 
         Raises:
-            BundleError: there is nothing to save, or the path is in use by something else. LobeError: an unknown name.
+            BundleError: there is nothing to save, or the path is in use. LobeError: an unknown name.
         """
         chosen = list(self.lobes)
         if names is not None:
@@ -331,37 +315,40 @@ class MultiLobeModel:
     def load_bundle(
         self, path: str | Path, on_clash: bundle.OnClash = "rename", *, owner: str = "", settings: bool = True
     ) -> list[Lobe]:
-        """Add the lobes of a bundle (folder or zip, also one of `multilobe` 0.1.0) to those that are here, all or none.
+        """Add all lobes of a bundle (folder or zip, also one of `multilobe` 0.1.0), or none.
 
-        Rows for routing that cannot be trusted, and those of another sentence encoder, are embedded anew from their prompts.
+        Rows for routing that cannot be trusted, or are of another encoder, are embedded anew.
 
         Args:
-            on_clash: what to do about a name that exists: "refuse" the bundle, "rename" the newcomer, or "replace" the old lobe.
-            settings: whether to take a person's settings of routers (stages of the chain, words) that came with it, where nothing
-                was here before.
+            on_clash: what to do about a name that exists: "refuse" the bundle, "rename" the
+                newcomer, or "replace" the old lobe.
+            settings: whether a person's settings of routers (stages of the chain, words) that came
+                with it are taken, where nothing was here before.
 
         Raises:
-            BundleError: damaged, unsafe, newer, or of another base. BackboneError: vectors must be made anew and the sentence
-                encoder is not to be had. Then nothing has changed.
+            BundleError: damaged, unsafe, newer, or of another base. BackboneError: vectors must be
+                made anew and the sentence encoder is not to be had. Then nothing has changed.
         """
         lobes, base = self.lobes, self.backbone
+        source = (Path(path), lobes.store, base.fingerprint, base.name, self.bank.features, on_clash, owner)
         with (
             lobes.lock,
-            bundle.loading_bundle(
-                Path(path),
-                lobes.store,
-                base.fingerprint,
-                base.name,
-                self.bank.features,
-                on_clash=on_clash,
-                owner=owner,
-                mend=lobes.encoding.mend,
-            ) as loaded,
+            bundle.loading_bundle(*source, mend=lobes.encoding.mend) as loaded,
             lobes.instead(loaded.replaced, loaded.lobes),
         ):
             came = births(lobe for lobe in loaded.lobes if lobe.id in self.bank)
             self.routers.take(loaded.fits, came, settings=settings)
         return loaded.lobes
+
+
+def _records_alone(progress: Callable[[StepRecord], None] | None) -> Callable[[StepRecord | str], None]:
+    """What passes a StepRecord on, and no name of a phase."""
+
+    def told(event: StepRecord | str) -> None:
+        if progress and isinstance(event, StepRecord):
+            progress(event)
+
+    return told
 
 
 def _threshold(value: float | str | None) -> float | None:

@@ -1,4 +1,5 @@
-"""The lobes of a home on one base: on disk, in the bank, and their rows for routing; taken in, renamed and removed together."""
+"""The lobes of a home on one base: on disk, in the bank, and their rows for routing; taken in,
+renamed and removed together."""
 
 from __future__ import annotations
 
@@ -27,14 +28,19 @@ class Lobes(Sequence[Lobe]):
         memory_budget_mib: see `Residency`.
 
     Attributes:
-        store: the lobes on disk, also those of other bases. bank: those of this base, ready to run. memory: which of them stay
-            in memory. rows: their rows for routing. encoding: how rows are made usable.
+        store: the lobes on disk, also those of other bases. bank: those of this base, ready to run.
+            memory: which of them stay in memory. rows: their rows for routing. encoding: how rows
+            are made usable.
         broken: why lobes of the home cannot be used, by their ids: damaged files.
-        lock: held while lobes change. Whoever also needs a lock of the routers' or of the bank's takes this one first.
-        on_change: called, with the lock held, when lobes have changed; with new names by old ones where lobes were renamed.
+        lock: held while lobes change. Whoever also needs a lock of the routers' or of the bank's
+            takes this one first.
+        on_change: called, with the lock held, when lobes have changed; with new names by old ones
+            where lobes were renamed.
     """
 
-    def __init__(self, home: Path, bank: LobeBank, encoder: Encoder, memory_budget_mib: float | None = None) -> None:
+    def __init__(
+        self, home: Path, bank: LobeBank, encoder: Encoder, memory_budget_mib: float | None = None
+    ) -> None:
         self.store, self.bank, self.encoder = LobeStore(home / "lobes"), bank, encoder
         self.memory = Residency(home / "memory.json", bank.memory, memory_budget_mib)
         self.encoding = RowEncoding(encoder, self.store)
@@ -69,9 +75,11 @@ class Lobes(Sequence[Lobe]):
 
     @property
     def experts(self) -> dict[str, Lobe]:
-        """The expert of each tier of complexity routing: the one made here, else the first that came with a bundle, so that no
-        stranger's takes over."""
-        tiered = sorted((lobe for lobe in self if lobe.card.tier), key=lambda lobe: SHA256 in lobe.card.adapter)
+        """The expert of each tier of complexity routing: the one made here, else the first that
+        came with a bundle, so that no stranger's takes over."""
+        tiered = sorted(
+            (lobe for lobe in self if lobe.card.tier), key=lambda lobe: SHA256 in lobe.card.adapter
+        )
         return {lobe.card.tier: lobe for lobe in reversed(tiered)}
 
     def named(self, name: str) -> Lobe:
@@ -98,13 +106,15 @@ class Lobes(Sequence[Lobe]):
         return Card(name=name, created=now(), origin=origin, base=base, **values)
 
     def add(self, prepared: Path, card: Card, replaces: str = "") -> Lobe:
-        """Take in a prepared folder (adapter files, perhaps routing rows), which is moved, if it fits the base.
+        """Take in a prepared folder (adapter files, perhaps routing rows), which is moved, if it
+        fits the base.
 
         Args:
             replaces: id of a lobe whose place it takes, and whose pin.
 
         Raises:
-            LobeError: the name is refused or taken; then the folder stays. AdapterError: it does not fit the base.
+            LobeError: the name is refused or taken; then the folder stays. AdapterError: it does
+                not fit the base.
         """
         header = read_header(prepared)
         check_fits(header, self.bank.features, self.bank.backbone.name)
@@ -122,7 +132,8 @@ class Lobes(Sequence[Lobe]):
         return lobe
 
     def add_expert(self, tier: str, adapter: Path, owner: str) -> None:
-        """Take in one of the lobes that complexity routing made for itself, in the place of its forerunner."""
+        """Take in one of the lobes that complexity routing made for itself, in the place of its
+        forerunner."""
         name, replaces = self.store.free_name(tier), ""
         if (old := self.experts.get(tier)) is not None:
             name, replaces = old.name, old.id
@@ -153,7 +164,8 @@ class Lobes(Sequence[Lobe]):
 
     @contextmanager
     def instead(self, old: Sequence[Lobe], new: Sequence[Lobe]) -> Iterator[None]:
-        """Make stored lobes available in the place of others, and undo it if the block fails. The caller holds the lock."""
+        """Make stored lobes available in the place of others, and undo it if the block fails. The
+        caller holds the lock."""
         pinned = [lobe.id for lobe in old if self.memory.is_pinned(lobe.id)]
         try:
             for lobe in old:
@@ -175,7 +187,8 @@ class Lobes(Sequence[Lobe]):
             raise
 
     def _register(self, lobe: Lobe) -> None:
-        """Make a stored lobe available, if it belongs to this base; a damaged one is remembered in `broken`."""
+        """Make a stored lobe available, if it belongs to this base; a damaged one is remembered in
+        `broken`."""
         if lobe.card.base.get("fingerprint") != self.bank.backbone.fingerprint:
             return
         try:

@@ -1,4 +1,5 @@
-"""A sentence encoder, and what can be used with it of the routing rows that came with lobes, perhaps from another encoder."""
+"""A sentence encoder, and what can be used with it of the routing rows that came with lobes,
+perhaps from another encoder."""
 
 from __future__ import annotations
 
@@ -48,16 +49,20 @@ class RowEncoding:
         self._known_width: int | None = None
 
     def usable(self, lobe: Lobe, rows: RoutingRows) -> RoutingRows | None:
-        """What routers may see of a stored lobe's rows. Vectors that had to be made anew are kept in its folder; rows that
-        cannot be used never stop routing."""
+        """What routers may see of a stored lobe's rows. Vectors that had to be made anew are kept
+        in its folder; rows that cannot be used never stop routing."""
         encoder = lobe.card.embedding_model
         with suppress(LobeError):
-            encoder = read_card(lobe.path).embedding_model  # `lobe` may be from before its vectors were made anew
+            encoder = read_card(
+                lobe.path
+            ).embedding_model  # `lobe` may be from before its vectors were made anew
         try:
             sound = self._sound(rows, encoder)
         except BackboneError:
             return None
-        whole = sound is not None and all(len(getattr(sound, name)) == len(getattr(rows, name)) for name in TEXTS)
+        whole = sound is not None and all(
+            len(getattr(sound, name)) == len(getattr(rows, name)) for name in TEXTS
+        )
         if sound is not None and sound is not rows and whole:  # a person's rows are never cut on disk
             with suppress(OSError):  # they are made anew at the next start then
                 write_routing_rows(lobe.path, sound)
@@ -69,7 +74,8 @@ class RowEncoding:
         return self._made(lobe.card.embedding_model) and are_unit(prototypes, self._width())
 
     def mend(self, folder: Path, card: Card) -> Card:
-        """Make the rows in a lobe's folder usable, or remove them; returns the card that says so (see `bundle.Mend`).
+        """Make the rows in a lobe's folder usable, or remove them; returns the card that says so
+        (see `bundle.Mend`).
 
         Raises:
             BackboneError: the vectors must be made anew, and the sentence encoder is not to be had.

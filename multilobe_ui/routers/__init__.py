@@ -28,8 +28,8 @@ ROUTERS: Mapping[str, Callable[[BankContext, float | None], Router]] = {
     "complexity": lambda context, threshold: ComplexityRouter(context),
     "chain": lambda context, threshold: _chain(context, threshold),
 }
-"""Name → (context, embedding threshold or None to calibrate it) → router. Only those that weigh tokens, or train through the
-base, take more of the context than a `RoutingContext`."""
+"""Name → (context, embedding threshold or None to calibrate it) → router. Only those that weigh
+tokens, or train through the base, take more of the context than a `RoutingContext`."""
 
 STAGES = ("keyword", "gate", "embedding", "logprob", "complexity", "hybrid")
 """What a chain can be made of: routers that choose once for a prompt."""

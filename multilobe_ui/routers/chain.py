@@ -2,8 +2,9 @@
 
     [("keyword", 0.8), ("gate", 0.7), ("logprob", 0.0)]
 
-The first stage that chooses a lobe with at least its threshold decides. A stage that abstains passes the prompt on, unless it is
-the last; when none decides, the base model answers. What later stages would have said is not asked.
+The first stage that chooses a lobe with at least its threshold decides. A stage that abstains
+passes the prompt on, unless it is the last; when none decides, the base model answers. What later
+stages would have said is not asked.
 """
 
 from __future__ import annotations
@@ -47,10 +48,12 @@ class ChainRouter(Router):
         return {"stages": [list(stage) for stage in self.stages]}
 
     def set_stages(self, stages: Sequence[Sequence[Any]]) -> None:
-        """The stages in their order, as (router, confidence from which it decides); new ones calibrate without the language model.
+        """The stages in their order, as (router, confidence from which it decides); new ones
+        calibrate without the language model.
 
         Raises:
-            RoutingError: no stage, an unknown router, one that comes twice, or a threshold that is not from 0 to 1.
+            RoutingError: no stage, an unknown router, one that comes twice, or a threshold that is
+                not from 0 to 1.
         """
         checked = self._checked(stages)
         added = {name: self._build(name) for name, _ in checked if name not in self._routers}
@@ -65,14 +68,24 @@ class ChainRouter(Router):
         checked: list[tuple[str, float]] = []
         for place, stage in enumerate(stages, 1):
             if isinstance(stage, str) or len(stage) != 2:
-                raise RoutingError(f"Stage {place} is {stage!r}; it must be a router's name and a number from 0 to 1.")
+                raise RoutingError(
+                    f"Stage {place} is {stage!r}; it must be a router's name and a number from 0 to 1."
+                )
             name, threshold = stage
             if name not in self._known:
-                raise RoutingError(f"Stage {place}: no router {name!r} can be one. There are: {', '.join(self._known)}.")
+                raise RoutingError(
+                    f"Stage {place}: no router {name!r} can be one. There are: {', '.join(self._known)}."
+                )
             if name in dict(checked):
                 raise RoutingError(f"Stage {place}: {name} is in the chain already; once is enough.")
-            if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-                raise RoutingError(f"Stage {place}: the threshold of {name} is {threshold!r}; it must be from 0 to 1.")
+            if (
+                isinstance(threshold, bool)
+                or not isinstance(threshold, (int, float))
+                or not 0 <= threshold <= 1
+            ):
+                raise RoutingError(
+                    f"Stage {place}: the threshold of {name} is {threshold!r}; it must be from 0 to 1."
+                )
             checked.append((name, float(threshold)))
         return checked
 
@@ -132,9 +145,12 @@ class ChainRouter(Router):
         return {"stages": stages} if stages != [list(stage) for stage in DEFAULT] else {}
 
     def state(self) -> dict[str, Any]:
-        flat = {f"{name}/{key}": value for name, router in self._routers.items() for key, value in router.state().items()}
+        flat = {
+            f"{name}/{key}": value
+            for name, router in self._routers.items()
+            for key, value in router.state().items()
+        }
         return {"stages": [list(stage) for stage in self.stages], **flat}
-
 
 
 def _own(state: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -143,7 +159,8 @@ def _own(state: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _calibrate(router: Router, state: State) -> None:
-    """As well as it goes without the language model: a stage that a person fits keeps its fit, or learns from embeddings alone."""
+    """As well as it goes without the language model: a stage that a person fits keeps its fit, or
+    learns from embeddings alone."""
     if router.asks_for_fit and not router.needs_model:
         learn_now(router)
     elif router.asks_for_fit:

@@ -2,9 +2,10 @@
 
     score(l, x) = half the cosine to l's best prototype + half the mean cosine to l's three nearest rows
 
-Prototypes know the domain, rows know its questions. The best lobe is certain when it is far enough ahead of the second
-("margin"), and none fits when even the best is far away ("floor"); both are calibrated on rows that were held out from training.
-An explicit threshold replaces the margin: then a lobe is certain when its score reaches that number, as in the peer package.
+Prototypes know the domain, rows know its questions. The best lobe is certain when it is far enough
+ahead of the second ("margin"), and none fits when even the best is far away ("floor"); both are
+calibrated on rows that were held out from training. An explicit threshold replaces the margin: then
+a lobe is certain when its score reaches that number, as in the peer package.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ NEAREST = 3
 PRECISION = 0.985
 """How often stage 1 must be right on held-out rows for its margin to count as certain."""
 FALSE_ABSTENTION = 0.02
-"""Share of held-out rows that may be sent to the base model although a lobe fits, where there are no generic prompts."""
+"""Share of held-out rows that may be sent to the base model although a lobe fits, where there are
+no generic prompts."""
 CALIBRATION_ROWS = 1024
 """Rows that calibrate at most, but for one of every lobe: each is compared with all rows of all lobes."""
 ABSTENTION_COST = 3.0
-"""A prompt that a lobe could have answered but went to the base counts as much as three that a lobe answered for nothing."""
+"""A prompt that a lobe could have answered but went to the base counts as much as three that a lobe
+answered for nothing."""
 
 
 class EmbeddingRouter(Router):
@@ -54,12 +57,15 @@ class EmbeddingRouter(Router):
         self._index = _Index([(r.prototypes, r.train if len(r.train) else r.prototypes) for r in rows])
 
     def scores(self, vectors: Vector, *, leave_out_self: bool = False) -> Vector:
-        """(n, lobes with rows): score of every such lobe for every text. `leave_out_self` ignores rows equal to the text."""
+        """(n, lobes with rows): score of every such lobe for every text. `leave_out_self` ignores
+        rows equal to the text."""
         return self._index.scores(vectors, leave_out_self)
 
     def judge(self, prompt: str) -> Verdict:
         if not self.names:
-            return Verdict.base("embedding", "No lobe came with training rows to compare with.", certain=False)
+            return Verdict.base(
+                "embedding", "No lobe came with training rows to compare with.", certain=False
+            )
         vector = self.context.embed([prompt])[0]
         row = self.scores(vector[None])[0]
         order = np.argsort(-row)
@@ -75,7 +81,9 @@ class EmbeddingRouter(Router):
             none, threshold = float(np.clip(0.5 + 2 * (self.floor - top), 0.5, 1.0)), self.floor
             near = f"{best} comes closest with {top:.2f}, below {self.floor:.2f}"
             reason = f"Nothing that a lobe has learned is near: {near}."
-            certain = len(self.names) == len(self.context.lobes)  # lobes without rows could still fit: a later stage must say so
+            certain = len(self.names) == len(
+                self.context.lobes
+            )  # lobes without rows could still fit: a later stage must say so
         likely = (1 - none) * softmax(row / self.temperature)
         return Verdict(
             scores=dict(zip(self.names, map(float, row), strict=True)),
@@ -106,11 +114,14 @@ class EmbeddingRouter(Router):
             return
         if list(state.values.get("lobes", ())) != self.names:
             raise RoutingError("The calibration is of other lobes.")
-        self.margin, self.floor, self.temperature = (float(state.values[k]) for k in ("margin", "floor", "temperature"))
+        self.margin, self.floor, self.temperature = (
+            float(state.values[k]) for k in ("margin", "floor", "temperature")
+        )
 
     def _calibrate(self) -> None:
-        """Margin, floor and temperature, on held-out rows (on the training rows themselves, each left out of its own score,
-        for lobes that held none out) and on the shipped generic prompts."""
+        """Margin, floor and temperature, on held-out rows (on the training rows themselves, each
+        left out of its own score, for lobes that held none out) and on the shipped generic
+        prompts."""
         if not self.names:
             return
         scores, owner = self.held_out()
@@ -146,8 +157,12 @@ class EmbeddingRouter(Router):
         return scores, np.array(owner)
 
     def state(self) -> dict[str, Any]:
-        return {"lobes": self.names, "margin": self.margin, "floor": self.floor, "temperature": self.temperature}
-
+        return {
+            "lobes": self.names,
+            "margin": self.margin,
+            "floor": self.floor,
+            "temperature": self.temperature,
+        }
 
 
 class _Index:
@@ -207,12 +222,14 @@ def _margin(scores: Vector, owner: np.ndarray[Any, Any]) -> float:
 
 
 def _floor(known: Vector, strange: Vector) -> float:
-    """The score below which no lobe fits: where ABSTENTION_COST times the share of held-out rows turned away, plus the share of
-    generic prompts let in, is least."""
+    """The score below which no lobe fits: where ABSTENTION_COST times the share of held-out rows
+    turned away, plus the share of generic prompts let in, is least."""
     if not len(strange):
         return float(np.quantile(known, FALSE_ABSTENTION))
     candidates = np.unique(np.concatenate([known, strange]))
     turned_away = np.searchsorted(np.sort(known), candidates) / len(known)
     let_in = 1 - np.searchsorted(np.sort(strange), candidates) / len(strange)
     best = int(np.argmin(ABSTENTION_COST * turned_away + let_in))
-    return float(candidates[max(0, best - 1) : best + 1].mean())  # anywhere between the two costs the same: the middle
+    return float(
+        candidates[max(0, best - 1) : best + 1].mean()
+    )  # anywhere between the two costs the same: the middle

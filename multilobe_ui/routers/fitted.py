@@ -1,8 +1,9 @@
-"""The routers of one home: made for the lobes that are there, fitted, and known to be stale when lobes change.
+"""The routers of one home: made for the lobes that are there, fitted, and known to be stale when
+lobes change.
 
-What a person asked for is kept on disk and travels in bundles: the fits of routers that ask for one (gate, X-LoRA, complexity), and
-a person's own settings (the stages of a chain, the words of a lobe). All else is derived from the lobes' rows, and only remembered
-while the home is open.
+What a person asked for is kept on disk and travels in bundles: the fits of routers that ask for one
+(gate, X-LoRA, complexity), and a person's own settings (the stages of a chain, the words of a
+lobe). All else is derived from the lobes' rows, and only remembered while the home is open.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ if TYPE_CHECKING:
 
 
 class Routers:
-    """See the module's text. Safe to use from several threads. Whoever also needs the lobes' lock takes that one first.
+    """See the module's text. Safe to use from several threads. Whoever also needs the lobes' lock
+    takes that one first.
 
     Args:
-        folder: where fits are kept, a folder for each router. contexts: what routers know of the present lobes.
+        folder: where fits are kept, a folder for each router. contexts: what routers know of the
+            present lobes.
         default: the router that is used when none is named.
 
     Attributes:
-        context, key: of the present lobes and corrections, see `Contexts`. corrections: what people know better.
+        context, key: of the present lobes and corrections, see `Contexts`. corrections: what people
+            know better.
         version: rises whenever lobes, corrections or fits change.
     """
 
@@ -68,12 +72,13 @@ class Routers:
             return self._routers[name]
 
     def fit_of(self, name: str) -> Fit | None:
-        """The last fit of a router, stale or not; of one that calibrates by itself what it found since the home was opened."""
+        """The last fit of a router, stale or not; of one that calibrates by itself what it found
+        since the home was opened."""
         return self._fits.of(name)
 
     def fits_of(self, lobes: Collection[Birth]) -> dict[str, Fit]:
-        """What a bundle of exactly these lobes should bring along, by router: fits that were made for them, and a person's
-        settings if no other lobe is here."""
+        """What a bundle of exactly these lobes should bring along, by router: fits that were made
+        for them, and a person's settings if no other lobe is here."""
         return self._fits.of_lobes(lobes, self.key())
 
     def is_stale(self, name: str) -> bool:
@@ -86,18 +91,21 @@ class Routers:
         return fit.key.uncorrected() != self.key().uncorrected()
 
     def changed(self) -> None:
-        """The lobes are others now: what calibrates by itself does so at its next use, the default router at once."""
+        """The lobes are others now: what calibrates by itself does so at its next use, the default
+        router at once."""
         with self._lock:
             self._routers.clear()
             self.named()
 
     def take(self, fits: Mapping[str, Fit], came: Collection[Birth], *, settings: bool) -> None:
-        """Calibrate for lobes that came with a bundle, and take over those of its fits that nobody here can miss: made exactly
-        for the lobes that came, which must be all that there are, and for a router that has no fit or setting here. Of a state
-        that its router cannot use nothing is left.
+        """Calibrate for lobes that came with a bundle, and take over those of its fits that nobody
+        here can miss: made exactly for the lobes that came, which must be all that there are, and
+        for a router that has no fit or setting here. Of a state that its router cannot use nothing
+        is left.
 
         Args:
-            came: the lobes of the bundle. settings: whether a person's settings may be taken too (stages of a chain, words).
+            came: the lobes of the bundle. settings: whether a person's settings may be taken too
+                (stages of a chain, words).
 
         Raises:
             What calibrating raises; then fits and routers are as before.
@@ -126,7 +134,8 @@ class Routers:
                 raise
 
     def prepare(self) -> None:
-        """Load the sentence encoder and calibrate for the present lobes: call once after opening a home with lobes."""
+        """Load the sentence encoder and calibrate for the present lobes: call once after opening a
+        home with lobes."""
         with self.contexts.lobes.lock:
             if self.contexts.lobes:
                 self.contexts.lobes.encoder(["ready"])
@@ -147,7 +156,8 @@ class Routers:
                 self.adopt({} if self.corrections.kept() else self._fits.aside())
 
     def adopt(self, fits: Mapping[str, Fit]) -> None:
-        """The lobes or corrections are others now; these fits, made here, are in force if they are for them."""
+        """The lobes or corrections are others now; these fits, made here, are in force if they are
+        for them."""
         with self._lock:
             key = self.key()
             for name, fit in fits.items():
@@ -218,14 +228,19 @@ class Routers:
         return fit
 
     def trial(self, name: str, context: BankContext, key: Key, stop: threading.Event) -> tuple[Router, Fit]:
-        """A router fitted for another context, with the settings of its last fit; the one that serves stays as it is.
+        """A router fitted for another context, with the settings of its last fit; the one that
+        serves stays as it is.
 
         Raises:
             ConfigError, RoutingError: see `Router.learn`.
         """
         self.named(name)
         last, router = self.fit_of(name), ROUTERS[name](context, self.contexts.threshold)
-        if last is not None and not router.asks_for_fit and not adapts(router, State(last.state, exact=False)):
+        if (
+            last is not None
+            and not router.asks_for_fit
+            and not adapts(router, State(last.state, exact=False))
+        ):
             router = ROUTERS[name](context, self.contexts.threshold)
         settings = last.settings if last else {}
         outcome = finish(router.learn(settings, stop))
@@ -235,7 +250,8 @@ class Routers:
         return ROUTERS[name](self.context(), self.contexts.threshold)
 
     def _made(self, name: str) -> Router:
-        """The router for the present lobes: with its own state, else with what still holds of the last, else as new."""
+        """The router for the present lobes: with its own state, else with what still holds of the
+        last, else as new."""
         router, key, last = self._new(name), self.key(), self._fits.of(name)
         if router.asks_for_fit:
             if last is None or adapts(router, State(last.state)):

@@ -1,13 +1,16 @@
-"""Gate router: one linear layer, learned from which lobe a row came from, reads the prompt's embedding. No language model runs.
+"""Gate router: one linear layer, learned from which lobe a row came from, reads the prompt's
+embedding. No language model runs.
 
     s(x) = W e(x) + b     over the lobes with rows, and one class for the generic prompts
 
-e(x) is the sentence embedding, or the mean hidden state of the base's last layer (`GateSettings.embedding`). The decision's weights
-are the gate's, as in MixLoRA (Li et al. 2024, arXiv:2404.15159): those of the best lobe, of the k best made to sum to 1, of those
-that stand out, or of all (`base.Mixing`).
+e(x) is the sentence embedding, or the mean hidden state of the base's last layer
+(`GateSettings.embedding`). The decision's weights are the gate's, as in MixLoRA (Li et al. 2024,
+arXiv:2404.15159): those of the best lobe, of the k best made to sum to 1, of those that stand out,
+or of all (`base.Mixing`).
 
-W and b are ridge regression, solved at once; scores then estimate how much of each lobe is in a prompt, and leaving each row out,
-which costs nothing, calibrates them (`regression`). A softmax layer trained step by step on fewer rows was right as often.
+W and b are ridge regression, solved at once; scores then estimate how much of each lobe is in a
+prompt, and leaving each row out, which costs nothing, calibrates them (`regression`). A softmax
+layer trained step by step on fewer rows was right as often.
 """
 
 from __future__ import annotations
@@ -48,7 +51,11 @@ class GateSettings:
         "sentence", "Embedding", "What it reads: the sentence encoder, or the base's own hidden state."
     )
     ridge: float = setting(
-        1.0, "Ridge", "How strongly small weights are preferred; between 0.1 and 3 it hardly matters.", above=0, high=1000
+        1.0,
+        "Ridge",
+        "How strongly small weights are preferred; between 0.1 and 3 it hardly matters.",
+        above=0,
+        high=1000,
     )
     false_abstention: float = setting(
         FALSE_ABSTENTION, "False abstention", "Share of held-out rows that may go to the base although a lobe fits.",
@@ -64,7 +71,9 @@ class GateRouter(Router):
 
     name: ClassVar[str] = "gate"
     title: ClassVar[str] = "Gate"
-    sentence: ClassVar[str] = "A linear layer that learned from the lobes' rows how much of each lobe is in a prompt."
+    sentence: ClassVar[str] = (
+        "A linear layer that learned from the lobes' rows how much of each lobe is in a prompt."
+    )
     settings: ClassVar[type[Any] | None] = GateSettings
     asks_for_fit: ClassVar[bool] = True
 
@@ -84,7 +93,9 @@ class GateRouter(Router):
 
     def judge(self, prompt: str) -> Verdict:
         if self._weight is None:
-            return Verdict.base("gate", "The gate has not been fitted yet; fit it under Routers.", certain=False)
+            return Verdict.base(
+                "gate", "The gate has not been fitted yet; fit it under Routers.", certain=False
+            )
         if not self.names:
             return Verdict.base("gate", "No lobe that the gate knows is left; fit it again.", certain=False)
         vector = self._vectors([prompt])
@@ -102,12 +113,20 @@ class GateRouter(Router):
             reason = f"The prompt is like no lobe's rows; {best} comes closest{_left_out(unknown)}."
         return Verdict(
             scores=dict(zip(self.names, map(float, scores[0]), strict=False)),
-            probabilities={**dict.fromkeys(unknown, 0.0), **dict(zip(self.names, map(float, likely), strict=True))},
+            probabilities={
+                **dict.fromkeys(unknown, 0.0),
+                **dict(zip(self.names, map(float, likely), strict=True)),
+            },
             none=none,
             stage="gate",
             reason=reason,
-            certain=none < 0.5 or not unknown,  # a lobe that the gate does not know could still fit: a later stage must say so
-            evidence={"everyday": float(scores[0, -1]), "known": float(value[0]), "floor": self._calibration.floor},
+            certain=none < 0.5
+            or not unknown,  # a lobe that the gate does not know could still fit: a later stage must say so
+            evidence={
+                "everyday": float(scores[0, -1]),
+                "known": float(value[0]),
+                "floor": self._calibration.floor,
+            },
         )
 
     def scores(self, vectors: Vector) -> Vector:
@@ -133,13 +152,17 @@ class GateRouter(Router):
         yield Progress(0, 1, "Reading the rows", {})
         self._rows = rows_of(self._read(), self.names)
         # a row of ones beside e(x) makes b one of the weights
-        fitted = Regression(self._rows, lambda cosines: cosines + 1, self.chosen.ridge, self.chosen.false_abstention)
+        fitted = Regression(
+            self._rows, lambda cosines: cosines + 1, self.chosen.ridge, self.chosen.false_abstention
+        )
         self._weight, self._bias = fitted.weights.T @ self._rows.vectors, fitted.weights.sum(0)
         self._calibration = fitted.calibration
         told = {"accuracy": self._calibration.accuracy, "ece": self._calibration.ece}
         yield Progress(1, 1, "Solving", told)
         seconds = round(time.perf_counter() - start, 3)
-        return FitOutcome({**told, "rows": len(self._rows.vectors), "seconds": seconds, "embedding": self.chosen.embedding})
+        return FitOutcome(
+            {**told, "rows": len(self._rows.vectors), "seconds": seconds, "embedding": self.chosen.embedding}
+        )
 
     def _vectors(self, texts: Sequence[str]) -> Vector:
         """(n, d) unit vectors of what the settings say that the gate reads.
@@ -157,20 +180,31 @@ class GateRouter(Router):
         if not len(self._middle):  # what all prompts share says nothing
             self._middle = states.mean(0)
         states = states - self._middle
-        return np.asarray(states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-9), np.float32)
+        return np.asarray(
+            states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-9), np.float32
+        )
 
     def _read(self) -> RoutingContext:
         """The context as the gate reads it: with the base's hidden states for vectors, if it reads those."""
         if self.chosen.embedding == "sentence":
             return self.context
-        everyday = self._vectors(list(self.context.generic_prompts))  # first, so that it says what all prompts share
+        everyday = self._vectors(
+            list(self.context.generic_prompts)
+        )  # first, so that it says what all prompts share
 
         def reread(rows: RoutingRows) -> RoutingRows:
             train = self._vectors(list(rows.train_prompts))
-            return replace(rows, prototypes=train[:1], train=train, validation=self._vectors(list(rows.validation_prompts)))
+            return replace(
+                rows,
+                prototypes=train[:1],
+                train=train,
+                validation=self._vectors(list(rows.validation_prompts)),
+            )
 
         return replace(
-            self.context, generic=lambda: everyday, rows={name: reread(self.context.rows[name]) for name in self.names}
+            self.context,
+            generic=lambda: everyday,
+            rows={name: reread(self.context.rows[name]) for name in self.names},
         )
 
     def state(self) -> dict[str, Any]:
@@ -204,7 +238,9 @@ class GateRouter(Router):
         self._weight, self._bias = weight[[*kept, len(lobes)]], bias[[*kept, len(lobes)]]
         self.chosen = GateSettings(embedding=values["embedding"])
         self._middle = np.asarray(values["middle"], np.float32)
-        self._calibration = Calibration(**{name: float(value) for name, value in values["calibration"].items()})
+        self._calibration = Calibration(
+            **{name: float(value) for name, value in values["calibration"].items()}
+        )
 
 
 def _left_out(names: Sequence[str]) -> str:

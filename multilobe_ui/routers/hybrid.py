@@ -1,14 +1,17 @@
-"""Hybrid router: what is clear from the lobes' rows is decided by them, and only where that is in doubt the language model reads.
+"""Hybrid router: what is clear from the lobes' rows is decided by them, and only where that is in
+doubt the language model reads.
 
-Stage 1 is kernel ridge regression on the sentence vectors (`regression`), with k = exp(γ (cos - 1)). Its scores say how much of
-each lobe is in the prompt, and how well the prompt is known at all.
+Stage 1 is kernel ridge regression on the sentence vectors (`regression`), with k = exp(γ (cos -
+1)). Its scores say how much of each lobe is in the prompt, and how well the prompt is known at all.
 
-Stage 2 is asked where the prompt is known about as well as the floor asks: between what all but 1 % and what all but 10 % of the
-lobes' own rows reach. Then it is read under the likeliest lobe and under the base, and g, the gain in nats per token, moves it:
+Stage 2 is asked where the prompt is known about as well as the floor asks: between what all but 1 %
+and what all but 10 % of the lobes' own rows reach. Then it is read under the likeliest lobe and
+under the base, and g, the gain in nats per token, moves it:
 
     v' = v + SAY clip(g - USUAL, -LIMIT, LIMIT)
 
-Lobes that came without rows are known to the language model alone: they are asked for wherever the rows are not clear.
+Lobes that came without rows are known to the language model alone: they are asked for wherever the
+rows are not clear.
 
 All is made from the lobes' rows and a few fixed numbers, in well under a second, so nothing of it is kept.
 """
@@ -32,8 +35,9 @@ from .logprob import SHARPNESS, doubt
 WIDTH, RIDGE = 4.0, 0.1
 """γ and λ; with γ 3 or λ between 0.05 and 0.2 hardly anything changes."""
 SAY, USUAL, LIMIT = 0.3, 0.2, 0.5
-"""What a nat per token counts beside v, the gain that most prompts have whose template a lobe has learned, and the gain over or
-below it that counts at most. Chosen on rows that lobes had not been trained on, never on test prompts."""
+"""What a nat per token counts beside v, the gain that most prompts have whose template a lobe has
+learned, and the gain over or below it that counts at most. Chosen on rows that lobes had not been
+trained on, never on test prompts."""
 STRANGERS = 8
 """Lobes without rows that are asked for at most."""
 SHORTLIST = 3
@@ -44,14 +48,18 @@ class HybridRouter(Router):
     """See the module's text.
 
     Args:
-        threshold: None decides as above; a number is the embedding score from which a lobe answers without more ado, and below
-            which the likeliest three are read under, as in the package `multilobe`.
-        embedding: makes the router that knows that score; it indexes all rows, so it is made only where it is asked.
+        threshold: None decides as above; a number is the embedding score from which a lobe answers
+            without more ado, and below which the likeliest three are read under, as in the package
+            `multilobe`.
+        embedding: makes the router that knows that score; it indexes all rows, so it is made only
+            where it is asked.
     """
 
     name: ClassVar[str] = "hybrid"
     title: ClassVar[str] = "Hybrid"
-    sentence: ClassVar[str] = "The lobes whose rows the prompt is made of; where that is in doubt, the language model reads it too."
+    sentence: ClassVar[str] = (
+        "The lobes whose rows the prompt is made of; where that is in doubt, the language model reads it too."
+    )
 
     def __init__(
         self, context: RoutingContext, embedding: Callable[[], ScoringStage], threshold: float | None = None
@@ -93,7 +101,10 @@ class HybridRouter(Router):
         if fitted.low <= value < fitted.high or (self._strangers and value < fitted.high):
             nll = self.context.nll([prompt], [best, *self._strangers])[0]
             if np.isfinite(nll).all():
-                gains = {name: float(nll[-1] - own) for name, own in zip([best, *self._strangers], nll[:-1], strict=True)}
+                gains = {
+                    name: float(nll[-1] - own)
+                    for name, own in zip([best, *self._strangers], nll[:-1], strict=True)
+                }
                 evidence["gains"], gain = gains, gains[best]
                 value += SAY * float(np.clip(gain - USUAL, -LIMIT, LIMIT))
                 stranger = max(self._strangers, key=lambda name: gains[name], default=best)
@@ -116,14 +127,21 @@ class HybridRouter(Router):
 
     def shares(self, prompt: str, decision: RoutingDecision) -> Mapping[str, float]:
         """What the scores say the prompt is made of."""
-        return shares_of(decision.scores) if decision.stage in ("embedding", "logprob") else decision.probabilities
+        return (
+            shares_of(decision.scores)
+            if decision.stage in ("embedding", "logprob")
+            else decision.probabilities
+        )
 
     @cached_property
     def _embedding(self) -> ScoringStage:
         return self._make_embedding()
 
-    def _by_reading(self, prompt: str, lobes: Sequence[str], evidence: Mapping[str, Any] | None = None) -> Verdict:
-        """Where the rows say nothing: the lobe under which the prompt gains most over the base, if any gains."""
+    def _by_reading(
+        self, prompt: str, lobes: Sequence[str], evidence: Mapping[str, Any] | None = None
+    ) -> Verdict:
+        """Where the rows say nothing: the lobe under which the prompt gains most over the base, if
+        any gains."""
         nll = self.context.nll([prompt], lobes)[0]
         if not lobes or not np.isfinite(nll).all():
             reason = "No lobe came with rows, and the prompt has no token to read, so the base model answers."

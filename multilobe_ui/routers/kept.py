@@ -1,4 +1,5 @@
-"""What the routers of a home have learned: on disk what a person asked for, in memory what is derived from lobes' rows.
+"""What the routers of a home have learned: on disk what a person asked for, in memory what is
+derived from lobes' rows.
 
     routing/<base>/<router>/      the fits of routers that ask for one, and a person's own settings of the others
     routing/<base>/uncorrected/   fits from before corrections came in force, so that these can be taken back exactly
@@ -29,7 +30,8 @@ class KeptFits:
     """The last fit of every router. Not safe for several threads: `Routers` has the lock.
 
     Attributes:
-        asked_for: also on disk. derived: of routers that calibrate by themselves, found since the home was opened.
+        asked_for: also on disk. derived: of routers that calibrate by themselves, found since the
+            home was opened.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +41,9 @@ class KeptFits:
         self.derived: dict[str, Fit] = {}
         self._aside: dict[str, Fit] = {}
         for name in ROUTERS.keys() - self.asked_for.keys():
-            if not asks_for_fit(name):  # what versions before this one kept of routers that calibrate by themselves
+            if not asks_for_fit(
+                name
+            ):  # what versions before this one kept of routers that calibrate by themselves
                 for old in (folder / name, folder / ASIDE / name):
                     shutil.rmtree(old, ignore_errors=True)
 
@@ -48,8 +52,11 @@ class KeptFits:
         return self.derived.get(name) or self.asked_for.get(name)
 
     def of_lobes(self, lobes: Collection[Birth], key: Key) -> dict[str, Fit]:
-        """By router, the fits that were made for exactly these lobes, and a person's settings if no other lobe is in `key`."""
-        fits = {n: fit if asks_for_fit(n) else replace(fit, key=key) for n, fit in dict(self.asked_for).items()}
+        """By router, the fits that were made for exactly these lobes, and a person's settings if no
+        other lobe is in `key`."""
+        fits = {
+            n: fit if asks_for_fit(n) else replace(fit, key=key) for n, fit in dict(self.asked_for).items()
+        }
         return {name: fit for name, fit in fits.items() if set(fit.key.lobes) == set(lobes)}
 
     def note(self, name: str, fit: Fit) -> None:
@@ -76,8 +83,8 @@ class KeptFits:
         self.derived = {name: fit.renamed(names) for name, fit in derived.items()}
 
     def put_aside(self, key: Key) -> None:
-        """Remember the fits of this key, so that what is about to change them can be undone exactly. A person's settings are
-        not among them: they hold whatever the key."""
+        """Remember the fits of this key, so that what is about to change them can be undone
+        exactly. A person's settings are not among them: they hold whatever the key."""
         self._aside = {name: fit for name, fit in self.derived.items() if fit.key == key}
         for name, fit in self.asked_for.items():
             if fit.key == key and asks_for_fit(name):
@@ -90,8 +97,8 @@ class KeptFits:
 
 
 def worth_keeping(fit: Fit) -> Fit | None:
-    """The part of a fit that cannot be derived: all of it where a person asks for fits, else a person's settings; None where
-    that is nothing, or no router can have said it."""
+    """The part of a fit that cannot be derived: all of it where a person asks for fits, else a
+    person's settings; None where that is nothing, or no router can have said it."""
     if fit.router not in ROUTERS:
         return None
     if asks_for_fit(fit.router):
@@ -128,7 +135,8 @@ def _read_fits(folder: Path) -> dict[str, Fit]:
 
 
 def _settings_renamed(fit: Fit, names: Mapping[str, str]) -> Fit:
-    """A person's settings when lobes are called otherwise: a stage or a word that is spelled like a lobe's name stays."""
+    """A person's settings when lobes are called otherwise: a stage or a word that is spelled like a
+    lobe's name stays."""
     state = fit.state
     if "terms" in state:
         terms = {names.get(lobe, lobe): own for lobe, own in state["terms"].items()}

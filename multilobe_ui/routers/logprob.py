@@ -2,9 +2,10 @@
 
     score(l, x) = mean log-probability per token of x's first tokens under lobe l
 
-All lobes are scored in one batched forward. No training rows are needed, so it can also judge lobes that were imported without
-any. It abstains when the best lobe's gain over the plain base is below `floor`: 0 until it is fitted, then the quantile of held-out
-prompts that `false_abstention` asks for.
+All lobes are scored in one batched forward. No training rows are needed, so it can also judge lobes
+that were imported without any. It abstains when the best lobe's gain over the plain base is below
+`floor`: 0 until it is fitted, then the quantile of held-out prompts that `false_abstention` asks
+for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ SHARPNESS = 5.0
 
 
 def doubt(above: float) -> float:
-    """Probability that no lobe fits a prompt whose best lobe gains so many nats per token over what is asked; 0.5 at 0."""
+    """Probability that no lobe fits a prompt whose best lobe gains so many nats per token over what
+    is asked; 0.5 at 0."""
     return float(1 / (1 + np.exp(np.clip(SHARPNESS * above, -50, 50))))
 
 
@@ -99,4 +101,3 @@ class LogprobRouter(Router):
 
     def state(self) -> dict[str, Any]:
         return {"temperature": self.temperature, "floor": self.floor}
-

@@ -20,9 +20,11 @@ def softmax(values: Vector) -> Vector:
 
 
 def fit_temperature(scores: Vector, owner: np.ndarray[Any, Any], lowest: float = 0.02) -> float:
-    """The temperature that makes softmax(scores / T) likeliest for the true owners (Guo et al. 2017), by a fine grid.
+    """The temperature that makes softmax(scores / T) likeliest for the true owners (Guo et al.
+    2017), by a fine grid.
 
-    On rows that are told apart without a mistake the likeliest is zero; `lowest` keeps such a router from being sure of all.
+    On rows that are told apart without a mistake the likeliest is zero; `lowest` keeps such a
+    router from being sure of all.
     """
     grid: list[float] = np.geomspace(lowest, 1.0, 60).tolist()
     behind = scores - scores[np.arange(len(owner)), owner, None]
@@ -37,7 +39,8 @@ def fit_temperature(scores: Vector, owner: np.ndarray[Any, Any], lowest: float =
 
 
 def calibration_error(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, Any], bins: int = 15) -> float:
-    """Expected calibration error: mean gap between confidence and accuracy over equal-width bins, weighted by their size."""
+    """Expected calibration error: mean gap between confidence and accuracy over equal-width bins,
+    weighted by their size."""
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = [
         abs(float(confidence[places == b].mean() - right[places == b].mean())) * (places == b).mean()
@@ -47,16 +50,19 @@ def calibration_error(confidence: np.ndarray[Any, Any], right: np.ndarray[Any, A
 
 
 def low_tail(values: np.ndarray[Any, Any], share: float) -> float:
-    """The value below which that share of `values` (n,) lies, if what is below the median is half a normal distribution: a few
-    dozen values have no first percentile of their own."""
+    """The value below which that share of `values` (n,) lies, if what is below the median is half a
+    normal distribution: a few dozen values have no first percentile of their own."""
     middle = float(np.median(values))
     below = values[values <= middle]
     spread = float(np.sqrt(np.mean((below - middle) ** 2)))
     return middle + NormalDist().inv_cdf(min(max(share, 1e-4), 0.5)) * spread
 
 
-def held_out_prompts(context: RoutingContext, names: Sequence[str], most: int = 96) -> tuple[list[str], list[int]]:
-    """(prompts, owner): evenly from every lobe, rows held out from training where there are at least five, else training rows."""
+def held_out_prompts(
+    context: RoutingContext, names: Sequence[str], most: int = 96
+) -> tuple[list[str], list[int]]:
+    """(prompts, owner): evenly from every lobe, rows held out from training where there are at
+    least five, else training rows."""
     prompts: list[str] = []
     owner: list[int] = []
     for i, name in enumerate(names):

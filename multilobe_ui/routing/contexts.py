@@ -1,4 +1,5 @@
-"""What the routers of a home may know: made anew of its lobes, its corrections, the sentence encoder and the base."""
+"""What the routers of a home may know: made anew of its lobes, its corrections, the sentence
+encoder and the base."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ class Contexts:
     """Makes a `BankContext`, and the key of fits that are made in it, of the lobes that there are now.
 
     Args:
-        threshold: embedding score that a lobe must reach; None calibrates it. scored_tokens: of a prompt, for log-prob.
+        threshold: embedding score that a lobe must reach; None calibrates it. scored_tokens: of a
+            prompt, for log-prob.
     """
 
     def __init__(
@@ -31,7 +33,8 @@ class Contexts:
         self._generic = generic_prompts()
 
     def context(self, corrections: Sequence[Correction] | None = None) -> BankContext:
-        """What routers may know of the present lobes; the experts of complexity routing are for that router alone.
+        """What routers may know of the present lobes; the experts of complexity routing are for
+        that router alone.
 
         Args:
             corrections: what people have said; None takes those in force.
@@ -60,8 +63,8 @@ class Contexts:
         return corrected(context, labels)
 
     def key(self, corrections: Sequence[Correction] | None = None) -> Key:
-        """What a fit belongs to: the encoder, the corrections (None: those in force), and the lobes by name and time of
-        birth."""
+        """What a fit belongs to: the encoder, the corrections (None: those in force), and the lobes
+        by name and time of birth."""
         labels, digest = sorted((c.id, c.lobe) for c in self._or_kept(corrections)), ""
         if labels:
             digest = hashlib.sha256(repr(labels).encode()).hexdigest()[:16]
@@ -73,7 +76,8 @@ class Contexts:
         return [prompt for one in rows for prompt in (*one.train_prompts, *one.validation_prompts)]
 
     def forget(self, prompts: Sequence[str]) -> None:
-        """Drop what is remembered of these prompts (embeddings, scores), so that a decision takes as long as for a new one."""
+        """Drop what is remembered of these prompts (embeddings, scores), so that a decision takes
+        as long as for a new one."""
         for memory in (self.lobes.encoder, self._scores, self._hidden):
             forget = getattr(memory, "forget", None)  # an encoder of a person's own may have none
             if forget is not None:

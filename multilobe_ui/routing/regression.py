@@ -1,20 +1,23 @@
-"""Least squares on which lobe a row came from, and what leaving each row out says of it. For routers that read sentence vectors.
+"""Least squares on which lobe a row came from, and what leaving each row out says of it. For
+routers that read sentence vectors.
 
 With K the kernel matrix of all rows, Y their labels and λ the ridge, the scores of a prompt are
 
     s(x) = k(x) α,     α = (K + λ I)⁻¹ Y
 
-They estimate how much of each lobe is in the prompt: a row of two lobes has the label 0.5 in each. The generic prompts are one
-more class. What a row's scores would be without it is free (Rifkin and Lippert 2007, "Notes on regularized least squares"):
+They estimate how much of each lobe is in the prompt: a row of two lobes has the label 0.5 in each.
+The generic prompts are one more class. What a row's scores would be without it is free (Rifkin and
+Lippert 2007, "Notes on regularized least squares"):
 
     s₋ᵢ = y_i - α_i / [(K + λ I)⁻¹]_ii
 
-So nothing need be held out, and everything below is calibrated on scores that no row had a part in. How well a prompt is known is
+So nothing need be held out, and everything below is calibrated on scores that no row had a part in.
+How well a prompt is known is
 
     v = |max(s, 0)| + the cosine of the nearest row of a lobe
 
-over the lobes' scores: a blend of two lobes is as well known as a prompt of one. A lobe fits where v reaches a floor, the value
-that all but `false_abstention` of the lobes' own rows reach.
+over the lobes' scores: a blend of two lobes is as well known as a prompt of one. A lobe fits where
+v reaches a floor, the value that all but `false_abstention` of the lobes' own rows reach.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ MOST_SCORES = 500_000
 DOUBTFUL = (0.01, 0.10)
 """Shares of the lobes' own rows between whose values of v it is in doubt whether any lobe fits."""
 FALSE_ABSTENTION = 0.025
-"""Share of the lobes' own rows that may fall below the floor: the base's answer costs little, a stranger in a lobe looks absurd."""
+"""Share of the lobes' own rows that may fall below the floor: the base's answer costs little, a
+stranger in a lobe looks absurd."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Rows:
     """What is learned from: each prompt once.
 
     Attributes:
-        vectors: (n, d), unit length. labels: (n, lobes + 1), each row of sum 1, the generic prompts' class last.
+        vectors: (n, d), unit length. labels: (n, lobes + 1), each row of sum 1, the generic
+            prompts' class last.
         texts: of the lobes' rows, which come first; "" where there is none.
     """
 
@@ -66,11 +71,16 @@ class Rows:
 def lobes_with_rows(context: RoutingContext) -> list[str]:
     """Names of the lobes that came with vectors."""
     rows = context.rows
-    return [name for name in context.lobes if name in rows and (len(context.prototypes(name)) or len(rows[name].train))]
+    return [
+        name
+        for name in context.lobes
+        if name in rows and (len(context.prototypes(name)) or len(rows[name].train))
+    ]
 
 
 def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS) -> Rows:
-    """The rows of these lobes, at most `most`, and the generic prompts. A prompt that several lobes have belongs to all of them."""
+    """The rows of these lobes, at most `most`, and the generic prompts. A prompt that several lobes
+    have belongs to all of them."""
     share = max(1, most // max(1, len(names)))
     vectors: list[Vector] = []
     owners: list[list[int]] = []
@@ -96,7 +106,9 @@ def rows_of(context: RoutingContext, names: Sequence[str], most: int = MOST_ROWS
             vectors.append(both[i])
             owners.append([lobe])
             texts.append(text)
-    generic = context.generic()[:: 2 if share < FEW else 1]  # many lobes cover what every second everyday prompt tells
+    generic = context.generic()[
+        :: 2 if share < FEW else 1
+    ]  # many lobes cover what every second everyday prompt tells
     labels = np.zeros((len(vectors) + len(generic), len(names) + 1), np.float32)
     for row, lobes in enumerate(owners):
         labels[row, lobes] = 1 / len(lobes)
@@ -110,9 +122,11 @@ class Calibration:
     """What leaving each row out says of scores; see the module's text.
 
     Attributes:
-        temperature: of `probabilities`. floor: the value of v from which a lobe fits. low, high: between them that is in doubt.
-        spread: how fast doubt goes with distance to the floor. accuracy: share of the lobes' rows that are their own lobe's. ece:
-            expected calibration error of the probability of what was chosen for them.
+        temperature: of `probabilities`. floor: the value of v from which a lobe fits. low, high:
+            between them that is in doubt.
+        spread: how fast doubt goes with distance to the floor. accuracy: share of the lobes' rows
+            that are their own lobe's. ece: expected calibration error of the probability of what
+            was chosen for them.
     """
 
     temperature: float
@@ -124,9 +138,11 @@ class Calibration:
     ece: float = 0.0
 
     @classmethod
-    def of(cls, scores: Vector, labels: Vector, own: Vector, strange: Vector, false_abstention: float) -> Calibration:
-        """From rows of lobes that had no part in it: their scores and labels (n, lobes) and values of v (n,); and the values of
-        v of the generic prompts."""
+    def of(
+        cls, scores: Vector, labels: Vector, own: Vector, strange: Vector, false_abstention: float
+    ) -> Calibration:
+        """From rows of lobes that had no part in it: their scores and labels (n, lobes) and values
+        of v (n,); and the values of v of the generic prompts."""
         floor, low, high = (float(v) for v in np.quantile(own, (false_abstention, *DOUBTFUL)))
         temperature = _temperature(scores, labels)
         sure = softmax(scores / np.float32(temperature)).max(1)
@@ -152,7 +168,9 @@ class Regression:
         weights: (n, lobes + 1), α of the module's text. calibration: from leaving each row out.
     """
 
-    def __init__(self, rows: Rows, kernel: Kernel, ridge: float, false_abstention: float = FALSE_ABSTENTION) -> None:
+    def __init__(
+        self, rows: Rows, kernel: Kernel, ridge: float, false_abstention: float = FALSE_ABSTENTION
+    ) -> None:
         self.rows, self.kernel = rows, kernel
         cosines = rows.vectors @ rows.vectors.T
         self.weights, left_out = _solved(kernel(cosines), rows.labels, ridge)
@@ -163,15 +181,19 @@ class Regression:
         )
 
     def scores(self, vectors: Vector) -> tuple[Vector, Vector, Vector]:
-        """((n, lobes + 1) scores, (n,) how well each is known, (n, rows) cosines) of prompts with vectors (n, d)."""
+        """((n, lobes + 1) scores, (n,) how well each is known, (n, rows) cosines) of prompts with
+        vectors (n, d)."""
         cosines = vectors @ self.rows.vectors.T
         scores = np.asarray(self.kernel(cosines) @ self.weights, np.float32)
         return scores, how_known(scores, cosines, self.rows.known), cosines
 
 
 def how_known(scores: Vector, cosines: Array, known: Array) -> Vector:
-    """(n,) v of the module's text, of prompts with scores (n, lobes + 1) and cosines (n, rows); `known` are the lobes' rows."""
-    return np.asarray(np.linalg.norm(np.maximum(scores[:, :-1], 0), axis=1) + cosines[:, known].max(1), np.float32)
+    """(n,) v of the module's text, of prompts with scores (n, lobes + 1) and cosines (n, rows);
+    `known` are the lobes' rows."""
+    return np.asarray(
+        np.linalg.norm(np.maximum(scores[:, :-1], 0), axis=1) + cosines[:, known].max(1), np.float32
+    )
 
 
 def nearest_rows(rows: Rows, names: Sequence[str], cosines: Vector, count: int = 5) -> list[dict[str, Any]]:
@@ -209,7 +231,8 @@ def _solved(gram: Array, labels: Vector, ridge: float) -> tuple[Vector, Vector]:
 
 
 def _mirror(lower: Array, block: int = 256) -> None:
-    """Write the lower triangle of a square matrix to its upper one, by blocks that fit a processor's cache."""
+    """Write the lower triangle of a square matrix to its upper one, by blocks that fit a
+    processor's cache."""
     for i in range(0, len(lower), block):
         end = i + block
         lower[i:end, end:] = lower[end:, i:end].T
@@ -218,7 +241,8 @@ def _mirror(lower: Array, block: int = 256) -> None:
 
 
 def _temperature(scores: Vector, labels: Vector) -> float:
-    """That which makes softmax(scores / T) likeliest for labels (n, lobes) of sum 1 (Guo et al. 2017), from 0.02 to 1."""
+    """That which makes softmax(scores / T) likeliest for labels (n, lobes) of sum 1 (Guo et al.
+    2017), from 0.02 to 1."""
     from scipy.optimize import minimize_scalar
 
     step = max(1, scores.size // MOST_SCORES)
@@ -233,8 +257,9 @@ def _temperature(scores: Vector, labels: Vector) -> float:
 
 
 def _spread(own: Array, strange: Array) -> float:
-    """The scale in 1 / (1 + exp(distance / scale)) that makes it likeliest that rows of lobes are known and generic ones are not;
-    both as distances from the floor, and each kind counts as much as the other."""
+    """The scale in 1 / (1 + exp(distance / scale)) that makes it likeliest that rows of lobes are
+    known and generic ones are not; both as distances from the floor, and each kind counts as much
+    as the other."""
     from scipy.optimize import minimize_scalar
 
     def loss(inverse: float) -> float:

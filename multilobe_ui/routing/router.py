@@ -1,7 +1,8 @@
-"""What all routers share: the decision they produce, the narrow context they see, and the steps from scores to weights.
+"""What all routers share: the decision they produce, the narrow context they see, and the steps
+from scores to weights.
 
-A router file holds only what it finds out about a prompt; everything else about routing is here, once. Routers never see the
-studio, the page, or each other.
+A router file holds only what it finds out about a prompt; everything else about routing is here,
+once. Routers never see the studio, the page, or each other.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ class RoutingContext:
         lobes: names of the lobes that can be chosen.
         rows: routing rows by lobe name; a lobe imported without data has none.
         embed: texts → (n, d) unit vectors.
-        nll: (texts, lobe names) → (texts, lobes + 1): mean NLL per token of each text's first tokens under every lobe, the
-            plain base in the last column; NaN where a text has no token to score.
+        nll: (texts, lobe names) → (texts, lobes + 1): mean NLL per token of each text's first
+            tokens under every lobe, the plain base in the last column; NaN where a text has no
+            token to score.
         generic: embeddings (g, d) of prompts that belong to no specialist; `generic_prompts` their texts.
         hidden: texts → (n, h): mean hidden state of the base's last layer over each text's tokens.
-        experts: names of the lobes that a router made for itself (see `Router.learn`), by tier; not among `lobes`.
-        labels: prompts (as `same_prompt` gives them) of which a person has said who answers: a lobe's name, or None for no lobe.
+        experts: names of the lobes that a router made for itself (see `Router.learn`), by tier; not
+            among `lobes`.
+        labels: prompts (as `same_prompt` gives them) of which a person has said who answers: a
+            lobe's name, or None for no lobe.
     """
 
     lobes: Sequence[str]
@@ -71,7 +75,8 @@ class State:
     """What a router learned earlier, perhaps for other lobes.
 
     Attributes:
-        values: `Router.state()` of that router: JSON values, and numpy arrays as values of the outermost keys.
+        values: `Router.state()` of that router: JSON values, and numpy arrays as values of the
+            outermost keys.
         exact: whether it was learned for the very lobes and corrections that there are now.
     """
 
@@ -84,8 +89,8 @@ class FitOutcome:
     """What learning leaves besides the router's state.
 
     Attributes:
-        report: numbers and short texts that a person should see. experts: PEFT adapter folders that the router wants as lobes of
-            its own, by tier.
+        report: numbers and short texts that a person should see. experts: PEFT adapter folders that
+            the router wants as lobes of its own, by tier.
     """
 
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -116,7 +121,8 @@ class Router:
     sentence: ClassVar[str] = ""
     """What it does, for a person."""
     settings: ClassVar[type[Any] | None] = None
-    """A frozen dataclass of what a person may set for a fit, all with defaults; None if there is nothing to set."""
+    """A frozen dataclass of what a person may set for a fit, all with defaults; None if there is
+    nothing to set."""
     per_token: ClassVar[bool] = False
     """Whether its decisions are `per_token`."""
     needs_model: ClassVar[bool] = False
@@ -130,7 +136,8 @@ class Router:
         self.context = context
 
     def judge(self, prompt: str) -> Verdict:
-        """What is to be known of a prompt that is not empty, with at least one lobe in the context: all that a router defines."""
+        """What is to be known of a prompt that is not empty, with at least one lobe in the context:
+        all that a router defines."""
         raise NotImplementedError
 
     def decide(self, prompt: str) -> RoutingDecision:
@@ -158,28 +165,32 @@ class Router:
         )
 
     def learn(self, settings: Mapping[str, Any], stop: threading.Event) -> Learning:
-        """Learn or calibrate from the context's rows, step by step, for a live plot. Set `stop` and it ends early with the best
-        so far. A router that does not need the language model for it only defines `adapt`.
+        """Learn or calibrate from the context's rows, step by step, for a live plot. Set `stop` and
+        it ends early with the best so far. A router that does not need the language model for it
+        only defines `adapt`.
 
         Args:
             settings: fields of the router's own settings class; {} for the defaults.
         Raises:
-            ConfigError: a setting that is unknown or out of range. RoutingError: there is nothing to learn from.
+            ConfigError: a setting that is unknown or out of range. RoutingError: there is nothing
+                to learn from.
         """
         self.adapt(State(exact=False))
         return FitOutcome()
         yield
 
     def adapt(self, state: State) -> None:
-        """Get ready for the present lobes without running the language model, with what still holds of an earlier state: all
-        of it if it is exact, else what does not depend on lobes that came or went.
+        """Get ready for the present lobes without running the language model, with what still holds
+        of an earlier state: all of it if it is exact, else what does not depend on lobes that came
+        or went.
 
         Raises:
             RoutingError: it is said to be exact, and belongs to other lobes or another version.
         """
 
     def shares(self, prompt: str, decision: RoutingDecision) -> Mapping[str, float]:
-        """What a mixture of several lobes is made of; their probabilities, unless a router can tell parts of a prompt apart."""
+        """What a mixture of several lobes is made of; their probabilities, unless a router can tell
+        parts of a prompt apart."""
         return decision.probabilities
 
     def mixer(self, mixing: Mixing) -> Any:
@@ -206,14 +217,18 @@ class Router:
 
     @classmethod
     def by_hand(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The part of a state that a person set by hand, so that nothing else can find it again; {} if that is nothing."""
+        """The part of a state that a person set by hand, so that nothing else can find it again; {}
+        if that is nothing."""
         return {}
 
     def route(self, prompt: str, mixing: Mixing = AUTO) -> RoutingDecision:
-        """Decide, with what every router shares: no lobes, an empty prompt, the mixing mode, and the time it took."""
+        """Decide, with what every router shares: no lobes, an empty prompt, the mixing mode, and
+        the time it took."""
         start = time.perf_counter()
         if not self.context.lobes and not self.context.experts:
-            decision = base_decision(self.name, "no lobes", "There is no lobe yet, so the base model answers.")
+            decision = base_decision(
+                self.name, "no lobes", "There is no lobe yet, so the base model answers."
+            )
         elif not prompt.strip():
             decision = base_decision(
                 self.name, "empty prompt", "An empty prompt says nothing, so the base model answers."
@@ -224,13 +239,18 @@ class Router:
             decision = self.decide(prompt)
         if decision.chosen and mixing.mode != "top_1" and not decision.per_token:
             decision = replace(decision, weights=mixing.weights(self.shares(prompt, decision)))
-        evidence = {**decision.evidence, "prompt": prompt}  # what was read: more than the last message, if that said little
+        evidence = {
+            **decision.evidence,
+            "prompt": prompt,
+        }  # what was read: more than the last message, if that said little
         return replace(decision, evidence=evidence, elapsed_ms=(time.perf_counter() - start) * 1000)
 
     def _as_told(self, lobe: str | None) -> RoutingDecision:
         """A person has said who answers this very prompt."""
         if lobe is None:
-            return base_decision(self.name, "corrected", "You have said that no lobe answers this, so the base model does.")
+            return base_decision(
+                self.name, "corrected", "You have said that no lobe answers this, so the base model does."
+            )
         sure = {name: float(name == lobe) for name in self.context.lobes}
         return RoutingDecision(
             router=self.name,

@@ -1,4 +1,5 @@
-"""Log-probability of prompts under many lobes at once: the bank's batch trick that the log-prob router lives on."""
+"""Log-probability of prompts under many lobes at once: the bank's batch trick that the log-prob
+router lives on."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from ..lobes.weights import Mix
 
 ROWS_AT_ONCE = 64
 TOKENS_AT_ONCE = 256
-"""Of prompts that are read together with the base, padding among them: longer products are no quicker a token."""
+"""Of prompts that are read together with the base, padding among them: longer products are no
+quicker a token."""
 Scores = dict[str, float]
 
 
@@ -34,12 +36,15 @@ def prompt_nll(
 ) -> Vector:
     """Mean negative log-likelihood per token of each text's first words, under every lobe and the plain base.
 
-    A text is repeated once a lobe and run as one batch in which each row has its own lobe. It stands in the prompt format, and
-    only its own words count (the template's are the same for all), so even a text of one token has a score.
+    A text is repeated once a lobe and run as one batch in which each row has its own lobe. It
+    stands in the prompt format, and only its own words count (the template's are the same for all),
+    so even a text of one token has a score.
 
     Args:
-        lobes: ids in the bank. max_tokens: at most this many tokens of each text are read. base: whether the base is asked too.
-    Returns: (texts, lobes + 1) in nats, the base last; NaN for a text without tokens, and for a base that was not asked.
+        lobes: ids in the bank. max_tokens: at most this many tokens of each text are read. base:
+            whether the base is asked too.
+    Returns: (texts, lobes + 1) in nats, the base last; NaN for a text without tokens, and for a
+    base that was not asked.
     """
     result = np.full((len(texts), len(lobes) + 1), np.nan, np.float32)
     owners: list[dict[str, float]] = [*({lobe: 1.0} for lobe in lobes), *([{}] if base else [])]
@@ -60,7 +65,8 @@ def prompt_nll(
 
 
 def _opening_and_words(bank: LobeBank, text: str) -> tuple[list[int], list[int]]:
-    """Token ids of what stands before a text in the prompt format, and of the text; what is predicted from nothing is opening."""
+    """Token ids of what stands before a text in the prompt format, and of the text; what is
+    predicted from nothing is opening."""
     opening, words = bank.backbone.encode_prompt(text)
     return (opening, words) if opening else (words[:1], words[1:])
 
@@ -75,12 +81,15 @@ def _mean_nll(logits: Tensor, ids: Tensor, places: Tensor) -> Vector:
     if logits.shape[1] != len(places):  # an architecture that gives them all
         logits = logits[:, places]
     rows, targets = len(logits), ids[places + 1]
-    nll = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.repeat(rows), reduction="none")
+    nll = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.repeat(rows), reduction="none"
+    )
     return np.asarray(nll.view(rows, -1).mean(1).cpu().numpy(), np.float32)
 
 
 class PromptScores:
-    """`prompt_nll` that remembers: calibrating again after a lobe came costs that lobe's column, and no other.
+    """`prompt_nll` that remembers: calibrating again after a lobe came costs that lobe's column,
+    and no other.
 
     A lobe's scores are kept beside its matrices in the bank, and so leave with them.
 
@@ -115,7 +124,8 @@ class PromptScores:
         return result
 
     def note_base(self, text: str, nll: float) -> None:
-        """What the base's score of a text is, from somebody who has read it with the base for another reason."""
+        """What the base's score of a text is, from somebody who has read it with the base for
+        another reason."""
         with self._lock:
             self._base[text] = nll
 
@@ -133,7 +143,8 @@ class PromptScores:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A text in the prompt format: its ids, where its own words begin, and the places that predict those which count."""
+    """A text in the prompt format: its ids, where its own words begin, and the places that predict
+    those which count."""
 
     text: str
     ids: list[int]
@@ -142,10 +153,12 @@ class _Prompt:
 
 
 class MeanHidden:
-    """Mean hidden state of the plain base's last layer over a text's own tokens, unit length; texts are remembered.
+    """Mean hidden state of the plain base's last layer over a text's own tokens, unit length; texts
+    are remembered.
 
     Args:
-        scores: told the base's score of each text, which the same pass gives: log-prob then need not run the base again.
+        scores: told the base's score of each text, which the same pass gives: log-prob then need
+            not run the base again.
     """
 
     def __init__(self, bank: LobeBank, scores: PromptScores, remember: int = 8192) -> None:
@@ -164,7 +177,9 @@ class MeanHidden:
                 self._known.update(read)
                 while len(self._known) > self._remember:
                     del self._known[next(iter(self._known))]
-        return np.array([found[text] for text in texts], np.float32).reshape(len(texts), self._bank.backbone.hidden_size)
+        return np.array([found[text] for text in texts], np.float32).reshape(
+            len(texts), self._bank.backbone.hidden_size
+        )
 
     def _batches(self, texts: Sequence[str]) -> Iterator[list[_Prompt]]:
         """Prompts of about the same length together: two thirds of the time of one after another."""
@@ -181,7 +196,9 @@ class MeanHidden:
         opening, words = self._bank.backbone.encode_prompt(text)
         ids = (opening + words)[: self._bank.backbone.context_length]
         start = max(len(opening), 1) - 1  # as `_opening_and_words` has it
-        return _Prompt(text, ids, len(opening), range(start, min(start + self._scores.max_tokens, len(ids) - 1)))
+        return _Prompt(
+            text, ids, len(opening), range(start, min(start + self._scores.max_tokens, len(ids) - 1))
+        )
 
     def forget(self, texts: Sequence[str]) -> None:
         """Read these anew when they come next."""
@@ -199,13 +216,19 @@ class MeanHidden:
         scored = [prompt.scored for prompt in batch if prompt.scored]
         first, end = min((p.start for p in scored), default=0), max((p.stop for p in scored), default=1)
         rows = [torch.tensor(prompt.ids, dtype=torch.long) for prompt in batch]
-        ids = pad_sequence(rows, batch_first=True, padding_value=backbone.tokenizer.pad_token_id).to(backbone.device)
+        ids = pad_sequence(rows, batch_first=True, padding_value=backbone.tokenizer.pad_token_id).to(
+            backbone.device
+        )
         keep = torch.arange(first, end, device=backbone.device)
-        output = self._bank.run(None, input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=keep)
+        output = self._bank.run(
+            None, input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=keep
+        )
         left_out = first if output.logits.shape[1] == len(keep) else 0  # an architecture may give them all
         for i, prompt in enumerate(batch):
             if prompt.scored:
-                logits = output.logits[i : i + 1, prompt.scored.start - left_out : prompt.scored.stop - left_out]
+                logits = output.logits[
+                    i : i + 1, prompt.scored.start - left_out : prompt.scored.stop - left_out
+                ]
                 places = torch.tensor(prompt.scored, device=ids.device)
                 self._scores.note_base(prompt.text, float(_mean_nll(logits, ids[i], places)[0]))
             own = output.hidden_states[-1][i, prompt.first : len(prompt.ids)]

@@ -1,4 +1,5 @@
-"""States of routers that came from elsewhere: of another version, or with a stranger's bundle. None of them may stop routing."""
+"""States of routers that came from elsewhere: of another version, or with a stranger's bundle. None
+of them may stop routing."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _FORESEEABLE = (
 
 
 def adapts(router: Router, state: State) -> bool:
-    """Let a new router take up a state; False where it cannot. What half of that left is not to be trusted then."""
+    """Let a new router take up a state; False where it cannot. What half of that left is not to be
+    trusted then."""
     try:
         router.adapt(state)
     except _FORESEEABLE:

@@ -33,7 +33,16 @@ def train_new_lobe(
     owner: str = "",
     run: str = "",
 ) -> Generator[StepRecord | str, None, Lobe]:
-    """See `MultiLobeModel.train`, which says what the arguments are."""
+    """Train a lobe and take it in: yields the name of each phase (str) and every StepRecord.
+
+    Args:
+        mapping, skip_bad: see `dataset.load`. stop: set it to stop early and keep what has been
+            learned by then.
+        checkpoint: folder that progress is kept in, and taken up from.
+        replaces: id of the lobe that an earlier part of this run left, when it was stopped.
+        data_name, owner, run: for the card; by `run`, the id of the run, its lobe is found again if
+            the process ends before it has noted it.
+    """
     name = lobes.store.check_free(name, besides=replaces)
     yield "Reading the data"
     examples = dataset.load(source, mapping, skip_bad=skip_bad)

@@ -1,1 +1,2 @@
-"""Keywords: the lobe whose distinctive words a prompt uses. No model runs, and a person can edit the words."""
+"""Keywords: the lobe whose distinctive words a prompt uses. No model runs, and a person can edit
+the words."""

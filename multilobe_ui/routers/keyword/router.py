@@ -1,12 +1,13 @@
-"""Keyword router: which lobe's distinctive words does the prompt use? No model runs, and a person can edit the words.
+"""Keyword router: which lobe's distinctive words does the prompt use? No model runs, and a person
+can edit the words.
 
     score(l, x) = sum of the weights of l's terms in x, each once, / sqrt(units in x)
     p(l | x)    = softmax over the lobes and "none" of (score / T), less S for a lobe of which x says nothing; "none" has one
                   score for all prompts
 
-Weights of terms are learned by `.terms`. T, S and the score of "none" are fitted on held-out prompts (temperature scaling, Guo et
-al. 2017, with the two more). Terms are single units and pairs of neighbours (`.units`). A prompt that uses no lobe's terms goes to
-the base model.
+Weights of terms are learned by `.terms`. T, S and the score of "none" are fitted on held-out
+prompts (temperature scaling, Guo et al. 2017, with the two more). Terms are single units and pairs
+of neighbours (`.units`). A prompt that uses no lobe's terms goes to the base model.
 """
 
 from __future__ import annotations

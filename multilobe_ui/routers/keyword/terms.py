@@ -1,15 +1,17 @@
 """The terms that tell a lobe's prompts from all others, and how much each says.
 
-A term w of lobe l is scored by the log-odds ratio against all that is not l, with an informative Dirichlet prior (Monroe,
-Colaresi and Quinn 2008, "Fightin' Words", equations 16, 20 and 22). With y the number of prompts that use w, n the sum of y over
-all terms, r the rows of other lobes and the generic prompts (y_r is ELSEWHERE larger than what is counted), and the prior
-a_w = a_0 times w's share of the whole:
+A term w of lobe l is scored by the log-odds ratio against all that is not l, with an informative
+Dirichlet prior (Monroe, Colaresi and Quinn 2008, "Fightin' Words", equations 16, 20 and 22). With y
+the number of prompts that use w, n the sum of y over all terms, r the rows of other lobes and the
+generic prompts (y_r is ELSEWHERE larger than what is counted), and the prior a_w = a_0 times w's
+share of the whole:
 
     delta = log (y_l + a_w) / (n_l + a_0 - y_l - a_w)  -  log (y_r + a_w) / (n_r + a_0 - y_r - a_w)
     z     = delta / sqrt(1 / (y_l + a_w) + 1 / (y_r + a_w))
 
-The lobe keeps the TERMS terms of highest z; delta is their weight. A prompt that stands in the rows of two lobes counts for both:
-for neither is it among the rows r. Terms of function words or numbers are not learned.
+The lobe keeps the TERMS terms of highest z; delta is their weight. A prompt that stands in the rows
+of two lobes counts for both: for neither is it among the rows r. Terms of function words or numbers
+are not learned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A text as units: words, signs (=, ², √, [], print()), and in scripts without spaces characters. Terms are runs of them."""
+"""A text as units: words, signs (=, ², √, [], print()), and in scripts without spaces characters.
+Terms are runs of them."""
 
 from __future__ import annotations
 
