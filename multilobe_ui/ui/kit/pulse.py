@@ -46,6 +46,14 @@ class Pulse:
         return tuple(gr.skip() if new == old else new for new, old in zip(now, seen, strict=True))
 
 
+def when_opened(look: Callable[..., Any], inputs: Any, outputs: Any) -> None:
+    """Let `look` draw everything on a page that has just been opened: it knows nothing yet, whatever
+    the server's session remembers. For use inside gr.Blocks."""
+    root = gr.context.Context.root_block
+    assert isinstance(root, gr.Blocks)
+    root.load(look, inputs, outputs, **QUICK)
+
+
 def digest(value: object) -> str:
     """A few letters that differ for values that differ."""
     return blake2b(repr(value).encode("utf-8", "replace"), digest_size=8).hexdigest()

@@ -14,7 +14,7 @@ import gradio as gr
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.lobes import colours_of
-from ..kit.pulse import QUICK, Pulse
+from ..kit.pulse import QUICK, Pulse, when_opened
 from ..kit.routing_row import routers_of
 from ..kit.table import bare, heading, shown
 from .drawing import Drawing
@@ -80,9 +80,7 @@ class LedgerSection:
         self.clear.click(self.ask, None, asking, **QUICK)
         self.keep.click(self.calm, None, asking, **QUICK)
         self.really.click(self.do_clear, self.token, asking, **private).success(**self.looking)
-        root = gr.context.Context.root_block
-        if root is not None:
-            root.load(**self.looking)  # type: ignore[attr-defined]
+        when_opened(self.look, None, self.looking["outputs"])
 
     def watch(self, pulse: Pulse) -> None:
         """Look whenever something has changed that the section shows."""

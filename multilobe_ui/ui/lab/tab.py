@@ -10,7 +10,7 @@ import gradio as gr
 from ..kit import guard, text
 from ..kit.guard import friendly
 from ..kit.html import html
-from ..kit.pulse import QUICK, Pulse
+from ..kit.pulse import QUICK, Pulse, when_opened
 from ..kit.table import bare
 from .compare import CompareSection
 from .experiment import ExperimentPanel
@@ -70,9 +70,7 @@ class LabTab:
         told = [part for panel in self.panels for part in (panel.runs, panel.seen)]
         filled = [part for panel in self.panels for part in panel.outputs]
         self.looking: dict[str, Any] = {"inputs": [self.token, *told], "outputs": filled, **QUICK}
-        root = gr.context.Context.root_block
-        if root is not None:
-            root.load(self.look_anew, **self.looking)  # type: ignore[attr-defined]
+        when_opened(self.look_anew, self.looking["inputs"], filled)
 
     def watch(self, pulse: Pulse) -> None:
         """Look whenever something has changed that the tab shows."""

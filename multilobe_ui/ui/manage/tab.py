@@ -17,7 +17,7 @@ from ...errors import ConfigError, LobeError
 from ..kit import guard, text
 from ..kit.changes import Changes
 from ..kit.guard import friendly
-from ..kit.pulse import QUICK, Pulse, digest
+from ..kit.pulse import QUICK, Pulse, digest, when_opened
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, shown
 from .arrivals import ArrivalsSide
@@ -118,9 +118,7 @@ class ManageTab:
         self.restore.click(self.do_restore, None, None, **private).success(**look)
         for side in (self.arrivals, machine):
             side.wire(look)
-        root = gr.context.Context.root_block
-        if root is not None:
-            root.load(self.look_anew, [*asked, self.token], view, **QUICK)  # type: ignore[attr-defined]
+        when_opened(self.look_anew, [*asked, self.token], view)
 
     def watch(self, pulse: Pulse) -> None:
         """Look whenever something has changed that the tab shows."""

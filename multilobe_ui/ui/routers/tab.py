@@ -19,7 +19,7 @@ from ..kit.changes import Changes
 from ..kit.guard import friendly
 from ..kit.html import escape
 from ..kit.plots import fit_curves
-from ..kit.pulse import QUICK, Pulse
+from ..kit.pulse import QUICK, Pulse, when_opened
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, shown
 from .ask import AskSide
@@ -111,9 +111,7 @@ class RoutersTab:
         self.fit_all.click(self.begin_all, self.token, self.seen, **private).success(**self.looking)
         for button, end in ((self.stop, self.do_stop), (self.cancel, self.do_cancel)):
             button.click(end, [self.seen, self.token], None, **private).success(**self.looking)
-        root = gr.context.Context.root_block
-        if root is not None:
-            root.load(self.look_anew, [self.picked, self.token], view, **QUICK)  # type: ignore[attr-defined]
+        when_opened(self.look_anew, [self.picked, self.token], view)
 
     def watch(self, pulse: Pulse) -> None:
         """Look whenever something has changed that the tab shows."""

@@ -13,7 +13,7 @@ from ..kit.changes import Changes
 from ..kit.curves import PALETTE, RUN, compare_curves, loss_curves
 from ..kit.guard import friendly
 from ..kit.lobes import colours_of
-from ..kit.pulse import QUICK
+from ..kit.pulse import QUICK, when_opened
 from ..kit.static import script, scroll_to
 from ..kit.table import bare, heading, pickable, shown, table
 from .form import rate_hint
@@ -103,11 +103,7 @@ class LiveSide:
         self.buttons["chat"].click(None, js=script("go_to_chat"), api_visibility="private")
         self.runs.pick(self.pick, None, self.shown, **QUICK).then(**self.looking, js=scroll_to("#train-card"))
         self.runs.check(self.tick_run, self.ticked, self.ticked, **private).then(**self.looking)
-        root = gr.context.Context.root_block
-        if root is not None:
-            # a fresh page knows nothing, whatever the server's session remembers
-            inputs = [self.shown, self.ticked, self.token]
-            root.load(self.look_anew, inputs, self.outputs, **QUICK)  # type: ignore[attr-defined]
+        when_opened(self.look_anew, [self.shown, self.ticked, self.token], self.outputs)
 
     # ---- handlers: acting ------------------------------------------------------------------------
 
