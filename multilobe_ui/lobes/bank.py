@@ -23,7 +23,8 @@ from ..base.fast.linear import product, product_at_hand
 from ..errors import AdapterError, LobeError
 from ..files import sha256_of
 from .adapter import WEIGHTS_FILE, AdapterHeader, check_fits, linear_features, read_header, read_matrices
-from .deltas import Call, Matrices, Plan
+from .deltas import Matrices, Plan
+from .layouts import Call, Inputs, call_of, call_under
 from .memory import Memory
 from .weights import LayerMix, Mix
 
@@ -94,8 +95,7 @@ class LobeBank:
         """
         inputs = self.backbone.accepted(inputs)
         plan = Plan(lobes, tuple(self.features))
-        how, shape = weights.to(self.backbone.device), inputs["input_ids"].shape[:2]
-        token = self._call.set(Call(plan, how, shape, inputs.get("logits_to_keep", 0)))
+        token = self._call.set(call_of(plan, weights.to(self.backbone.device), Inputs.of(inputs)))
         try:
             return self.model(**inputs)
         finally:
@@ -144,29 +144,13 @@ class LobeBank:
         active = mix.active() if mix is not None else None
         if active is None or not active.lobes:
             return self.model(**inputs)
-        rows_tokens = next(
-            inputs[key].shape[:2] for key in ("input_ids", "inputs_embeds") if inputs.get(key) is not None
-        )
         with self.memory.hold(active.lobes):
-            token = self._call.set(self._call_under(active, rows_tokens, inputs.get("logits_to_keep", 0)))
+            plan = self.memory.plan(active.lobes)
+            token = self._call.set(call_under(plan, active, Inputs.of(inputs), self.backbone.device))
             try:
                 return self.model(**inputs)
             finally:
                 self._call.reset(token)
-
-    def _call_under(self, mix: Mix | LayerMix, rows_tokens: Sequence[int], logits_to_keep: int | Tensor) -> Call:
-        plan = self.memory.plan(mix.lobes)
-        if isinstance(mix, LayerMix):
-            return Call(plan, mix.weigh, rows_tokens, logits_to_keep)
-        kept = None if torch.is_grad_enabled() else mix.last_call
-        if kept is not None and kept.is_like(plan, rows_tokens, logits_to_keep):
-            return kept
-        call = Call(plan, mix.weights.to(self.backbone.device), rows_tokens, logits_to_keep)
-        if call.is_quick and not torch.is_grad_enabled():
-            if self.backbone.device.type == "cpu":
-                call.groups = mix.groups
-            vars(mix)["last_call"] = call  # last: another thread may run with it from here on
-        return call
 
     def _listen(self, module: nn.Module, name: str) -> None:
         """Let one linear layer add the delta of the call that is running; without one it is the layer it was.
@@ -185,11 +169,11 @@ class LobeBank:
             call = current.get()
             if call is None:
                 return base_forward(x, *args, **kwargs)
-            if quick and x.ndim == 3 and (own := call.products.get(name)) is not None:
+            if quick and x.ndim == 3 and (ready := call.products.get(name)) is not None:
                 output = base_forward(x) if packed is None else product(x, packed, bias)
                 if not call.is_grouped:
-                    return call.add_in_groups(own, x, output)
-                a, b, scale = own
+                    return call.add_in_groups(ready, x, output)
+                a, b, scale = ready
                 hidden = bmm(x, a)
                 return output.baddbmm_(hidden if scale is None else hidden.mul_(scale), b)
             stack = call.stacks.get(name)

@@ -9,8 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .deltas import Call, Groups
-
 
 @dataclass(frozen=True)
 class Mix:
@@ -24,8 +22,8 @@ class Mix:
 
     lobes: tuple[str, ...]
     weights: Tensor
-    last_call: Call | None = field(default=None, init=False, repr=False, compare=False)
-    """What the bank worked out for a token: the next ones of the same chats need the same."""
+    last_call: object = field(default=None, init=False, repr=False, compare=False)
+    """What the bank worked out for a token (a `layouts.Call`): the next ones of the same chats need the same."""
 
     def __post_init__(self) -> None:
         if self.weights.ndim not in (1, 2, 3, 4) or self.weights.shape[-1] != len(self.lobes):
@@ -57,11 +55,6 @@ class Mix:
             return self
         keep = [i for i, is_used in enumerate(used) if is_used]
         return Mix(tuple(self.lobes[i] for i in keep), self.weights[..., keep])
-
-    @cached_property
-    def groups(self) -> Groups | None:
-        """The rows by their lobes, where each has one at most; found once."""
-        return Groups.of(self.weights)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from multilobe_ui.base.backbone import Backbone
 from multilobe_ui.errors import AdapterError, LobeError
 from multilobe_ui.lobes.bank import LobeBank
-from multilobe_ui.lobes.deltas import MANY_TOKENS
+from multilobe_ui.lobes.layouts import MANY_TOKENS, Groups
 from multilobe_ui.lobes.memory import PLANS_KEPT
 from multilobe_ui.lobes.weights import Mix
 
@@ -157,10 +157,11 @@ def test_rows_together_by_their_lobes_have_what_they_have_alone(
     for name, kind in zip("abcde", ("plain", "attention", "patterns", "plain", "patterns"), strict=True):
         bank.register(name, adapters[kind])
     mix = Mix.rows([{} if name == "-" else {name: weight} for name in whose])
+    groups = Groups.of(mix.weights)
     if grouped is None:
-        assert mix.groups is None
+        assert groups is None
     else:
-        assert mix.groups is not None and (mix.groups.places is None) == (grouped == "in order")
+        assert groups is not None and (groups.places is None) == (grouped == "in order")
     ids = tiny.numbers(len(whose), 1)
     alone = [logits(bank, Mix.of({} if n == "-" else {n: weight}), ids[i : i + 1]) for i, n in enumerate(whose)]
     for _ in range(2):  # the second time with what was kept of the first
