@@ -13,7 +13,9 @@ from typing import Any, Literal, cast, overload
 from .answers import Answers, checked_messages, metadata
 from .assets import MINILM_NAMES
 from .base.backbone import BUILTIN, Backbone, Messages, describe
-from .bundles import bundle
+from .bundles.load import Base, OnClash, loading_bundle, open_bundle
+from .bundles.peer import prepare_adapter
+from .bundles.save import save_bundle
 from .data import dataset
 from .data.formats import Source
 from .errors import ConfigError
@@ -190,7 +192,7 @@ class MultiLobeModel:
             LobeError: the name. AdapterError: it cannot be run exactly here. BundleError: an unsafe zip.
         """
         name = self.lobes.store.check_free(name)
-        with bundle.prepare_adapter(Path(path)) as adapter:
+        with prepare_adapter(Path(path)) as adapter:
             read_matrices(read_header(adapter))  # refuses numbers that are not finite
             if dataset_for_routing is not None:
                 examples = dataset.load(dataset_for_routing)
@@ -296,7 +298,7 @@ class MultiLobeModel:
         if names is not None:
             chosen = [self.lobes.named(name) for name in names]
         fits = self.routers.fits_of(births(chosen))
-        return bundle.save_bundle(Path(path), chosen, describe(self.backbone), self.embedder.name, fits)
+        return save_bundle(Path(path), chosen, describe(self.backbone), self.embedder.name, fits)
 
     @classmethod
     def load(cls, path: str | Path, device: str | None = None, **kwargs: Any) -> MultiLobeModel:
@@ -305,7 +307,7 @@ class MultiLobeModel:
         Args:
             kwargs: as for `from_pretrained`; `model_name` if the base lies somewhere else here.
         """
-        with bundle.open_bundle(Path(path)) as opened:
+        with open_bundle(Path(path)) as opened:
             name = kwargs.pop("model_name", None) or opened.manifest.base["name"]
             kwargs.setdefault("embedding_model", opened.manifest.embedding_model or MINILM_NAMES[0])
         model = cls.from_pretrained(name, device=device, **kwargs)
@@ -313,7 +315,7 @@ class MultiLobeModel:
         return model
 
     def load_bundle(
-        self, path: str | Path, on_clash: bundle.OnClash = "rename", *, owner: str = "", settings: bool = True
+        self, path: str | Path, on_clash: OnClash = "rename", *, owner: str = "", settings: bool = True
     ) -> list[Lobe]:
         """Add all lobes of a bundle (folder or zip, also one of `multilobe` 0.1.0), or none.
 
@@ -329,11 +331,10 @@ class MultiLobeModel:
             BundleError: damaged, unsafe, newer, or of another base. BackboneError: vectors must be
                 made anew and the sentence encoder is not to be had. Then nothing has changed.
         """
-        lobes, base = self.lobes, self.backbone
-        source = (Path(path), lobes.store, base.fingerprint, base.name, self.bank.features, on_clash, owner)
+        lobes, here = self.lobes, Base(self.backbone.name, self.backbone.fingerprint, self.bank.features)
         with (
             lobes.lock,
-            bundle.loading_bundle(*source, mend=lobes.encoding.mend) as loaded,
+            loading_bundle(path, lobes.store, here, on_clash, owner, lobes.encoding.mend) as loaded,
             lobes.instead(loaded.replaced, loaded.lobes),
         ):
             came = births(lobe for lobe in loaded.lobes if lobe.id in self.bank)

@@ -220,3 +220,14 @@ def _same(name: PurePosixPath) -> str:
 def _show(name: object) -> str:
     text = str(name)
     return repr(text if len(text) <= 80 else f"{text[:79]}…")
+
+
+def unpacked(path: Path, scratch: Path, wanted: Callable[[str], bool] | None = None) -> Path:
+    """A folder as it is; a zip file unpacked below `scratch`."""
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        return path
+    if not path.is_file():
+        raise BundleError(f"There is no file or folder {str(path)!r}. Check the spelling.")
+    unzip(path, scratch / "unpacked" / path.name, wanted=wanted)
+    return scratch / "unpacked" / path.name

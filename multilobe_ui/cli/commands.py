@@ -266,7 +266,7 @@ def bundle_load(options: argparse.Namespace) -> None:
 
 def bundle_list(options: argparse.Namespace) -> None:
     """What a bundle, or the home if no path is given, holds."""
-    from ..bundles.bundle import open_bundle
+    from ..bundles.load import open_bundle
     from ..lobes.store import LobeStore
 
     if options.path:
@@ -284,7 +284,7 @@ def bundle_list(options: argparse.Namespace) -> None:
 
 def bundle_verify(options: argparse.Namespace) -> None:
     """Check every file of a bundle against its manifest."""
-    from ..bundles.bundle import verify_bundle
+    from ..bundles.load import verify_bundle
     from ..errors import BundleError
 
     problems = verify_bundle(options.path)

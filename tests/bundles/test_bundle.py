@@ -1,4 +1,4 @@
-"""multilobe_ui.bundles.bundle: what is saved comes back byte for byte; what is bad is refused and leaves the lobes as they were."""
+"""Bundles: what is saved comes back byte for byte; what is bad is refused and leaves the lobes as they were."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ import torch
 from safetensors.numpy import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from multilobe_ui.bundles import bundle as bundles
-from multilobe_ui.bundles.bundle import load_bundle, open_bundle, prepare_adapter, save_bundle, verify_bundle
+from multilobe_ui.bundles import save as saving
+from multilobe_ui.bundles.load import Base, loading_bundle, open_bundle, verify_bundle
+from multilobe_ui.bundles.peer import prepare_adapter
+from multilobe_ui.bundles.save import save_bundle
 from multilobe_ui.errors import BundleError
 from multilobe_ui.lobes.adapter import linear_features
 from multilobe_ui.lobes.card import Card
@@ -111,6 +113,13 @@ def save(path: Path, store: LobeStore) -> Path:
     return save_bundle(path, store.all(), BASE, "minilm", FITS)
 
 
+def load_bundle(
+    path: Path, target: LobeStore, features: Mapping[str, tuple[int, int]], on_clash: Any = "rename", owner: str = ""
+) -> tuple[list[Lobe], dict[str, Fit]]:
+    with loading_bundle(path, target, Base("tiny", FINGERPRINT, features), on_clash, owner) as loaded:
+        return loaded.lobes, loaded.fits
+
+
 def assert_same_fits(found: Mapping[str, Fit], wanted: Mapping[str, Fit]) -> None:
     assert found.keys() == wanted.keys()
     for name, fit in wanted.items():
@@ -134,13 +143,10 @@ def test_round_trip(name: str, tmp_path: Path, store: LobeStore, features: Mappi
     assert path.is_dir() == (name == "folder")
     assert verify_bundle(path) == []
     before = contents(path) if path.is_dir() else path.read_bytes()
-    target, steps = LobeStore(tmp_path / "target"), list[tuple[int, int, str]]()
-    lobes, fits = load_bundle(
-        path, target, FINGERPRINT, "tiny", features, owner="you", progress=lambda *step: steps.append(step)
-    )
+    target = LobeStore(tmp_path / "target")
+    lobes, fits = load_bundle(path, target, features, owner="you")
     assert_same_fits(fits, FITS)
     assert [l.name for l in lobes] == NAMES == [l.name for l in target.all()]
-    assert steps == [(1, 3, NAMES[0]), (2, 3, NAMES[1]), (3, 3, NAMES[2])]
     for old, new in zip(store.all(), lobes, strict=True):
         theirs, ours = contents(old.path), contents(new.path)
         assert theirs.pop("optimizer.pt")
@@ -177,7 +183,7 @@ def test_a_zip_with_its_folder_and_mac_junk(
     with open_bundle(tmp_path / "packed.zip") as bundle:
         root = bundle.root
     assert not root.exists()
-    load_bundle(tmp_path / "packed.zip", other, FINGERPRINT, "tiny", features)
+    load_bundle(tmp_path / "packed.zip", other, features)
     assert [l.name for l in other.all()] == ["médecine", "Law / EU", "Médecine (2)", "../code"]
 
 
@@ -196,7 +202,7 @@ def test_a_failed_save_leaves_the_older_bundle(
 
     for place in ("write_card", "write_json"):
         with monkeypatch.context() as patch, pytest.raises(BundleError, match="No space left"):
-            patch.setattr(bundles, place, full)
+            patch.setattr(saving, place, full)
             save_bundle(path, store.all()[:1], BASE, "minilm", {})
         assert contents(path.parent) == before
     save_bundle(path, store.all()[:1], BASE, "minilm", {})
@@ -380,7 +386,7 @@ def test_bad_bundle_is_refused_and_nothing_changes(
     before = snapshot(other)
     for clash in ("rename", "replace"):
         with pytest.raises(BundleError, match=message) as caught:
-            load_bundle(path, other, FINGERPRINT, "tiny", features, clash)  # type: ignore[arg-type]
+            load_bundle(path, other, features, clash)  # type: ignore[arg-type]
         assert len(str(caught.value)) < 500
         assert snapshot(other) == before
     if case not in ("another base", "wrong shapes", "unknown module"):
@@ -407,7 +413,7 @@ def test_weights_are_judged_when_they_are_read_and_not_when_a_bundle_is_loaded(
         promised[1] = hashlib.sha256((path / LOBE / WEIGHTS).read_bytes()).hexdigest()
     if packed:
         path = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", path))
-    lobes, _ = load_bundle(path, other, FINGERPRINT, "tiny", features)
+    lobes, _ = load_bundle(path, other, features)
     assert [lobe.card.adapter["sha256"] for lobe in lobes] == promised
     assert any(re.search(message, problem) for problem in verify_bundle(path))
     with pytest.raises(BundleError, match="was not saved"):
@@ -428,10 +434,10 @@ def test_unsafe_zip_is_refused(tmp_path: Path, other: LobeStore, features: Mappi
         with zipfile.ZipFile(tmp_path / "bad.zip", "w") as file:
             file.writestr(name, "{}")
         with pytest.raises(BundleError, match=message):
-            load_bundle(tmp_path / "bad.zip", other, FINGERPRINT, "tiny", features)
+            load_bundle(tmp_path / "bad.zip", other, features)
         assert message in verify_bundle(tmp_path / "bad.zip")[0]
     with pytest.raises(BundleError, match="no file or folder"):
-        load_bundle(tmp_path / "none.zip", other, FINGERPRINT, "tiny", features)
+        load_bundle(tmp_path / "none.zip", other, features)
     assert snapshot(other) == before
 
 
@@ -454,7 +460,7 @@ def test_files_that_no_manifest_lists_are_not_taken(
     path = save(tmp_path / "b", store)
     shutil.copyfile(path / "lobes/lobe_0001/routing.safetensors", path / "lobes/lobe_0003/routing.safetensors")
     (path / "lobes/lobe_0003/run.py").write_text("")
-    lobes, _ = load_bundle(path, LobeStore(tmp_path / "t"), FINGERPRINT, "tiny", features)
+    lobes, _ = load_bundle(path, LobeStore(tmp_path / "t"), features)
     assert set(contents(lobes[2].path)) == {CONFIG, WEIGHTS, "card.json"}
 
 
@@ -464,12 +470,12 @@ def test_files_that_no_manifest_lists_are_not_taken(
 def test_clashes(tmp_path: Path, store: LobeStore, other: LobeStore, features: Mapping[str, tuple[int, int]]) -> None:
     path, before = save(tmp_path / "b.zip", store), snapshot(other)
     with pytest.raises(BundleError, match="'médecine' exists already"):
-        load_bundle(path, other, FINGERPRINT, "tiny", features, "refuse")
+        load_bundle(path, other, features, "refuse")
     assert snapshot(other) == before
-    lobes, _ = load_bundle(path, other, FINGERPRINT, "tiny", features, "replace")
+    lobes, _ = load_bundle(path, other, features, "replace")
     assert [l.name for l in other.all()] == NAMES == [l.name for l in lobes]
     assert not any("replaced" in name for name in contents(other.folder))
-    lobes, _ = load_bundle(path, other, FINGERPRINT, "tiny", features, "rename")
+    lobes, _ = load_bundle(path, other, features, "rename")
     assert [l.name for l in lobes] == ["Law / EU (2)", "Médecine (2)", "../code (2)"]
     snapshot(other)
 
@@ -483,16 +489,18 @@ def test_failure_midway_takes_everything_back(
     store: LobeStore,
     other: LobeStore,
     features: Mapping[str, tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path, before = save(tmp_path / "b", store), snapshot(other)
+    path, before, added = save(tmp_path / "b", store), snapshot(other), other.add
 
-    def progress(done: int, of: int, name: str) -> None:
-        if done == 2:
-            assert len(LobeStore(other.folder).all()) == 3
+    def add(folder: Path, card: Card) -> Lobe:
+        if len(LobeStore(other.folder).all()) == 3:
             raise error
+        return added(folder, card)
 
+    monkeypatch.setattr(other, "add", add)
     with pytest.raises((BundleError, KeyboardInterrupt)):
-        load_bundle(path, other, FINGERPRINT, "tiny", features, clash, progress=progress)
+        load_bundle(path, other, features, clash)
     assert snapshot(other) == before
 
 
@@ -575,7 +583,7 @@ def test_peer_bundle(packed: bool, tmp_path: Path, features: Mapping[str, tuple[
         assert bundle.manifest.base == {"name": "peer/tiny", "fingerprint": ""}
         assert bundle.manifest.embedding_model == "all-MiniLM-L6-v2"
     store = LobeStore(tmp_path / "store")
-    lobes, fits = load_bundle(path, store, FINGERPRINT, "tiny", features, owner="you")
+    lobes, fits = load_bundle(path, store, features, owner="you")
     assert fits == {} and [l.name for l in lobes] == list(PEER)
     card = lobes[0].card
     assert (card.origin, card.owner, card.embedding_model) == ("multilobe 0.1.0", "you", "all-MiniLM-L6-v2")
@@ -591,7 +599,7 @@ def test_peer_bundle(packed: bool, tmp_path: Path, features: Mapping[str, tuple[
     assert (lobes[1].path / WEIGHTS).read_bytes() == (theirs / WEIGHTS).read_bytes()
     with pytest.raises(BundleError, match=r"'medical' cannot be loaded.*8→8 there and 8→9 here"):
         wider = {name: (n_in, 9) for name, (n_in, _) in features.items()}
-        load_bundle(path, store, FINGERPRINT, "tiny", wider)
+        load_bundle(path, store, wider)
 
 
 def peer_config(**values: Any) -> Callable[[Path], Any]:
@@ -642,6 +650,6 @@ def test_bad_peer_bundle(case: str, tmp_path: Path, other: LobeStore, features: 
     harm(root)
     before = snapshot(other)
     with pytest.raises(BundleError, match=message):
-        load_bundle(root, other, FINGERPRINT, "tiny", features)
+        load_bundle(root, other, features)
     assert message in verify_bundle(root)[0]
     assert snapshot(other) == before

@@ -258,7 +258,7 @@ def test_a_bundle_opens_without_its_weights(
     model = MultiLobeModel(backbone, embedder=WordEmbedder())
     hashed: list[str] = []
     with monkeypatch.context() as watched:
-        for place in ("bundles.bundle", "lobes.bank"):
+        for place in ("bundles.manifest", "lobes.bank"):
             watched.setattr(f"multilobe_ui.{place}.read_matrices", unread)
             watched.setattr(f"multilobe_ui.{place}.sha256_of", lambda file: hashed.append(file.name) or sha256_of(file))
         assert [lobe.name for lobe in model.load_bundle(path)] == list(TOPICS)
@@ -539,7 +539,7 @@ def test_the_command_line_has_a_budget(
 def test_no_reader_of_weights_is_forgotten() -> None:
     """`test_a_bundle_opens_without_its_weights` watches every name by which a bundle's weights can be read."""
     assert callable(adapters_module.read_matrices)
-    from multilobe_ui.bundles import bundle as bundle_module
+    from multilobe_ui.bundles import manifest as bundle_module
     from multilobe_ui.lobes import bank as bank_module
 
     assert bank_module.read_matrices is bundle_module.read_matrices is adapters_module.read_matrices

@@ -15,7 +15,7 @@ from peft import PeftModel
 from multilobe_ui import Mix, MultiLobeModel
 from multilobe_ui.assets import MINILM_SHA256, demo_bundle, folder, packaged_minilm, sample_files
 from multilobe_ui.base.backbone import Backbone
-from multilobe_ui.bundles.bundle import verify_bundle
+from multilobe_ui.bundles.load import verify_bundle
 from multilobe_ui.data import dataset
 from multilobe_ui.evaluation import loss_matrix, routing_report
 from multilobe_ui.recipes.demo import answered, judging_rows
