@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
-    assets errors files lazily progress recent settings
+    assets errors evenly files lazily progress recent settings
     base data
     lobes
     generation routing training

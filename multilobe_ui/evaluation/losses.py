@@ -14,6 +14,7 @@ import torch
 
 from ..data.examples import Example
 from ..errors import AdapterError, DataError, MultiLobeError, RoutingError
+from ..evenly import even_places
 from ..lobes.bank import LobeBank
 from ..lobes.weights import Mix
 from ..model import MultiLobeModel
@@ -312,8 +313,8 @@ class _Measuring:
 
     def _marked(self, j: int, rows: Sequence[LabelledRow]) -> dict[str, Any] | None:
         """The marks of dataset j's answers; None if it was stopped. What two ways have in common is answered once."""
-        count = min(len(rows), self.settings.task_rows)
-        places = [i * len(rows) // count for i in range(count)]
+        places = even_places(len(rows), self.settings.task_rows)
+        count = len(places)
         chosen, own = self.table.choices[j], self.table.own[j]
         ways: dict[str, list[Choice]] = {"base": [None] * count, "routed": [chosen[i] for i in places]}
         if own is not None:

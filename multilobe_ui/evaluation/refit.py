@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MultiLobeError, RoutingError
+from ..evenly import evenly
 from ..model import MultiLobeModel
 from ..progress import Progress
 from ..routers import ROUTERS, Router
@@ -160,7 +161,7 @@ def keep_refit(model: MultiLobeModel, ids: Sequence[str], made: Path) -> None:
 def _asked(rows: Sequence[LabelledRow], context: RoutingContext, most: int) -> list[LabelledRow]:
     """At most so many rows, evenly, without those that a person has decided."""
     kept = [row for row in rows if same_prompt(row.prompt) not in context.labels]
-    return [kept[i * len(kept) // most] for i in range(most)] if len(kept) > most else kept
+    return evenly(kept, most)
 
 
 def _right(decided: Sequence[str | None], wanted: Sequence[str | None]) -> int:

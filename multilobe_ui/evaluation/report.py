@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import DataError, MultiLobeError
+from ..evenly import even_places
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS, Router, RoutingContext, RoutingDecision
@@ -151,7 +152,7 @@ def evenly(rows: Sequence[T], most: int, group: Callable[[T], Any]) -> list[T]:
     room, kept = most, []
     for left, own in zip(range(len(places), 0, -1), sorted(places.values(), key=len), strict=True):
         share = min(len(own), -(-room // left))
-        kept += [own[i * len(own) // share] for i in range(share)]
+        kept += [own[i] for i in even_places(len(own), share)]
         room -= share
     return [rows[i] for i in sorted(kept)]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
+from ..recent import Recent
 from .rows import RoutingRows, RowsByName, Vector, bytes_of_rows, read_prototypes, read_rows
 from .store import Lobe
 
@@ -30,11 +30,10 @@ class RowsOfLobes:
         trusted: Callable[[Lobe, Vector], bool] = lambda lobe, prototypes: len(prototypes) > 0,
         most_bytes: int = ROWS_IN_MEMORY,
     ) -> None:
-        self._sound, self._trusted, self._most = sound, trusted, most_bytes
+        self._sound, self._trusted = sound, trusted
         self._new: dict[str, Lobe] = {}  # taken in, and not yet looked at
         self._prototypes: dict[str, Vector] = {}  # of those whose rows can be used
-        self._kept: OrderedDict[str, RoutingRows] = OrderedDict()
-        self._bytes = 0
+        self._kept: Recent[str, RoutingRows] = Recent(most_bytes, bytes_of_rows)
         self._lock = threading.Lock()
 
     def take(self, lobe: Lobe) -> None:
@@ -74,7 +73,6 @@ class RowsOfLobes:
         width = self._prototypes[lobe.id].shape[1]
         with self._lock:
             if lobe.id in self._kept:
-                self._kept.move_to_end(lobe.id)
                 return self._kept[lobe.id]
         rows = self._sound(lobe, read_rows(lobe.path))
         if rows is None or rows.prototypes.shape[1] != width:
@@ -87,8 +85,7 @@ class RowsOfLobes:
         with self._lock:
             self._new.pop(lobe.id, None)
             self._prototypes.pop(lobe.id, None)
-            if (rows := self._kept.pop(lobe.id, None)) is not None:
-                self._bytes -= bytes_of_rows(rows)
+            self._kept.pop(lobe.id)
 
     def among(self, lobes: Mapping[str, Lobe]) -> RowsByName:
         """The rows of those lobes that have some, by the keys of `lobes`; read as they are asked for."""
@@ -96,13 +93,8 @@ class RowsOfLobes:
 
     def _keep(self, id: str, rows: RoutingRows) -> None:
         with self._lock:
-            if id not in self._prototypes or id in self._kept:
-                return
-            self._kept[id] = rows
-            self._bytes += bytes_of_rows(rows)
-            while self._bytes > self._most and len(self._kept) > 1:
-                _, left = self._kept.popitem(last=False)
-                self._bytes -= bytes_of_rows(left)
+            if id in self._prototypes and id not in self._kept:
+                self._kept[id] = rows
 
 
 class _RowsByName(RowsByName):

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from ..data.examples import Example
+from ..evenly import even_places, evenly
 from ..files import read_json, write_json
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -62,9 +63,7 @@ def rows_to_keep(
 def _different(rows: Sequence[Example], most: int) -> list[Example]:
     """At most `most` rows of different prompts, evenly spread."""
     different = list({row.prompt: row for row in reversed(rows)}.values())[::-1]
-    if len(different) <= most:
-        return different
-    return [different[i] for i in _evenly(len(different), most)]
+    return evenly(different, most)
 
 
 class RowsByName(Mapping[str, RoutingRows]):
@@ -255,19 +254,14 @@ def _cut(rows: RoutingRows) -> RoutingRows:
     """The rows themselves, or MOST_ROWS of them, evenly. Vectors and texts of a kind are cut alike where they are as many."""
     changed: dict[str, Any] = {}
     if len(rows.prototypes) > MOST_PROTOTYPES:
-        changed["prototypes"] = rows.prototypes[_evenly(len(rows.prototypes), MOST_PROTOTYPES)]
+        changed["prototypes"] = rows.prototypes[even_places(len(rows.prototypes), MOST_PROTOTYPES)]
     for kind, most in MOST_ROWS.items():
         for name in (kind, f"{kind}_prompts", f"{kind}_answers"):
             values = getattr(rows, name)
             if len(values) > most:
-                places = _evenly(len(values), most)
+                places = even_places(len(values), most)
                 changed[name] = values[places] if isinstance(values, np.ndarray) else [values[i] for i in places]
     return replace(rows, **changed) if changed else rows
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    """`most` of `count` places, from the first to the last."""
-    return [i * count // most for i in range(most)]
 
 
 def _embedded(rows: RoutingRows, embed: Callable[[Sequence[str]], Vector]) -> RoutingRows | None:

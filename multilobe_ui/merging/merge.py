@@ -18,6 +18,7 @@ import numpy as np
 
 from ..data.examples import Example
 from ..errors import AdapterError, LobeError
+from ..evenly import even_places, evenly
 from ..files import new_folder
 from ..lobes.adapter import read_header
 from ..lobes.rows import (
@@ -191,13 +192,8 @@ def rows_of(lobe: Lobe, most: int) -> tuple[list[Example], bool]:
     ):
         rows = [Example(({"role": "user", "content": p},), a) for p, a in zip(prompts, answers, strict=False) if p and a]
         if rows:
-            return [rows[i] for i in spread(len(rows), most)], held_out
+            return evenly(rows, most), held_out
     return [], False
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most `most` of `count` places, evenly spread."""
-    return [i * count // most for i in range(most)] if count > most else list(range(count))
 
 
 def finite(value: float) -> float | None:
@@ -252,7 +248,7 @@ def _shares(parents: Sequence[tuple[Any, Sequence[str], Sequence[str]]], most: i
     vectors, rows, seen = [], [], set()
     for own, prompts, answers in parents:
         answers = list(answers) or [""] * len(prompts)
-        for i in spread(len(prompts), max(1, most // len(parents))):
+        for i in even_places(len(prompts), max(1, most // len(parents))):
             if prompts[i] not in seen:
                 seen.add(prompts[i])
                 vectors.append(own[i])

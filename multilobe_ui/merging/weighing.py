@@ -11,10 +11,11 @@ from typing import Any
 from ..data.examples import Example
 from ..errors import DataError
 from ..evaluation.labelled import LabelledRow, load_rows, write_rows
+from ..evenly import evenly
 from ..lobes.store import Lobe
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
-from .merge import parents_of, rows_of, spread
+from .merge import parents_of, rows_of
 from .search import Trial, search_weights
 from .settings import MOST_EXAMPLES, SearchSettings
 
@@ -112,7 +113,7 @@ def given_rows(rows: Sequence[LabelledRow]) -> list[Example]:
         raise DataError(
             "The examples have no answers, so no loss can be measured on them. Give prompts with their answers."
         )
-    return [found[i] for i in spread(len(found), MOST_EXAMPLES)]
+    return evenly(found, MOST_EXAMPLES)
 
 
 def _own_rows(lobes: Sequence[Lobe], most: int) -> list[Example]:

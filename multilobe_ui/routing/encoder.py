@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy as np
 from ..assets import MINILM_NAMES, folder, packaged_minilm
 from ..errors import BackboneError
 from ..lobes.rows import Vector
+from ..recent import Recent
 
 LONGEST_TEXT = 4000
 """Characters of a text that are read; the encoder itself reads its first 256 tokens."""
@@ -42,8 +42,7 @@ class Embedder:
     def __init__(self, name: str = MINILM_NAMES[0], device: str | None = None, remember: int = 4096) -> None:
         self.name = name
         self._device = device
-        self._remember = remember
-        self._known: OrderedDict[str, Vector] = OrderedDict()
+        self._known: Recent[str, Vector] = Recent(remember)
         self._model: Any = None
         self._lock = threading.Lock()
 
@@ -55,26 +54,23 @@ class Embedder:
         """
         texts = [text[:LONGEST_TEXT] for text in texts]
         with self._lock:
-            new = [text for text in dict.fromkeys(texts) if text not in self._known]
+            known = {text: self._known[text] for text in texts if text in self._known}
+            new = [text for text in dict.fromkeys(texts) if text not in known]
             if new:
                 vectors = self.model.encode(
                     new, normalize_embeddings=True, show_progress_bar=False, batch_size=32
                 )
-                self._known.update(zip(new, np.asarray(vectors, np.float32), strict=True))
-            result = (
-                np.stack([self._known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
-            )
-            for text in texts:
-                self._known.move_to_end(text)
-            while len(self._known) > self._remember:
-                self._known.popitem(last=False)
-        return result
+                for text, vector in zip(new, np.asarray(vectors, np.float32), strict=True):
+                    known[text] = self._known[text] = vector
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        return np.stack([known[text] for text in texts])
 
     def forget(self, texts: Sequence[str]) -> None:
         """Encode these anew when they come next."""
         with self._lock:
             for text in texts:
-                self._known.pop(text[:LONGEST_TEXT], None)
+                self._known.pop(text[:LONGEST_TEXT])
 
     @property
     def model(self) -> Any:

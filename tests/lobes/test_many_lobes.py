@@ -438,14 +438,14 @@ def test_rows_are_kept_up_to_a_limit_and_read_again(thousand: Path) -> None:
         rows_of.take(lobe)
     found = rows_of.among(lobes)
     assert list(found) == list(lobes) and len(found) == 50 and "Lobe 7" in found
-    assert found.prototypes("Lobe 7").shape[1] == 64 and not rows_of._kept  # only prototypes have been read
+    assert found.prototypes("Lobe 7").shape[1] == 64 and not len(rows_of._kept)  # only prototypes have been read
     for name, lobe in lobes.items():
         direct = lobe.routing_rows()
         assert direct is not None and np.array_equal(found[name].train, direct.train)
         assert list(found[name].train_prompts) == list(direct.train_prompts)
-    kept = rows_of._kept.values()
-    assert rows_of._bytes <= 5000 and 1 < len(kept) < 20
-    assert rows_of._bytes == sum(r.prototypes.nbytes + r.train.nbytes + len("".join(r.train_prompts)) for r in kept)
+    kept = [rows for _, rows in rows_of._kept.items()]
+    assert rows_of._kept.weight <= 5000 and 1 < len(kept) < 20
+    assert rows_of._kept.weight == sum(r.prototypes.nbytes + r.train.nbytes + len("".join(r.train_prompts)) for r in kept)
 
 
 def test_rows_that_vanish_or_are_forgotten_under_a_router(thousand: Path, tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_rows_that_vanish_or_are_forgotten_under_a_router(thousand: Path, tmp_pa
     rows_of = RowsOfLobes(most_bytes=0)
     rows_of.take(lobe)
     found = rows_of.among({lobe.name: lobe})
-    rows_of._kept.clear()
+    rows_of._kept.pop(lobe.id)
     shutil.rmtree(lobe.path)
     assert found[lobe.name].prototypes.shape == (1, 64) and not found[lobe.name].prototypes.any()
     rows_of.forget(lobe)

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from ...data.examples import Example
 from ...errors import ConfigError, DataError, LobeError
+from ...evenly import evenly
 from ...lobes.store import Lobe, same_name
 from ...model import MultiLobeModel
 from ...progress import Progress, finish
@@ -165,9 +166,9 @@ class _Check:
         rows, settings = self.rows[name], self.settings
         train = [_example(p, a) for p, a in zip(rows.train_prompts, rows.train_answers, strict=True)]
         held_out = [_example(p, a) for p, a in zip(rows.validation_prompts, rows.validation_answers, strict=False)]
-        train = _evenly(train, settings.rows)
+        train = evenly(train, settings.rows)
         # a fact that is not trained is not learned: a lobe that held nothing out is measured on trained rows
-        measured = _evenly(held_out or train, settings.held_out)
+        measured = evenly(held_out or train, settings.held_out)
         return Domain(name, self.ids[name], train, measured, trained=not held_out)
 
     def _probes(self) -> list[list[int]]:
@@ -175,7 +176,7 @@ class _Check:
         own = [list(rows.validation_prompts) or list(rows.train_prompts) for rows in self.rows.values()]
         turns = [prompts[i] for i in range(max(map(len, own), default=0)) for prompts in own if i < len(prompts)]
         generic = list(self.model.routers.context().generic_prompts) or ["What can you do?"]
-        prompts = [*turns[: self.settings.probes], *_evenly(generic, GENERIC_PROBES)]
+        prompts = [*turns[: self.settings.probes], *evenly(generic, GENERIC_PROBES)]
         backbone = self.model.backbone
         ids = (backbone.encode_chat([{"role": "user", "content": prompt}]) for prompt in prompts)
         return [row[-backbone.context_length :] for row in ids]
@@ -249,10 +250,6 @@ def _rows_of(lobe: Lobe) -> RoutingRows | None:
 
 def _example(prompt: str, answer: str) -> Example:
     return Example(({"role": "user", "content": prompt},), answer)
-
-
-def _evenly(rows: Sequence[T], most: int) -> list[T]:
-    return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else list(rows)
 
 
 __all__ = ["Contrast", "ForgettingReport", "ForgettingSettings", "checking", "forgetting_check"]

@@ -17,7 +17,6 @@ import importlib.util
 import math
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -27,6 +26,7 @@ import numpy as np
 
 from ...assets import folder
 from ...errors import RoutingError
+from ...recent import Recent
 from ...settings import check
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Analyser:
 
     def __init__(self, parser: Language | None = None) -> None:
         self._parser = parser
-        self._known: OrderedDict[str, tuple[float, ...]] = OrderedDict()
+        self._known: Recent[str, tuple[float, ...]] = Recent(REMEMBERED)
 
     @property
     def parser(self) -> Language:
@@ -210,7 +210,6 @@ class Analyser:
         with _PARSING:
             for text in dict.fromkeys(texts):
                 if text in self._known:
-                    self._known.move_to_end(text)
                     found[text] = self._known[text]
         new = [text for text in dict.fromkeys(texts) if text not in found]
         new.sort(key=len)  # texts of a length make an even batch
@@ -224,9 +223,8 @@ class Analyser:
         # a server sees new words without end; those learned in the zone are forgotten after it
         with nlp.memory_zone():
             rows = {doc.text: measure(doc) for doc in nlp.pipe(texts)}
-        self._known |= rows
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
+        for text, row in rows.items():
+            self._known[text] = row
         return rows
 
     def analyse(self, prompts: Sequence[str], low: float = LOW, high: float = HIGH) -> list[Analysis]:

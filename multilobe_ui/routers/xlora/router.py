@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from ...errors import RoutingError
+from ...evenly import evenly
 from ...lobes.rows import RoutingRows, Vector
 from ...routing.calibration import fit_temperature, softmax
 from ...routing.decision import Mixing, Verdict
@@ -232,7 +233,7 @@ class XLoraRouter(Router):
         owner: list[int] = []
         for i, name in enumerate(names):
             learned, kept = _pairs(self.context.rows[name])
-            chosen = _evenly(kept or learned, each)
+            chosen = evenly(kept or learned, each)
             prompts += [prompt for prompt, _ in chosen]
             owner += [i] * len(chosen)
         return prompts, owner
@@ -249,7 +250,7 @@ class XLoraRouter(Router):
         if len(generic) < FEWEST_GENERIC or not seen:
             return fitted, facts
         each = max(8, READOUT_ROWS // len(fitted.names))
-        own = [p for name in fitted.names for p in _evenly(_pairs(self.context.rows[name])[0], each)]
+        own = [p for name in fitted.names for p in evenly(_pairs(self.context.rows[name])[0], each)]
         inside = np.stack([self._read(fitted, prompt).state for prompt, _ in own])
         outside = np.stack([self._read(fitted, prompt).state for prompt in generic])
         last = np.arange(len(outside)) % 4 == 3
@@ -380,8 +381,3 @@ def _pairs(rows: RoutingRows) -> tuple[list[tuple[str, str]], list[tuple[str, st
     if _holds_out(rows):
         return train, held_out
     return [pair for i, pair in enumerate(train) if i % 5 != 4 or len(train) < 5], train[4::5]
-
-
-def _evenly(pairs: Sequence[tuple[str, str]], most: int) -> list[tuple[str, str]]:
-    """At most `most`, from the first to the last."""
-    return list(pairs) if len(pairs) <= most else [pairs[i * len(pairs) // most] for i in range(most)]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...base.backbone import Backbone
 from ...data.examples import Example
 from ...errors import MultiLobeError, RoutingError
+from ...evenly import evenly
 from ...lobes.bank import LobeBank
 from ...lobes.weights import Mix
 from ...progress import Progress
@@ -180,8 +181,8 @@ class _Run:
         self.bank, self.lobes, self.settings, self.stop = bank, lobes, settings, stop
         self.began = time.perf_counter()
         most = settings.rows_per_lobe
-        self.train = _Rows(bank.backbone, _evenly(rows, most), settings.max_length)
-        self.held = _Rows(bank.backbone, _evenly(held_out, max(1, most // 4)), settings.max_length)
+        self.train = _Rows(bank.backbone, _evenly_by_lobe(rows, most), settings.max_length)
+        self.held = _Rows(bank.backbone, _evenly_by_lobe(held_out, max(1, most // 4)), settings.max_length)
         self.packs = packs_exactly(bank.backbone)
         with _seeded(settings.seed):
             self.head = _new_head(bank, lobes, settings)
@@ -432,12 +433,12 @@ def _accuracy(head: ScalingHead, rows: _Rows) -> float:
     return right / len(rows)
 
 
-def _evenly(rows: Sequence[LabelledRow], most: int) -> list[LabelledRow]:
+def _evenly_by_lobe(rows: Sequence[LabelledRow], most: int) -> list[LabelledRow]:
     """At most `most` rows of each lobe, from the first to the last."""
     kept: list[LabelledRow] = []
     for lobe in sorted({row.lobe for row in rows}):
         own = [row for row in rows if row.lobe == lobe]
-        kept += own if len(own) <= most else [own[i * len(own) // most] for i in range(most)]
+        kept += evenly(own, most)
     return kept
 
 
