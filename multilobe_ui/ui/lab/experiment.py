@@ -177,7 +177,9 @@ class ExperimentPanel:
         """run, stop, cancel: those that would work, for those who may."""
         if job is None:
             return gr.update(visible=True), gr.update(visible=False), gr.update(visible=False)
-        label = {"stopping": "Stopping…"}.get(job.state, "Stop")
+        label = "Stop"
+        if job.state == "stopping":
+            label = "Stopping…"
         return (
             gr.update(visible=job.state not in WORKING),
             gr.update(visible=job.mine and job.state in ACTIVE, interactive=job.state != "stopping", value=label),
@@ -187,9 +189,11 @@ class ExperimentPanel:
     @staticmethod
     def _choices(jobs: Sequence[JobView], job: JobView | None) -> Any:
         """The dropdown of earlier runs, once there are two."""
-        ends = {"finished": ""}
-        choices = [(text.when(one.created) + ends.get(one.state, f", {one.state}"), one.id) for one in jobs]
-        return gr.update(choices=choices, value=job and job.id, visible=len(choices) > 1)
+        shown_run = None
+        if job is not None:
+            shown_run = job.id
+        choices = [(_when(one), one.id) for one in jobs]
+        return gr.update(choices=choices, value=shown_run, visible=len(choices) > 1)
 
     def _bar(self, job: JobView | None, colours: Colours) -> Markup:
         """Progress of a run at work; why the last one failed. Empty otherwise."""
@@ -229,6 +233,13 @@ class ExperimentPanel:
             files["csv"] = frame_csv(FRAMES[self.name](found))
         name = f"multilobe-{self.name}-{job.created[:10]}"
         return tuple(_offered(f"{name}.{kind}", files.get(kind)) for kind in ("csv", "html", "json"))
+
+
+def _when(job: JobView) -> str:
+    """When a run was begun, and how it is if it has not finished."""
+    if job.state == "finished":
+        return text.when(job.created)
+    return f"{text.when(job.created)}, {job.state}"
 
 
 def _offered(name: str, content: str | None) -> Any:

@@ -53,7 +53,9 @@ def buttons(view: RouterView, job: JobView | None) -> Outputs:
     fit = gr.update(visible=view.asks_for_fit and state not in ("fitting", "waiting"), value=label)
     stop = cancel = gr.update(visible=False)
     if job is not None and job.mine and state == "fitting":
-        word = {"stopping": "Stopping…"}.get(job.state, "Stop and keep the best")
+        word = "Stop and keep the best"
+        if job.state == "stopping":
+            word = "Stopping…"
         stop = gr.update(visible=True, interactive=job.state != "stopping", value=word)
     if job is not None and job.mine and state == "waiting":
         cancel = gr.update(visible=True)

@@ -150,9 +150,9 @@ class RoutersTab:
             "router": view.name,
             "job": "",
             "list": (repr(views), view.name, repr([by_name.get(v.name) for v in views])),
-            "detail": (repr(view), job and (job.id, job.state)),
+            "detail": (repr(view), [(j.id, j.state) for j in jobs if j is job]),
             "progress": repr(job),
-            "plot": (view.name, job and (job.id, job.state, job.step)),
+            "plot": (view.name, [(j.id, j.state, j.step) for j in jobs if j is job]),
             "lobes": lobes,
             "chain": repr(chain),
         }
