@@ -23,7 +23,7 @@ from .visitors import Visitor
 
 NEW_TERM_WEIGHT = 3.0
 """Of a word that a person adds to a lobe: e to the 3 is 20 times the odds."""
-CLASHES = ("refuse", "rename", "replace")
+CLASHES = ("rename", "replace", "refuse")
 
 
 class Desk:

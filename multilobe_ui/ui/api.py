@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ..app.desk import CLASHES
 from ..errors import ConfigError
-from ..routing.decision import MODES, Mixing
 from ..settings import SamplingConfig
 from .kit import guard
 from .kit.guard import friendly
+from .kit.routing_row import mixing_of
 
 if TYPE_CHECKING:
     from ..app.studio import Studio
@@ -31,7 +32,6 @@ ENDPOINTS = (
     "delete_lobe",
 )  # fmt: skip
 MIX = "mix"
-CLASHES = ("rename", "replace", "refuse")
 ROLES = ("system", "user", "assistant")
 LONGEST_PROMPT = 100_000
 MOST_MESSAGES = 200
@@ -132,7 +132,7 @@ class Endpoints:
             seed=None if seed is None else guard.a_whole(seed, "seed", 0, 2**31 - 1),
         )
         stop, choice = threading.Event(), guard.a_text(lobe, "lobe")
-        asked: Json = {"router": guard.a_text(router, "router", 60), "mixing": _mixing(mixing, k)}
+        asked: Json = {"router": guard.a_text(router, "router", 60), "mixing": mixing_of(mixing, k, "mixing")}
         if choice == MIX:
             asked["weights"] = _weights(weights)
         try:
@@ -161,7 +161,7 @@ class Endpoints:
         (all that are not negligible).
         """
         words = guard.a_text(prompt, "The prompt", LONGEST_PROMPT, may_be_empty=True)
-        return self.studio.route(words, guard.a_text(router, "router", 60), _mixing(mixing, k)).to_json()
+        return self.studio.route(words, guard.a_text(router, "router", 60), mixing_of(mixing, k, "mixing")).to_json()
 
     @friendly(markup=False)
     def routers(self, request: gr.Request, token: str = "") -> list[dict[str, Any]]:
@@ -231,10 +231,6 @@ def _mapping(mapping: object) -> dict[str, str] | None:
         guard.a_choice(r, "A role in mapping", roles): guard.a_text(c, "A column", 1000)
         for r, c in mapping.items()
     }
-
-
-def _mixing(mode: object, k: object) -> Mixing:
-    return Mixing(guard.a_choice(mode, "mixing", MODES), guard.a_whole(k, "k", 1, 1000))
 
 
 def _weights(weights: object) -> dict[str, float]:

@@ -167,7 +167,9 @@ def _said_kindly(handler: Callable[..., Any], markup: bool) -> Iterator[None]:
         raise
     except MultiLobeError as error:
         text = str(error)
-        raise gr.Error(html.escape(text, quote=False) if markup else text, print_exception=False) from error
+        if markup:
+            text = html.escape(text, quote=False)
+        raise gr.Error(text, print_exception=False) from error
     except Exception as error:
         code = secrets.token_hex(3)
         log.exception("%s failed [%s]", getattr(handler, "__qualname__", handler), code)
@@ -224,6 +226,12 @@ def some_names(value: object, what: str) -> list[str]:
     if not isinstance(value, (list, tuple)) or len(value) > MOST_NAMES:
         raise ConfigError(f"{what} is {_short(value)}; it must be a list of at most {MOST_NAMES} names.")
     return list(dict.fromkeys(a_text(name, f"A name in {what}") for name in value))
+
+
+def some_weights(names: object, values: Sequence[object], what: str, low: float, high: float) -> dict[str, float]:
+    """A weight from `low` to `high` for every name. Raises ConfigError."""
+    listed = zip(some_names(names, what), values, strict=False)
+    return {name: a_number(value, f"The weight of {name}", low, high) for name, value in listed}
 
 
 def an_upload(value: object, what: str = "The file") -> Path:
@@ -284,57 +292,63 @@ def router_settings(defaults: Mapping[str, Any], given: object) -> dict[str, Any
         raise ConfigError(f"The settings are {_short(given)}; they must be an object such as {{'seed': 1}}.")
     for key in given:
         a_choice(key, "A setting", sorted(defaults))
-    return {k: _like(k, v, defaults[k]) for k, v in given.items() if v is not None and not (isinstance(v, str) and not v.strip())}
+    filled = {k: v for k, v in given.items() if v is not None and not (isinstance(v, str) and not v.strip())}
+    return {key: _like(key, value, defaults[key]) for key, value in filled.items()}
 
 
 def _like(key: str, value: object, default: object) -> Any:
     """The value, as its default is one."""
-    if isinstance(default, bool):
-        return a_flag(value, key)
-    if isinstance(default, str):
-        return a_text(value, key)
-    if key == "target_modules":
-        return _module_names(value)
-    if isinstance(value, str):
-        value = _read_number(value)
-    if isinstance(default, int):
-        return a_whole(value, key, -_LARGEST, _LARGEST)
-    if isinstance(default, float) or default is None:
-        return a_number(value, key)
-    raise ConfigError(f"{key} cannot be set here.")
+    kind: type[Any] = float
+    if default is not None:
+        kind = type(default)
+    if kind not in (bool, str, int, float) and key != "target_modules":
+        raise ConfigError(f"{key} cannot be set here.")
+    return _of_kind(kind, key, value, may_be_written=True)
 
 
 def stages(value: object) -> list[list[Any]]:
     """Stages of a chain: [[router, threshold], …]. Raises ConfigError unless each is a name and a number from 0 to 1."""
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MOST_STAGES:
         raise ConfigError(f"The chain is {_short(value)}; it must have 1 to {MOST_STAGES} stages.")
-    found = []
+    checked = []
     for stage in value:
         if not isinstance(stage, (list, tuple)) or len(stage) != 2:
             raise ConfigError(f"A stage is {_short(stage)}; it must be a router and its threshold.")
-        found.append([a_text(stage[0], "The router of a stage", 60), a_number(stage[1], f"The threshold of {stage[0]}", 0, 1)])
-    return found
+        router = a_text(stage[0], "The router of a stage", 60)
+        checked.append([router, a_number(stage[1], f"The threshold of {stage[0]}", 0, 1)])
+    return checked
 
 
 def a_share(value: object) -> float | None:
     """The held-out share as the form has it, "" for automatic. Raises ConfigError unless it is a number from 0 to 0.5."""
     if value is None or value == "":
         return None
-    return a_number(_read_number(value) if isinstance(value, str) else value, "The held-out share", 0, 0.5)
+    if isinstance(value, str):
+        value = _read_number(value)
+    return a_number(value, "The held-out share", 0, 0.5)
 
 
 def _setting(key: str, value: object) -> Any:
     """A setting of a training as a form or client has it; whether it is in range is checked with the settings."""
     kind, words, optional = kind_of(TrainingConfig, key)
+    if words:
+        return a_choice(value, key, words)
+    return _of_kind(kind, key, value, may_be_written=optional)
+
+
+def _of_kind(kind: type[Any], key: str, value: object, *, may_be_written: bool) -> Any:
+    """The value of a setting of this type; a number `may_be_written` as text."""
     if key == "target_modules":
         return _module_names(value)
     if kind is bool:
         return a_flag(value, key)
-    if words:
-        return a_choice(value, key, words)
-    if optional and isinstance(value, str):
+    if kind is str:
+        return a_text(value, key)
+    if may_be_written and isinstance(value, str):
         value = _read_number(value)
-    return a_whole(value, key, -_LARGEST, _LARGEST) if kind is int else a_number(value, key)
+    if kind is int:
+        return a_whole(value, key, -_LARGEST, _LARGEST)
+    return a_number(value, key)
 
 
 def _read_number(text: str) -> object:
@@ -347,8 +361,9 @@ def _read_number(text: str) -> object:
 
 def _module_names(value: object) -> tuple[str, ...] | None:
     """Names as a tuple, never one string: PEFT takes that as a regular expression, and a bad one runs for hours."""
-    names = [part.strip() for part in value.replace(",", " ").split()] if isinstance(value, str) else value
-    listed = some_names(names, "target_modules")
+    if isinstance(value, str):
+        value = value.replace(",", " ").split()
+    listed = some_names(value, "target_modules")
     if len(listed) > 64:
         raise ConfigError(f"target_modules has {len(listed)} names; 64 is the most.")
     return tuple(listed) or None
@@ -365,4 +380,6 @@ def event_value(event: Any, key: str, kind: type = str) -> Any:
 
 def _short(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    if len(text) > 60:
+        text = text[:57] + "…"
+    return text

@@ -255,17 +255,13 @@ def router_of(value: Any) -> str:
     return guard.a_text(value, "The router", 60)
 
 
-def mixing_of(mode: Any, k: Any) -> Mixing:
-    return Mixing(guard.a_choice(mode, "The mixing mode", MODES), guard.a_whole(k, "k", 1, 1000))
+def mixing_of(mode: Any, k: Any, what: str = "The mixing mode") -> Mixing:
+    return Mixing(guard.a_choice(mode, what, MODES), guard.a_whole(k, "k", 1, 1000))
 
 
 def weights_of(names: Any, values: Sequence[Any]) -> dict[str, float]:
     """Lobe's name → slider's value. Raises ConfigError: what is no number from 0 to 1."""
-    listed = guard.some_names(names, "The lobes to mix")
-    return {
-        name: guard.a_number(v, f"The weight of {name}", 0, 1)
-        for name, v in zip(listed, values, strict=False)
-    }
+    return guard.some_weights(names, values, "The lobes to mix", 0, 1)
 
 
 def on_grid(weights: Sequence[float], step: float = 0.05) -> list[float]:

@@ -333,11 +333,7 @@ class MergeSection:
 
 def weights_of(names: Any, values: Sequence[Any]) -> dict[str, float]:
     """Lobe's name → slider's value. Raises ConfigError: what is no number from -1.5 to 1.5."""
-    listed = guard.some_names(names, "The lobes")
-    return {
-        name: guard.a_number(v, f"The weight of {name}", -WIDEST, WIDEST)
-        for name, v in zip(listed, values, strict=False)
-    }
+    return guard.some_weights(names, values, "The lobes", -WIDEST, WIDEST)
 
 
 def _share(lobes: int) -> float:
