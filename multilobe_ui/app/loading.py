@@ -115,11 +115,11 @@ class Loading:
 
     def _load(self, name: str) -> None:
         try:
-            from ..base.backbone import choose_threads
+            from ..base.device import choose_threads
             from ..model import MultiLobeModel
 
             model = MultiLobeModel.from_pretrained(name, home=self._home, memory_budget_mib=self.memory_budget_mib)
-            choose_threads(model.backbone, in_a_crowd=True)
+            choose_threads(model.backbone.device, model.backbone.parameter_count, in_a_crowd=True)
             self._install_demo(model)
             with self.lock:
                 self.model, self.base = model, name

@@ -21,13 +21,11 @@ from transformers.utils import logging as transformers_logging
 
 from ..assets import builtin_base
 from ..errors import BackboneError
+from .device import choose_device, choose_dtype
 from .fast import Report, for_every_tree
 
 BUILTIN = "builtin"
 OPTIONAL_ARGUMENTS = ("position_ids", "logits_to_keep")
-SMALL, SMALL_IN_A_CROWD = 40_000_000, 300_000_000
-"""Parameters below which a base is run on one thread: in a program that does one thing at a time, and in one of many threads."""
-THREADS = torch.get_num_threads()
 Messages = Sequence[Mapping[str, str]]
 
 PLAIN_FORMAT = """{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}
@@ -98,29 +96,14 @@ class Backbone:
             raise BackboneError(
                 "trust_remote_code is refused: a base model must run with the code of transformers alone."
             )
-        source = str(builtin_base()) if name == BUILTIN else name
-        place = choose_device(device)
-        tokenizer_kwargs = {key: model_kwargs[key] for key in ("revision", "token", "cache_dir") if key in model_kwargs}
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            config = AutoConfig.from_pretrained(source, **tokenizer_kwargs)
-            tokenizer = AutoTokenizer.from_pretrained(source, **tokenizer_kwargs)
-            chosen = choose_dtype(dtype, place, config)
-            quantised = "quantization_config" in model_kwargs or getattr(config, "quantization_config", None)
-            if quantised:  # placed by its quantiser while loading; it cannot be moved afterwards
-                model_kwargs.setdefault("device_map", {"": place})
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=chosen, output_loading_info=True, **model_kwargs
-            )
-            model, report = loaded
-            if "device_map" not in model_kwargs:
-                model = model.to(place)
+            model, tokenizer, missing = _loaded(name, choose_device(device), dtype, model_kwargs)
         except BackboneError:
             raise
         except Exception as error:  # a damaged folder raises whatever the library at hand raises
             raise BackboneError(_why_not_loaded(name, error)) from error
-        missing = sorted(report["missing_keys"])
-        if missing and not quantised:
+        if missing:
             raise BackboneError(
                 f"{name!r} is not a whole causal language model: {len(missing)} of its weights are missing, {missing[0]} "
                 "first. Download it again, or choose another."
@@ -251,13 +234,16 @@ class Backbone:
             self._text_config.eos_token_id,
             tokenizer.eos_token_id,
         ):
-            stops.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+            if isinstance(value, (list, tuple)):
+                stops.update(value)
+            elif value is not None:
+                stops.add(value)
         end = tokenizer.eos_token_id
         turn = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
         try:
             ids = tokenizer.apply_chat_template(turn, tokenize=True, return_dict=False)
             after = [i for i in ids[len(self.encode_chat(turn[:1])) :] if i in set(tokenizer.all_special_ids) | stops]
-            end = after[0] if after else end
+            end = next(iter(after), end)
         except Exception:
             pass
         if end is None:
@@ -265,49 +251,28 @@ class Backbone:
         return int(end), frozenset({int(end), *map(int, stops)})
 
 
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, else CUDA, else Apple's MPS, else the CPU."""
-    if device is not None:
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise BackboneError(f"device is {device!r}: use 'cpu', 'cuda', 'cuda:0' or 'mps'.") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def choose_threads(backbone: Backbone, *, in_a_crowd: bool = False) -> None:
-    """Let torch compute on as many threads as suit this base: one for a small one on a CPU, else torch's own choice.
-
-    Products of a small base are over before a second thread has got its share: training the built-in base on two threads takes
-    a third longer than on one. And where several threads of a program compute, OpenMP's helpers sleep between products, and
-    to wake them made a token of the built-in base five times as long. It counts for the whole process, so it is for programs,
-    not for libraries. OMP_NUM_THREADS has the last word.
-
-    Args:
-        in_a_crowd: the program answers several people from several threads.
-    """
-    if backbone.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        small = SMALL_IN_A_CROWD if in_a_crowd else SMALL
-        torch.set_num_threads(1 if backbone.parameter_count < small else THREADS)
-
-
-def choose_dtype(dtype: torch.dtype | str | None, device: torch.device, config: Any) -> torch.dtype:
-    """float32 where it is the exact and fast enough choice (CPU and MPS, small models), else bf16, else fp16."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype is not None:
-        found = getattr(torch, str(dtype).removeprefix("torch."), None)
-        if not isinstance(found, torch.dtype):
-            raise BackboneError(f"dtype is {dtype!r}: use 'float32', 'bfloat16' or 'float16'.")
-        return found
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    text = config.get_text_config()
-    width, layers = int(getattr(text, "hidden_size", 0)), int(getattr(text, "num_hidden_layers", 0))
-    about_parameters = 12 * layers * width * width  # attention and feed-forward of a usual block
-    return torch.float32 if about_parameters < 2_000_000_000 else torch.bfloat16
+def _loaded(
+    name: str, device: torch.device, dtype: torch.dtype | str | None, model_kwargs: dict[str, Any]
+) -> tuple[Any, Any, list[str]]:
+    """(model, tokenizer, names of missing weights) as transformers loads them; quantisers make weights of their own."""
+    source = name
+    if name == BUILTIN:
+        source = str(builtin_base())
+    hub_kwargs = {key: model_kwargs[key] for key in ("revision", "token", "cache_dir") if key in model_kwargs}
+    config = AutoConfig.from_pretrained(source, **hub_kwargs)
+    tokenizer = AutoTokenizer.from_pretrained(source, **hub_kwargs)
+    quantised = "quantization_config" in model_kwargs or getattr(config, "quantization_config", None)
+    if quantised:  # placed by its quantiser while loading; it cannot be moved afterwards
+        model_kwargs.setdefault("device_map", {"": device})
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=choose_dtype(dtype, device, config), output_loading_info=True, **model_kwargs
+    )
+    model, report = loaded
+    if "device_map" not in model_kwargs:
+        model = model.to(device)
+    if quantised:
+        return model, tokenizer, []
+    return model, tokenizer, sorted(report["missing_keys"])
 
 
 @torch.no_grad()

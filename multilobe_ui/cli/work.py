@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def loaded_model(options: argparse.Namespace) -> MultiLobeModel:
-    from ..base.backbone import choose_threads
+    from ..base.device import choose_threads
     from ..model import MultiLobeModel
 
     home, budget_mib = made_home(options.home), options.memory_mib
@@ -32,7 +32,7 @@ def loaded_model(options: argparse.Namespace) -> MultiLobeModel:
         router=options.router,
         memory_budget_mib=budget_mib,
     )
-    choose_threads(model.backbone)
+    choose_threads(model.backbone.device, model.backbone.parameter_count)
     model.routers.prepare()
     return model
 

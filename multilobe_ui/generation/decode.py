@@ -247,10 +247,13 @@ def draw(
     """The next token of each row of logits (rows, vocabulary), None where it is not wanted."""
     # the likeliest tokens of all rows in one go: one kernel and one copy to Python instead of one for each row
     likeliest = _likeliest(logits) if any(s.is_plain for s in samplers) else []
-    return [
-        None if not want else likeliest[i] if sampler.is_plain else sampler.draw(logits[i : i + 1], seen[i])
-        for i, (sampler, want) in enumerate(zip(samplers, wanted, strict=True))
-    ]
+    tokens: list[int | None] = [None] * len(samplers)
+    for i in [i for i, is_wanted in enumerate(wanted) if is_wanted]:
+        if samplers[i].is_plain:
+            tokens[i] = likeliest[i]
+        else:
+            tokens[i] = samplers[i].draw(logits[i : i + 1], seen[i])
+    return tokens
 
 
 def _likeliest(logits: Tensor) -> list[int]:

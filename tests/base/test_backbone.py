@@ -14,7 +14,8 @@ import torch
 import transformers as tf
 from torch import nn
 
-from multilobe_ui.base.backbone import Backbone, choose_device, choose_dtype, choose_threads, describe, pad_left
+from multilobe_ui.base.backbone import Backbone, describe, pad_left
+from multilobe_ui.base.device import choose_device, choose_dtype, choose_threads
 from multilobe_ui.errors import BackboneError
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
@@ -338,16 +339,16 @@ def test_a_small_base_computes_on_one_thread_unless_somebody_has_said_otherwise(
     speaking: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr("multilobe_ui.base.backbone.THREADS", 3)
+    monkeypatch.setattr("multilobe_ui.base.device.THREADS", 3)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     try:
         for small, in_a_crowd, threads in ((10**9, False, 1), (10, True, 1), (10, False, 3)):
-            monkeypatch.setattr("multilobe_ui.base.backbone.SMALL", small)
-            choose_threads(speaking, in_a_crowd=in_a_crowd)
+            monkeypatch.setattr("multilobe_ui.base.device.SMALL", small)
+            choose_threads(speaking.device, speaking.parameter_count, in_a_crowd=in_a_crowd)
             assert torch.get_num_threads() == threads
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        monkeypatch.setattr("multilobe_ui.base.backbone.SMALL", 10**9)
-        choose_threads(speaking)
+        monkeypatch.setattr("multilobe_ui.base.device.SMALL", 10**9)
+        choose_threads(speaking.device, speaking.parameter_count)
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
