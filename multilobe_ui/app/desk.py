@@ -226,7 +226,9 @@ class Desk:
         if model is None:
             return MemoryView((), 0, frozenset(), self._loading.memory_budget_mib, changeable)
         bank = model.bank
-        return MemoryView(bank.memory.resident, bank.memory.resident_bytes, bank.memory.pinned, model.memory.budget_mib, changeable)
+        return MemoryView(
+            bank.memory.resident, bank.memory.resident_bytes, bank.memory.pinned, model.memory.budget_mib, changeable
+        )
 
     def set_memory_budget(self, mib: float | None) -> None:
         """MiB that lobes may take in memory; None is no limit. What is over it is given back at once.

@@ -1,6 +1,6 @@
 """The folder of jobs on disk: read whole, written job by job, and owned by one process at a time.
 
-    lock  queue.json  <id>/job.json  metrics.jsonl  data.jsonl  result.json  checkpoint/  made/  error.txt
+lock  queue.json  <id>/job.json  metrics.jsonl  data.jsonl  result.json  checkpoint/  made/  error.txt
 """
 
 from __future__ import annotations

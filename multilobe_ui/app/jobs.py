@@ -47,7 +47,6 @@ from .job_handle import JobHandle, Runner
 _log = logging.getLogger(__name__)
 
 
-
 class Jobs:
     """The folder of jobs and the thread that works through them. Safe to use from several threads.
 

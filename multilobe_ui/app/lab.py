@@ -85,7 +85,9 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         "Refit with corrections", "evaluation.refit", "RefitSettings", "refitting", needs_label=True, alone=True
     ),
     "losses": Experiment("Loss matrix", "evaluation.losses", "LossSettings", "measuring"),
-    "forgetting": Experiment("Forgetting check", "evaluation.forgetting.measure", "ForgettingSettings", "checking", alone=True),
+    "forgetting": Experiment(
+        "Forgetting check", "evaluation.forgetting.measure", "ForgettingSettings", "checking", alone=True
+    ),
     "merge": Experiment("Merge lobes", "merging.merge", "MergeSettings", "run_merge", alone=True),
     "speed": Experiment("Speed of this machine", "evaluation.speed", "SpeedSettings", "timing", alone=True),
     "search": Experiment("Search weights", "merging.weighing", "SearchSettings", "run_search"),

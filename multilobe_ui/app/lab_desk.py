@@ -46,7 +46,9 @@ class LabDesk:
         experiment, jobs = experiment_named(name), self._lab.jobs
         if experiment.alone:
             self._visitor.must_be_allowed("run a long experiment", experiment.title)
-        names = self._lab.loading.ready().lobe_names  # loaded, for the settings' module brings torch: see `Loading.ready`
+        names = (
+            self._lab.loading.ready().lobe_names
+        )  # loaded, for the settings' module brings torch: see `Loading.ready`
         settings_of(experiment.settings(), settings or {})
         spec = JobSpec(
             name=name,

@@ -229,7 +229,9 @@ def _cost(entry: Mapping[str, Any]) -> Cost:
 
 
 def _sums(entry: Mapping[str, Any]) -> _Sums:
-    whole = {name: int(_number(entry[name])) for name in ("replies", "stopped", "prompt_tokens", "answer_tokens", "timed")}
+    whole = {
+        name: int(_number(entry[name])) for name in ("replies", "stopped", "prompt_tokens", "answer_tokens", "timed")
+    }
     lobes = {_text(name): int(_number(replies)) for name, replies in entry["by_lobe"].items()}
     return _Sums(seconds=_number(entry["seconds"]), route_ms=_number(entry["route_ms"]), by_lobe=lobes, **whole)
 

@@ -32,9 +32,7 @@ class Runs:
         jobs: the queue.
     """
 
-    def __init__(
-        self, folder: Path, loading: Loading, experiment: Callable[[MultiLobeModel, JobHandle], None]
-    ) -> None:
+    def __init__(self, folder: Path, loading: Loading, experiment: Callable[[MultiLobeModel, JobHandle], None]) -> None:
         self.jobs = Jobs(folder, self._run)
         self._loading, self._experiment = loading, experiment
 
@@ -99,7 +97,9 @@ class Runs:
 
     def fits_under_way(self) -> dict[str, str]:
         """Ids of the fits that wait or run, by router."""
-        return {job.spec.name: job.id for job in self.jobs.list() if job.spec.kind == "router" and job.state not in ENDED}
+        return {
+            job.spec.name: job.id for job in self.jobs.list() if job.spec.kind == "router" and job.state not in ENDED
+        }
 
     def _run(self, handle: JobHandle) -> str:
         """What the jobs' thread does for a job, with every record written down; returns the id of the lobe made, if any."""

@@ -212,4 +212,3 @@ class Studio:
 
     def _experiment(self, model: MultiLobeModel, handle: Any) -> None:
         self.lab.run(model, handle)
-

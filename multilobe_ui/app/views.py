@@ -239,7 +239,9 @@ def lobe_view(lobe: Lobe, model: MultiLobeModel | None, mine: bool) -> LobeView:
     return replace(view, usable=lobe.id in model.bank, fault=model.lobes.fault(lobe.id), pinned=pinned)
 
 
-def router_view(router: Router, fit: Fit | None = None, *, stale: bool = False, why: str = "", job_id: str = "") -> RouterView:
+def router_view(
+    router: Router, fit: Fit | None = None, *, stale: bool = False, why: str = "", job_id: str = ""
+) -> RouterView:
     """A router and its last fit.
 
     Args:

@@ -35,6 +35,7 @@ class Base:
     fingerprint: str
     features: Mapping[str, tuple[int, int]]
 
+
 @contextmanager
 def open_bundle(path: Path | str, scratch_in: Path | None = None) -> Iterator[Bundle]:
     """Open a bundle's folder or zip file, ours or one of `multilobe` 0.1.0. Its files may vanish when the block ends.

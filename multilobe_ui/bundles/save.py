@@ -73,7 +73,9 @@ def _write(root: Path, lobes: Sequence[Lobe], fits: Mapping[str, Fit], manifest:
         write_card(folder, replace(lobe.card, owner="", adapter=adapter))
         entry = entry_of(folder, lobe.name)
         if lobe.card.adapter.get(SHA256, entry.files[WEIGHTS_FILE]) != entry.files[WEIGHTS_FILE]:
-            raise AdapterError(f"The weights of {lobe.name!r} are not those of the bundle that it came in. Load that again.")
+            raise AdapterError(
+                f"The weights of {lobe.name!r} are not those of the bundle that it came in. Load that again."
+            )
         entries.append(entry)
     for name, fit in fits.items():
         write_fit(root / "routers" / name, fit)

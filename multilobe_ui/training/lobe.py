@@ -31,6 +31,7 @@ from ..lobes.adapter import WEIGHTS_FILE
 from ..settings import TrainingConfig
 from .adapters import adapter_tensors, as_list, begin_from, lora_twin, save_adapter
 from .batches import Batch, TokenRows, make_batch, mean_answer_loss, packs_exactly, token_losses
+from .loop import schedule
 
 
 @dataclass(frozen=True)
@@ -381,11 +382,3 @@ class _Run:
         whole = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**whole, "state": moments})
         return True
-
-
-def schedule(step: int, steps: int, warmup_fraction: float) -> float:
-    """Factor on the peak learning rate: linear warm-up, then a cosine that reaches zero after the last step."""
-    warmup = max(1, round(steps * warmup_fraction))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

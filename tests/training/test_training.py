@@ -30,7 +30,8 @@ from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.settings import SamplingConfig, TrainingConfig, suggested_epochs, suggested_learning_rate
 from multilobe_ui.training.batches import TokenRows, make_batch, mean_answer_loss
-from multilobe_ui.training.lobe import StepRecord, TrainingResult, schedule, train_lobe
+from multilobe_ui.training.lobe import StepRecord, TrainingResult, train_lobe
+from multilobe_ui.training.loop import schedule
 
 BASICS: dict[str, Any] = {
     "epochs": 2,

@@ -16,30 +16,22 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.utils import set_peft_model_state_dict
 from torch import Tensor
 
 from ...base.backbone import Backbone
 from ...data.dataset import split
 from ...data.examples import Example
 from ...errors import MultiLobeError, RoutingError
-from ...files import new_folder
-from ...lobes.bank import LobeBank
-from ...lobes.deltas import Matrices
 from ...progress import Progress
-from ...settings import TrainingConfig
-from ...training.adapters import adapter_tensors, lora_twin, save_adapter
-from ...training.batches import PACKED_TOKENS, TokenRows, make_batch, packs_exactly, token_losses
-from ...training.lobe import schedule
+from ...training.batches import TokenRows
+from ...training.loop import Best, descend, schedule
 from .features import TIERS, scaled, score, tier_of
+from .loras import TierLoras
 from .network import ComplexitySettings, Scale, TierNetwork, expert_rate
 from .training import RouterMLP, TierRows, calibrated_temperature, load, report, router_loss, tier_weights, train_router
 
@@ -156,77 +148,6 @@ class _Part:
         return np.asarray(means, np.float32)
 
 
-class _Experts:
-    """A LoRA for each tier, made, named and saved by PEFT and run by the bank."""
-
-    def __init__(self, backbone: Backbone, tiers: Sequence[str], settings: ComplexitySettings) -> None:
-        self.backbone, self.tiers = backbone, tuple(tiers)
-        self.bank = LobeBank(backbone)
-        self.models = []
-        for i, _ in enumerate(self.tiers):
-            config = TrainingConfig(
-                lora_r=settings.lora_r,
-                lora_alpha=settings.lora_alpha,
-                lora_dropout=0.0,  # the bank's formula has none
-                target_modules=settings.target_modules,
-                seed=(settings.seed + i) % 2**32,
-            )
-            self.models.append(lora_twin(backbone, config))
-        self.parameters = [p for model in self.models for p in model.parameters() if p.requires_grad]
-        self.packs = packs_exactly(backbone)
-
-    def losses(self, tokens: TokenRows, numbers: Array, weights: Tensor) -> Tensor:
-        """NLL (labels,) of every answer token of the rows `numbers` under weights (rows, tiers), with gradients."""
-        live = [_matrices(model) for model in self.models]
-        lengths = [tokens.length(int(i)) for i in numbers]
-        parts = _fitting(lengths, PACKED_TOKENS) if self.packs else [slice(None)]  # short sequences need no padding
-        losses = []
-        for part in parts:
-            batch = make_batch([tokens.row(int(i)) for i in numbers[part]], 0.0, self.packs, self.backbone)
-            by_row = weights[part].to(self.backbone.device)
-            if batch.packed:  # rows in one sequence: a row begins where the position ids do
-                by_row = by_row[(batch.inputs["position_ids"] == 0).cumsum(1) - 1]
-            run = partial(self.bank.run_live, live, by_row)
-            losses.append(token_losses(run, self.backbone, batch))
-        return torch.cat(losses)
-
-    @torch.no_grad()
-    def mean_loss(self, tokens: TokenRows, numbers: Array, weights: Tensor) -> float:
-        """Mean NLL per answer token, in nats, of the rows `numbers` under weights (rows, tiers); zeros are the base."""
-        order = np.argsort(
-            [tokens.length(int(i)) for i in numbers], kind="stable"
-        )  # rows of a length make an even batch
-        groups = [order[i : i + 8] for i in range(0, len(order), 8)]
-        parts = [self.losses(tokens, numbers[group], weights[torch.from_numpy(group)]) for group in groups]
-        return float(torch.cat(parts).mean())
-
-    def snapshot(self) -> list[dict[str, Tensor]]:
-        return [{k: v.detach().clone() for k, v in adapter_tensors(model).items()} for model in self.models]
-
-    def restore(self, snapshot: Sequence[dict[str, Tensor]]) -> None:
-        for model, tensors in zip(self.models, snapshot, strict=True):
-            set_peft_model_state_dict(model, tensors)
-
-    def save(self, folder: Path, tiers: Sequence[str]) -> dict[str, Path]:
-        """Write plain PEFT adapters; returns their folders."""
-        for tier, model in zip(self.tiers, self.models, strict=True):
-            if tier in tiers:
-                with new_folder(folder / tier) as temporary:
-                    save_adapter(model, temporary, self.backbone.name)
-        return {tier: folder / tier for tier in tiers}
-
-
-def _matrices(model: Any) -> Matrices:
-    """A PEFT model's live LoRA matrices as the bank wants them: by the base's module name, B with the scaling folded in."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, module in model.base_model.model.named_modules():
-        if isinstance(module, LoraLayer):
-            a: Any = module.lora_A["default"].weight
-            b: Any = module.lora_B["default"].weight
-            found[name] = (a, b * module.scaling["default"])
-    return found
-
-
 class _Run:
     """The state of one training of router and experts."""
 
@@ -256,11 +177,11 @@ class _Run:
 
         torch.manual_seed(settings.seed)
         self.router = RouterMLP(self.train.seen.x.shape[1], settings.hidden, settings.low, settings.high)
-        self.experts: _Experts | None = None
+        self.experts: TierLoras | None = None
         per_epoch = math.ceil(len(self.train.answered) / settings.batch_size)
         self.lengths = [settings.router_epochs, per_epoch * settings.expert_epochs, per_epoch * settings.joint_epochs]
         if backbone is not None and per_epoch:
-            self.experts = _Experts(backbone, TIERS, settings)
+            self.experts = TierLoras(backbone, TIERS, settings)
             self.expert_rate = settings.expert_learning_rate or expert_rate(backbone.hidden_size)
         else:
             self.lengths[1:] = [0, 0]
@@ -332,9 +253,8 @@ class _Run:
     ) -> Iterator[Progress]:
         """Optimizer steps of a phase; afterwards router and experts are as they were when the validation loss was lowest."""
         peaks = [group["lr"] for group in optimizer.param_groups]
-        lowest = self._validation_loss()
-        best = self._live.snapshot(), self.router.arrays()
-        yield self._record(phase, _measured("held_out_loss", lowest))
+        best = Best(lambda: (self._live.snapshot(), self.router.arrays()), self._validation_loss())
+        yield self._record(phase, _measured("held_out_loss", best.loss))
         for step in range(steps):
             # the experts' schedule spans both phases: a second warm-up would undo what the first has settled
             experts = schedule(step + self.lengths[1] * (number == 3), sum(self.lengths[1:]), WARMUP)
@@ -351,13 +271,13 @@ class _Run:
             if last or (step + 1) % max(1, steps // EVALUATIONS) == 0:
                 loss = self._validation_loss()
                 values |= _measured("held_out_loss", loss)
-                if loss < lowest:
-                    lowest, best = loss, (self._live.snapshot(), self.router.arrays())
+                best.offer(loss)
             yield self._record(phase, values)
             if last:
                 break
-        self._live.restore(best[0])
-        load(self.router, best[1])
+        loras, network = best.state
+        self._live.restore(loras)
+        load(self.router, network)
 
     def _optimize(
         self,
@@ -369,17 +289,11 @@ class _Run:
         rows = self.train.seen[torch.from_numpy(self.train.answered[numbers])]
         weights, own, values = weigh(rows)
         answers = self._live.losses(self.train.tokens, numbers, weights).mean()
-        total = answers if own is None else answers + own.to(answers.device)
-        optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        for group in optimizer.param_groups:
-            norm = torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
-            if not bool(torch.isfinite(norm)):
-                raise MultiLobeError(
-                    f"The loss is no longer a finite number at step {self.step + 1}. Lower the learning rates "
-                    f"({self.expert_rate:g} and {self.settings.router_learning_rate:g}) and start again."
-                )
-        optimizer.step()
+        total = answers
+        if own is not None:
+            total = answers + own.to(answers.device)
+        rates = f"({self.expert_rate:g} and {self.settings.router_learning_rate:g})"
+        descend(optimizer, total, f"Lower the learning rates {rates} and start again.", self.step)
         usage = weights.detach().mean(0).tolist()
         shares = {f"usage_{tier}": share for tier, share in zip(TIERS, usage, strict=True)}
         return {"loss": float(answers.detach()), **values, **shares}
@@ -392,7 +306,7 @@ class _Run:
         return order[place * size : (place + 1) * size]
 
     @property
-    def _live(self) -> _Experts:
+    def _live(self) -> TierLoras:
         assert self.experts is not None
         return self.experts
 
@@ -457,17 +371,6 @@ class _Run:
 def _measured(name: str, loss: float) -> dict[str, float]:
     """A loss in nats per token, and its perplexity."""
     return {name: loss, "perplexity": math.exp(min(loss, 700.0))}
-
-
-def _fitting(lengths: Sequence[int], most: int) -> list[slice]:
-    """Neighbours side by side, in parts of at most `most` tokens (or of one row that is longer)."""
-    starts, size = [0], 0
-    for i, length in enumerate(lengths):
-        if i > starts[-1] and size + length > most:
-            starts.append(i)
-            size = 0
-        size += length
-    return [slice(a, b) for a, b in pairwise([*starts, len(lengths)])]
 
 
 def _evenly(rows: Any, most: int) -> Any:

@@ -46,7 +46,9 @@ class ComplexitySettings:
         None, "Target modules", "Linear layers that get a LoRA. Empty: all."
     )  # all but the output head (for GPT-2: c_attn, c_proj, c_fc)
     hidden: int = setting(256, "Hidden", "Hidden units of the router.", low=1, high=65_536)
-    router_learning_rate: float = setting(1e-3, "Router learning rate", "Peak rate of the first phase.", above=0, below=1)
+    router_learning_rate: float = setting(
+        1e-3, "Router learning rate", "Peak rate of the first phase.", above=0, below=1
+    )
     expert_learning_rate: float | None = setting(
         5e-5, "Expert learning rate", "Peak rate of the experts. Empty: automatic.", above=0, below=1
     )
@@ -57,8 +59,12 @@ class ComplexitySettings:
     )
     router_epochs: int = setting(60, "Router epochs", "Passes of phase 1, the router alone.", low=1, high=10_000)
     """A pass takes a tenth of a second; the phase ends earlier when the held-out loss no longer falls."""
-    expert_epochs: int = setting(1, "Expert epochs", "Passes of phase 2, the experts alone; 0 leaves it out.", low=0, high=1000)
-    joint_epochs: int = setting(1, "Joint epochs", "Passes of phase 3, both together; 0 leaves it out.", low=0, high=1000)
+    expert_epochs: int = setting(
+        1, "Expert epochs", "Passes of phase 2, the experts alone; 0 leaves it out.", low=0, high=1000
+    )
+    joint_epochs: int = setting(
+        1, "Joint epochs", "Passes of phase 3, both together; 0 leaves it out.", low=0, high=1000
+    )
     batch_size: int = setting(8, "Batch size", "Rows in one step; lower it if memory runs out.", low=1, high=1024)
     max_length: int = setting(512, "Longest row (tokens)", "Longer rows are cut.", low=8, high=1_000_000)
     max_rows: int = setting(4000, "Most rows", "Most rows to learn from, evenly from all.", low=10)

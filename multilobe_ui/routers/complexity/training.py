@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ...routing.calibration import fit_temperature
+from ...training.loop import Best
 from .features import TIERS
 
 Array = np.ndarray[Any, Any]
 ROWS_PER_STEP = 64
+LEAST_GAIN = 1e-5
 PATIENCE = 15
 """Passes without a lower validation loss after which phase 1 ends."""
 WEIGHT_DECAY = 1e-2
@@ -148,7 +150,7 @@ def train_router(
     balance = tier_weights(train, router.tiers.out_features)
     judged_on = validation if len(validation) else train
     size = min(ROWS_PER_STEP, max(4, len(train) // 16))  # few rows make small steps, or there would be too few steps
-    best, lowest, since = router.arrays(), float("inf"), 0
+    best = Best(router.arrays)
     try:
         for epoch in range(epochs):
             router.train()
@@ -165,15 +167,12 @@ def train_router(
                 total += float(loss.total.detach()) * len(rows) / len(train)
             decay.step()
             judged = judge(router, judged_on, balance_weight, balance)
-            held_out = judged["held_out_loss"]
-            since += 1
-            if held_out < lowest - 1e-5:
-                best, lowest, since = router.arrays(), held_out, 0
+            best.offer(judged["held_out_loss"], LEAST_GAIN)
             yield {"loss": total, **judged}
-            if since >= PATIENCE:
+            if best.since >= PATIENCE:
                 return
     finally:
-        load(router, best)
+        load(router, best.state)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from ...settings import XLoraSettings, settings_of
 
 if TYPE_CHECKING:  # torch: not before a head is made
     from .mixer import ScalingHead, XLoraMixer
-    from .training import LabelledRow
+    from .rows import LabelledRow
 
 VERSION = 1
 FALSE_ABSTENTION = 0.03
@@ -213,7 +213,7 @@ class XLoraRouter(Router):
         return [n for n in self.context.lobes if n in rows and n in ids and len(rows[n].train_prompts)]
 
     def _labelled(self, names: Sequence[str]) -> tuple[list[LabelledRow], list[LabelledRow]]:
-        from .training import LabelledRow
+        from .rows import LabelledRow
 
         train: list[LabelledRow] = []
         held_out: list[LabelledRow] = []

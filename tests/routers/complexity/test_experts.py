@@ -20,8 +20,9 @@ from multilobe_ui.lobes.adapter import read_header
 from multilobe_ui.lobes.bank import LobeBank
 from multilobe_ui.lobes.weights import Mix
 from multilobe_ui.progress import Progress
-from multilobe_ui.routers.complexity.experts import EXPERTS, JOINT, ROUTER, ExpertsResult, _fitting, _Run, train_experts
+from multilobe_ui.routers.complexity.experts import EXPERTS, JOINT, ROUTER, ExpertsResult, _Run, train_experts
 from multilobe_ui.routers.complexity.features import FEATURES, TIERS, scaled, score, tier_of
+from multilobe_ui.routers.complexity.loras import _fitting
 from multilobe_ui.routers.complexity.network import ComplexitySettings, Scale, TierNetwork
 from multilobe_ui.routers.complexity.training import (
     RouterMLP,
@@ -228,7 +229,7 @@ class TestPhases:
         list(phases.expert_phase())
         numbers, weights = np.arange(6), torch.rand(6, 3)
         whole = phases._live.losses(phases.train.tokens, numbers, weights)
-        monkeypatch.setattr("multilobe_ui.routers.complexity.experts.PACKED_TOKENS", 60)
+        monkeypatch.setattr("multilobe_ui.routers.complexity.loras.PACKED_TOKENS", 60)
         torch.testing.assert_close(phases._live.losses(phases.train.tokens, numbers, weights), whole, atol=1e-5, rtol=1e-4)
         assert _fitting([30, 30, 20, 70, 10], 60) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 5)]
 
@@ -283,7 +284,7 @@ class TestResult:
             if targets:
                 assert header.target_modules == targets
             bank.register(tier, result.experts[tier])
-            from multilobe_ui.routers.complexity.experts import _matrices
+            from multilobe_ui.routers.complexity.loras import _matrices
 
             matrices = [_matrices(model) for model in live.models]
             expected = live.bank.run_live(matrices, torch.eye(3)[i : i + 1], input_ids=ids).logits

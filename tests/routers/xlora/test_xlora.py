@@ -30,7 +30,8 @@ from multilobe_ui.progress import Progress
 from multilobe_ui.routers import RoutingRows
 from multilobe_ui.routers.xlora.mixer import HeadShape, Reading, ScalingHead, XLoraMixer, last_hidden
 from multilobe_ui.routers.xlora.router import XLoraRouter
-from multilobe_ui.routers.xlora.training import HeadFit, LabelledRow, train_head
+from multilobe_ui.routers.xlora.rows import LabelledRow
+from multilobe_ui.routers.xlora.training import HeadFit, train_head
 from multilobe_ui.routing.decision import Mixing
 from multilobe_ui.routing.router import BankContext, FitOutcome, State
 from multilobe_ui.settings import SamplingConfig, XLoraSettings
