@@ -32,7 +32,7 @@ from ..base.fast import is_plain
 from ..base.fast.cache import keeps_all_tokens, new_cache
 from ..lobes.bank import LobeBank
 from ..lobes.weights import Mix
-from .decode import Request, Sampler, draw, stream_tokens
+from .decode import Request, Row, next_tokens, stream_tokens
 
 MOST_ROWS = 16
 CHUNK = 256
@@ -60,18 +60,11 @@ def _end_all() -> None:
         batch._end()
 
 
-class _Row:
-    """One answer on its way."""
+class _Row(Row):
+    """An answer whose tokens somebody reads in another thread."""
 
     def __init__(self, request: Request, bank: LobeBank) -> None:
-        backbone = bank.backbone
-        self.request = request
-        self.sampler = Sampler(request.sampling, backbone.device)
-        self.seen = list(request.ids)
-        self.limit = min(request.sampling.max_new_tokens, backbone.context_length - len(request.ids))
-        self.made = 0
-        self.ended = False
-        """The base has said that its answer ends."""
+        super().__init__(request, bank.backbone)
         self.left = threading.Event()
         """Whoever asked has gone."""
         self.out: queue.SimpleQueue[list[int] | BaseException | None] = queue.SimpleQueue()
@@ -81,12 +74,10 @@ class _Row:
 
     @property
     def over(self) -> bool:
-        return self.ended or self.made >= self.limit or self.request.stop.is_set() or self.left.is_set()
+        return super().over or self.left.is_set()
 
-    def add(self, token: int, now: float, apart: float) -> None:
-        """Take a token, and hand it out with those before it if the last hand-out was `apart` seconds ago."""
-        self.seen.append(token)
-        self.made += 1
+    def hand_out(self, token: int, now: float, apart: float) -> None:
+        """Hand a token out with those before it if the last hand-out was `apart` seconds ago."""
         self._ready.append(token)
         if now - self._handed_out >= apart:
             self._handed_out = now
@@ -259,13 +250,11 @@ class RunningBatch:
 
     def _draw(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Give out the rows' next tokens."""
-        drawn = draw([row.sampler for row in rows], logits, [row.seen for row in rows], [not row.over for row in rows])
+        drawn = next_tokens(rows, logits)
         now, apart = time.monotonic(), max(HAND_OUT_SECONDS, len(self._rows) / HAND_OUTS_A_SECOND)
         for row, token in zip(rows, drawn, strict=True):
-            if token is None or token in self._bank.backbone.stop_ids:
-                row.ended = True
-                continue
-            row.add(token, now, apart)
+            if token is not None:
+                row.hand_out(token, now, apart)
 
     def _fail(self, error: BaseException) -> None:
         for row in {*self._rows, *self._reading}:

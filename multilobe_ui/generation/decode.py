@@ -100,16 +100,10 @@ def _decoded(bank: LobeBank, requests: Sequence[Request]) -> Iterator[list[int |
     if len(requests) == 1:
         mix = Mix.of(requests[0].weights)
     ids, mask = pad_left([r.ids for r in requests], backbone.tokenizer.pad_token_id, backbone.device)
-    samplers = [Sampler(r.sampling, backbone.device) for r in requests]
-    seen = [list(r.ids) for r in requests]
-    limits = [min(r.sampling.max_new_tokens, backbone.context_length - len(r.ids)) for r in requests]
+    rows = [Row(request, backbone) for request in requests]
     cache = new_cache(backbone.config)
     padded = bool((mask == 0).any())
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    made, alive = 0, [True] * len(requests)
-
-    def still_going() -> list[bool]:
-        return [a and made < limit and not r.stop.is_set() for a, limit, r in zip(alive, limits, requests, strict=True)]
 
     while True:
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "logits_to_keep": 1}
@@ -120,24 +114,14 @@ def _decoded(bank: LobeBank, requests: Sequence[Request]) -> Iterator[list[int |
             inputs |= {"past_key_values": cache, "use_cache": True}
             output = bank.run(mix, **inputs) if run is None else run(bank, **inputs)
             logits = output.logits[:, -1].float()
-        tokens: list[int | None] = [None] * len(requests)
-        alive = still_going()
-        drawn = draw(samplers, logits, seen, alive)
-        for i, (request, token) in enumerate(zip(requests, drawn, strict=True)):
-            if token is None:
-                continue
-            if token in backbone.stop_ids:
-                alive[i] = False
-            else:
-                tokens[i] = token
-                seen[i].append(token)
-                if run is not None and run.weights is not None and request.watch is not None:
-                    request.watch(run.weights[i, -1].float().cpu())
-        made += 1
-        if not any(alive):
+        tokens = next_tokens(rows, logits)
+        for i, (request, token) in enumerate(zip(requests, tokens, strict=True)):
+            if token is not None and run is not None and run.weights is not None and request.watch is not None:
+                request.watch(run.weights[i, -1].float().cpu())
+        if all(row.ended for row in rows):
             return
         yield tokens
-        if not any(still_going()):
+        if all(row.over for row in rows):
             return
         pad = backbone.tokenizer.pad_token_id
         ids = torch.tensor([[pad if token is None else token] for token in tokens], device=backbone.device)
@@ -241,18 +225,46 @@ class Sampler:
         return int(torch.multinomial(logits.softmax(-1).cpu(), 1, generator=self._generator))
 
 
-def draw(
-    samplers: Sequence[Sampler], logits: Tensor, seen: Sequence[Sequence[int]], wanted: Sequence[bool]
-) -> list[int | None]:
-    """The next token of each row of logits (rows, vocabulary), None where it is not wanted."""
+class Row:
+    """One answer on its way.
+
+    Attributes:
+        seen: ids of the prompt and of the answer so far. limit, made: tokens of the answer, at most and so far.
+        ended: the base has emitted a stop token, or nobody wants more.
+    """
+
+    def __init__(self, request: Request, backbone: Backbone) -> None:
+        self.request, self.sampler = request, Sampler(request.sampling, backbone.device)
+        self.seen, self.stop_ids = list(request.ids), backbone.stop_ids
+        self.limit = min(request.sampling.max_new_tokens, backbone.context_length - len(request.ids))
+        self.made = 0
+        self.ended = False
+
+    @property
+    def over(self) -> bool:
+        return self.ended or self.made >= self.limit or self.request.stop.is_set()
+
+
+def next_tokens(rows: Sequence[Row], logits: Tensor) -> list[int | None]:
+    """Draw each row's next token from logits (rows, vocabulary) and note it there; None for rows that have ended."""
     # the likeliest tokens of all rows in one go: one kernel and one copy to Python instead of one for each row
-    likeliest = _likeliest(logits) if any(s.is_plain for s in samplers) else []
-    tokens: list[int | None] = [None] * len(samplers)
-    for i in [i for i, is_wanted in enumerate(wanted) if is_wanted]:
-        if samplers[i].is_plain:
-            tokens[i] = likeliest[i]
+    likeliest: list[int] = []
+    if any(row.sampler.is_plain for row in rows):
+        likeliest = _likeliest(logits)
+    tokens: list[int | None] = [None] * len(rows)
+    for i, row in enumerate(rows):
+        if row.over:
+            row.ended = True
+            continue
+        if row.sampler.is_plain:
+            token = likeliest[i]
         else:
-            tokens[i] = samplers[i].draw(logits[i : i + 1], seen[i])
+            token = row.sampler.draw(logits[i : i + 1], row.seen)
+        row.ended = token in row.stop_ids
+        if not row.ended:
+            tokens[i] = token
+            row.seen.append(token)
+            row.made += 1
     return tokens
 
 
