@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from ..model import MultiLobeModel
 from ..progress import Progress
 from ..routers import ROUTERS, Router
 from ..routing.corrections import Correction
-from ..routing.fits import Key, read_fit, write_fit
-from ..routing.router import RoutingContext, same_prompt
+from ..routing.fits import Fit, Key, read_fit, write_fit
+from ..routing.router import BankContext, RoutingContext, same_prompt
 from ..settings import check
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 
@@ -67,6 +67,23 @@ class Refit:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Tried:
+    """One router, fitted with the corrections.
+
+    Attributes:
+        trial: it. fit: what it learned. seconds: that this took.
+        now, before, after: whom the serving router, one fitted without the corrections, and `trial` choose, by row.
+    """
+
+    trial: Router
+    fit: Fit
+    seconds: float
+    now: list[str | None]
+    before: list[str | None]
+    after: list[str | None]
+
+
 def refitting(
     model: MultiLobeModel, settings: RefitSettings, *, data: Path | None, made: Path, stop: threading.Event
 ) -> Generator[Progress, None, Refit]:
@@ -78,69 +95,118 @@ def refitting(
         RoutingError: there is nothing to try.
     """
     started = time.perf_counter()
-    told = model.routers.corrections.all()
-    if not told:
+    corrections = model.routers.corrections.all()
+    if not corrections:
         raise RoutingError("There is no correction to learn from. Correct a prompt in the report card first.")
-    context, key = model.routers.context(told), model.routers.key(told)
-    plain, plain_key = model.routers.context(), model.routers.key()
     serving = {name: model.routers.named(name) for name in settings.routers or model.routers.names}
     serving = {name: router for name, router in serving.items() if router.is_fitted and router.learns_labels}
-    rows = _asked(load_rows(data) if data else own_rows(model), context, settings.most)
-    note = "" if data else flattery(rows)
+    corrected = model.routers.context(corrections), model.routers.key(corrections)
+    plain = model.routers.context(), model.routers.key()
+    rows, notes = _rows(model, data)
+    rows = _asked(rows, corrected[0], settings.most)
     steps = len(serving) * (len(rows) + 1)
-    found: dict[str, dict[str, Any]] = {}
-    decided: dict[str, tuple[list[str | None], list[str | None]]] = {}
-    trials: dict[str, Router] = {}
+    results: dict[str, dict[str, Any]] = {}
+    tried: dict[str, _Tried] = {}
     for number, (name, router) in enumerate(serving.items()):
         if stop.is_set():
             break
-        step, title = number * (len(rows) + 1), router.title
-        yield Progress(step, steps, f"Fitting {title} anew", {})
-        began, fit_now = time.perf_counter(), model.routers.fit_of(name)
+        fit_now = model.routers.fit_of(name)
         try:
-            trial, fit = model.routers.trial(name, context, key, stop)
-            seconds = time.perf_counter() - began
-            # what a person fits is the same after another fit to the same lobes; the others adjust without one
-            same = router.asks_for_fit and fit_now is not None and fit_now.key == plain_key
-            alike = router if same else model.routers.trial(name, plain, plain_key, stop)[0]
-            now, before, after = list[str | None](), list[str | None](), list[str | None]()
-            for i, row in enumerate(rows):
-                if stop.is_set():
-                    break
-                if i % AT_ONCE == 0:
-                    yield Progress(step + 1 + i, steps, f"Asking {title}", {})
-                now.append(router.route(row.prompt).chosen)
-                before.append(now[-1] if same else alike.route(row.prompt).chosen)
-                after.append(trial.route(row.prompt).chosen)
+            work = _trying(model, router, corrected, plain, rows, stop)
+            tried[name] = yield from _shifted(work, number * (len(rows) + 1), steps)
         except MultiLobeError as error:
-            found[name] = {"title": title, "error": str(error)}
+            results[name] = {"title": router.title, "error": str(error)}
             continue
-        write_fit(made / name, fit)
-        trials[name], decided[name] = trial, (before, after)
-        wanted = [row.lobe for row in rows]
-        added, gone = _came_and_went(fit_now.key if fit_now else plain_key, plain_key)
-        found[name] = {
-            "title": title,
-            "now": _right(now, wanted),
-            "before": _right(before, wanted),
-            "after": _right(after, wanted),
-            "of": len(after),
-            "added": added,
-            "gone": gone,
-            "seconds": seconds,
-            "error": "",
-        }
-    first = next(iter(decided), "")
+        write_fit(made / name, tried[name].fit)
+        results[name] = _result(router, fit_now, plain[1], tried[name], rows)
+    first = next(iter(tried), "")
     yield Progress(steps, steps, "Comparing", {})
+    changed: list[dict[str, Any]] = []
+    if first:
+        changed = _changed(rows, tried[first].before, tried[first].after)
     return Refit(
-        routers=found,
-        corrections=_corrected(model, told, trials.get(first), first),
-        changed=_changed(rows, *decided[first]) if first else [],
-        ids=[correction.id for correction in told],
+        routers=results,
+        corrections=_corrected(model, corrections, tried.get(first), first),
+        changed=changed,
+        ids=[correction.id for correction in corrections],
         stopped=stop.is_set(),
         seconds=time.perf_counter() - started,
-        notes=[note] if note else [],
+        notes=notes,
     )
+
+
+def _rows(model: MultiLobeModel, data: Path | None) -> tuple[list[LabelledRow], list[str]]:
+    """The prompts that are asked, and what to know of them: a person's, else the lobes' own."""
+    if data is not None:
+        return load_rows(data), []
+    rows = own_rows(model)
+    note = flattery(rows)
+    return rows, [note] * bool(note)
+
+
+def _trying(
+    model: MultiLobeModel,
+    router: Router,
+    corrected: tuple[BankContext, Key],
+    plain: tuple[BankContext, Key],
+    rows: Sequence[LabelledRow],
+    stop: threading.Event,
+) -> Generator[Progress, None, _Tried]:
+    """Fit one router with the corrections, and ask it and the others about the rows; steps count from 0."""
+    yield Progress(0, 0, f"Fitting {router.title} anew", {})
+    began, fit_now = time.perf_counter(), model.routers.fit_of(router.name)
+    trial, fit = model.routers.trial(router.name, *corrected, stop)
+    seconds = time.perf_counter() - began
+    uncorrected = router
+    # what a person fits is the same after another fit to the same lobes; the others adjust without one
+    if not (router.asks_for_fit and fit_now is not None and fit_now.key == plain[1]):
+        uncorrected, _ = model.routers.trial(router.name, *plain, stop)
+    tried = _Tried(trial, fit, seconds, [], [], [])
+    for i, row in enumerate(rows):
+        if stop.is_set():
+            break
+        if i % AT_ONCE == 0:
+            yield Progress(1 + i, 0, f"Asking {router.title}", {})
+        tried.now.append(router.route(row.prompt).chosen)
+        if uncorrected is router:
+            tried.before.append(tried.now[-1])
+        else:
+            tried.before.append(uncorrected.route(row.prompt).chosen)
+        tried.after.append(trial.route(row.prompt).chosen)
+    return tried
+
+
+def _shifted(
+    work: Generator[Progress, None, _Tried], first: int, steps: int
+) -> Generator[Progress, None, _Tried]:
+    """Part of a longer work: its steps count from `first` of `steps`."""
+    while True:
+        try:
+            progress = next(work)
+        except StopIteration as end:
+            tried: _Tried = end.value
+            return tried
+        yield replace(progress, step=first + progress.step, steps=steps)
+
+
+def _result(router: Router, fit: Fit | None, key: Key, tried: _Tried, rows: Sequence[LabelledRow]) -> dict[str, Any]:
+    """What `Refit.routers` says of one router."""
+    wanted = [row.lobe for row in rows]
+    then = key
+    if fit is not None:
+        then = fit.key
+    added, gone = _came_and_went(then, key)
+    return {
+        "title": router.title,
+        "now": _right(tried.now, wanted),
+        "before": _right(tried.before, wanted),
+        "after": _right(tried.after, wanted),
+        "of": len(tried.after),
+        "added": added,
+        "gone": gone,
+        "seconds": tried.seconds,
+        "error": "",
+    }
 
 
 def keep_refit(model: MultiLobeModel, ids: Sequence[str], made: Path) -> None:
@@ -175,9 +241,9 @@ def _came_and_went(then: Key, now: Key) -> tuple[list[str], list[str]]:
 
 
 def _corrected(
-    model: MultiLobeModel, told: Sequence[Correction], trial: Router | None, name: str
+    model: MultiLobeModel, corrections: Sequence[Correction], tried: _Tried | None, name: str
 ) -> list[dict[str, Any]]:
-    if trial is None:
+    if tried is None:
         return []
     lobes = {lobe.id: lobe.name for lobe in model.lobes}
     return [
@@ -185,9 +251,9 @@ def _corrected(
             "prompt": c.prompt,
             "lobe": lobes.get(c.lobe),
             "before": model.route(c.prompt, name).chosen,
-            "after": trial.route(c.prompt).chosen,
+            "after": tried.trial.route(c.prompt).chosen,
         }
-        for c in told
+        for c in corrections
     ]
 
 

@@ -38,13 +38,22 @@ def delta_errors(merged: Matrices, parts: Sequence[Matrices], weights: Sequence[
     for module, made in merged.items():
         exact = [(a, b * w) for own, w in zip(parts, weights, strict=True) if module in own for a, b in [own[module]]]
         difference, size = _norm([(made[0], -made[1]), *exact]), _norm(exact)
-        layers[module] = difference / size if size > 0 else math.inf if difference > 0 else 0.0
+        layers[module] = _relative(difference, size)
         off, whole = math.hypot(off, difference), math.hypot(whole, size)
     if whole <= 1e-7 * math.hypot(
         *(w * _norm([pair]) for own, w in zip(parts, weights, strict=True) for pair in own.values())
     ):
         raise AdapterError("With these weights the lobes cancel out: their weighted sum is zero. Change a weight.")
     return layers, off / whole
+
+
+def _relative(difference: float, size: float) -> float:
+    """A difference as a share of what it differs from; infinite where that is nothing."""
+    if difference == 0:
+        return 0.0
+    if size == 0:
+        return math.inf
+    return difference / size
 
 
 def _norm(products: Sequence[tuple[Tensor, Tensor]]) -> float:

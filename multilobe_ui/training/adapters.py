@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,24 @@ def lora_twin(backbone: Backbone, config: TrainingConfig) -> PeftModel:
     Raises:
         ConfigError: target_modules names no linear layer of the base.
     """
-    targets = config.target_modules
+    targets: Any = config.target_modules
+    if targets is None:
+        targets = "all-linear"
+    elif not isinstance(targets, str):
+        targets = list(targets)
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules="all-linear" if targets is None else targets if isinstance(targets, str) else list(targets),
+        target_modules=targets,
         use_rslora=config.use_rslora,
         task_type="CAUSAL_LM",
     )
     layers = linear_features(backbone.model)
-    named = () if targets is None or isinstance(targets, str) else targets
+    named: Sequence[str] = ()
+    if isinstance(targets, list):
+        named = targets
     try:
         model = get_peft_model(backbone.twin(), lora)  # type: ignore[arg-type]
         fits = all(any(layer == t or layer.endswith(f".{t}") for layer in layers) for t in named)
@@ -48,7 +55,7 @@ def lora_twin(backbone: Backbone, config: TrainingConfig) -> PeftModel:
         fits = False
     if not fits:
         there = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in layers}))
-        raise ConfigError(f"target_modules is {targets!r}; the linear layers of this base are {there}.")
+        raise ConfigError(f"target_modules is {config.target_modules!r}; the linear layers of this base are {there}.")
     return model  # type: ignore[return-value]
 
 

@@ -186,7 +186,11 @@ def check_thresholds(low: float, high: float) -> None:
 
 def tier_of(value: float, low: float = LOW, high: float = HIGH) -> Tier:
     """The tier of a score."""
-    return "simple" if value < low else "medium" if value < high else "complex"
+    if value < low:
+        return "simple"
+    if value < high:
+        return "medium"
+    return "complex"
 
 
 class Analyser:
