@@ -1,4 +1,5 @@
-"""MultiLobe UI: train small LoRA "lobes" on a frozen language model, and let a router choose which one answers.
+"""MultiLobe UI: train small LoRA "lobes" on a frozen language model, and let a router choose which
+one answers.
 
     from multilobe_ui import MultiLobeModel
 

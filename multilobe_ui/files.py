@@ -1,4 +1,5 @@
-"""Small file habits that the whole package shares: JSON in and out, and replacing a file or folder in one step."""
+"""Small file habits that the whole package shares: JSON in and out, and replacing a file or folder
+in one step."""
 
 from __future__ import annotations
 
@@ -84,7 +85,8 @@ def set_aside(path: Path, what: str, why: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold `path` against other processes (and threads) that change it by this function; where a file system has no locks, not."""
+    """Hold `path` against other processes (and threads) that change it by this function; where a
+    file system has no locks, not."""
     with path.with_name(f".{path.name}.lock").open("a") as file:
         if fcntl is not None:
             with suppress(OSError):
@@ -101,7 +103,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that becomes `target` when the block succeeds and vanishes when it fails.
+    """A temporary folder beside `target` that becomes `target` when the block succeeds and vanishes
+    when it fails.
 
     An existing `target` is replaced, and comes back if the last rename fails.
     """

@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses. One line is a setting: its default, label, help and range.
 
-From that line come the check of a value, the field of a form, the option of the command line with its help, and the error
-that an API client gets.
+From that line come the check of a value, the field of a form, the option of the command line with
+its help, and the error that an API client gets.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class About:
     """What is known of a setting besides its type and default.
 
     Attributes:
-        label: in forms; "" keeps it out of them. help: a sentence or two. low, high: it may have these values. above, below: it
-            must not reach these.
+        label: in forms; "" keeps it out of them. help: a sentence or two. low, high: it may have
+            these values. above, below: it must not reach these.
     """
 
     label: str
@@ -80,7 +80,8 @@ def about(of: Field[Any]) -> About:
 
 
 def kind_of(settings: type[Any], name: str) -> tuple[type[Any], tuple[str, ...], bool]:
-    """(bool, int, float or str; the values that it may have, if it is one of several words; whether it may be empty)."""
+    """(bool, int, float or str; the values that it may have, if it is one of several words; whether
+    it may be empty)."""
     return _kinds(settings)[name]  # type: ignore[arg-type]
 
 
@@ -167,8 +168,8 @@ def settings_of(kind: type[T], values: Mapping[str, Any]) -> T:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How one lobe is trained. None is chosen for the base and the rows when training begins (`resolved`); the other defaults
-    are the peer's where it has them."""
+    """How one lobe is trained. None is chosen for the base and the rows when training begins
+    (`resolved`); the other defaults are the peer's where it has them."""
 
     epochs: int | None = setting(None, "Epochs", "How often all rows are read. Empty: automatic.", low=1, high=1000)
     learning_rate: float | None = setting(
@@ -219,8 +220,8 @@ class TrainingConfig:
         """These settings with a number in the place of every None.
 
         Args:
-            rows: how many are trained. hidden_size: width of the base. held_out_share: what takes the place of an automatic
-                validation_fraction.
+            rows: how many are trained. hidden_size: width of the base. held_out_share: what takes
+                the place of an automatic validation_fraction.
         """
         return replace(
             self,
@@ -293,7 +294,8 @@ class XLoraSettings:
 
 
 def budget_from_environment() -> float | None:
-    """MULTILOBE_MEMORY_MIB, the MiB that lobes may take in memory; None if it is not set. Raises ConfigError if it is no number."""
+    """MULTILOBE_MEMORY_MIB, the MiB that lobes may take in memory; None if it is not set. Raises
+    ConfigError if it is no number."""
     text = os.environ.get("MULTILOBE_MEMORY_MIB", "").strip()
     try:
         mib = float(text) if text else None
@@ -304,18 +306,21 @@ def budget_from_environment() -> float | None:
 
 
 def suggested_learning_rate(hidden_size: int) -> float:
-    """Peak LoRA learning rate for a base of this width: the power law through 2e-4 at 4,096 (common practice) and 3e-3 at 320
-    (measured on the built-in base); widths between are interpolated, not measured."""
+    """Peak LoRA learning rate for a base of this width: the power law through 2e-4 at 4,096 (common
+    practice) and 3e-3 at 320 (measured on the built-in base); widths between are interpolated, not
+    measured."""
     return float(f"{min(3e-3, 2e-4 * (4096 / max(1, hidden_size)) ** 1.062):.2g}")
 
 
 def suggested_epochs(rows: int) -> int:
-    """Passes over so many rows where nobody asks for others: 15, and one more for every 24 rows. Fewer than 55 rows are passed
-    as often as makes 900 rows in all, but at most 60 times; many rows as often as makes 5,200, but at least 3 times.
+    """Passes over so many rows where nobody asks for others: 15, and one more for every 24 rows.
+    Fewer than 55 rows are passed as often as makes 900 rows in all, but at most 60 times; many rows
+    as often as makes 5,200, but at least 3 times.
 
-    Measured on the built-in base with invented facts (`tests/facts.py`), answered word for word: of 60 rows 57 and 58 after 16
-    passes, 59 three times after 17 (37 s of one core), and 59 or 60 after 20 (43 s); with answers of 25 words 56 after 17. Of
-    120 rows 80 after 14 and 117 after 20; of 300 rows 112 after 17, so the limit of 5,200 is felt.
+    Measured on the built-in base with invented facts (`tests/facts.py`), answered word for word: of
+    60 rows 57 and 58 after 16 passes, 59 three times after 17 (37 s of one core), and 59 or 60
+    after 20 (43 s); with answers of 25 words 56 after 17. Of 120 rows 80 after 14 and 117 after 20;
+    of 300 rows 112 after 17, so the limit of 5,200 is felt.
     """
     rows = max(1, rows)
     wanted = min(60, max(15 + rows // 24, math.ceil(900 / rows)))

@@ -80,3 +80,18 @@ def test_what_a_package_names_is_there(package: str) -> None:
     assert [name for name in module.__all__ if getattr(module, name, None) is None] == []
     with pytest.raises(AttributeError, match="nobody"):
         module.nobody  # noqa: B018
+
+
+def test_the_readme_says_where_things_are() -> None:
+    """Who may delete a lobe, the page's CSS, how a GPU is chosen: each at the place that the README names, and nowhere else."""
+    text, package = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "multilobe_ui"
+    sources = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    places = {
+        "app/visitors.py": "belongs to somebody else or to the demo",
+        "base/device.py": "cuda.is_available()",
+    }
+    for place, sign in places.items():
+        assert f"`{place}`" in text
+        assert [name for name, source in sources.items() if sign in source] == [place]
+    assert "`ui/static/`" in text
+    assert {path.parent.name for path in package.rglob("*.css")} == {"static"}

@@ -1,4 +1,5 @@
-"""One answer in the chat: decided, decoded, told in events while it grows, and its cost noted, however it ends."""
+"""One answer in the chat: decided, decoded, told in events while it grows, and its cost noted,
+however it ends."""
 
 from __future__ import annotations
 

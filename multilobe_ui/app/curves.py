@@ -32,7 +32,8 @@ class Curves:
             return self._records(id).copy()
 
     def truncate(self, id: str, step: float) -> Records:
-        """Drop the records after `step`, and half a line that a killed process may have left; returns those that stay.
+        """Drop the records after `step`, and half a line that a killed process may have left;
+        returns those that stay.
 
         Raises:
             JobError: the disk is full.

@@ -38,10 +38,12 @@ class Desk:
         self.lab = LabDesk(lab, visitor)
 
     def change_base(self, name: str) -> None:
-        """Load another base model in the background: "builtin", a folder, or a hub id. The present one answers until then.
+        """Load another base model in the background: "builtin", a folder, or a hub id. The present
+        one answers until then.
 
         Raises:
-            ConfigError: the server is shared, or no name. BusyError: a lobe is training, or a base is loading.
+            ConfigError: the server is shared, or no name. BusyError: a lobe is training, or a base
+                is loading.
         """
         self.visitor.must_be_allowed("change the base")
         if self._runs.busy:
@@ -63,7 +65,8 @@ class Desk:
         """Queue a training run; the file is copied.
 
         Raises:
-            LobeError: the name is refused, taken, or waiting in the queue. DataError: the file's kind is not known.
+            LobeError: the name is refused, taken, or waiting in the queue. DataError: the file's
+                kind is not known.
         """
         job = self._runs.train(
             self._loading.store.check_free(name),
@@ -84,10 +87,12 @@ class Desk:
         *,
         data_name: str = "",
     ) -> JobView:
-        """Queue the fit of a router from the lobes' rows, or (complexity) from those of a file, which is copied.
+        """Queue the fit of a router from the lobes' rows, or (complexity) from those of a file,
+        which is copied.
 
         Raises:
-            ConfigError: no such router or setting, or a shared server where it would make lobes. JobError: it is being fitted.
+            ConfigError: no such router or setting, or a shared server where it would make lobes.
+                JobError: it is being fitted.
         """
         file = None
         if path is not None:
@@ -160,7 +165,8 @@ class Desk:
         return list(keyword.terms().get(self._loading.store.by_name(lobe).name, {}).items())
 
     def set_keyword_terms(self, lobe: str, terms: Sequence[str] | None) -> list[tuple[str, float]]:
-        """A person's words for a lobe; those that it had keep their weight. None, or no words, learns them again."""
+        """A person's words for a lobe; those that it had keep their weight. None, or no words,
+        learns them again."""
         self.visitor.must_be_allowed("change keywords")
         name, known = self._loading.store.by_name(lobe).name, dict(self.keyword_terms(lobe))
         chosen = {term: known.get(term, NEW_TERM_WEIGHT) for term in terms or ()}
@@ -244,7 +250,8 @@ class Desk:
         """Keep a lobe in memory, from now on and after a restart, or no longer.
 
         Raises:
-            ConfigError: the server is shared. LobeError: no such lobe on this base. AdapterError: it is damaged.
+            ConfigError: the server is shared. LobeError: no such lobe on this base. AdapterError:
+                it is damaged.
         """
         self.visitor.must_be_allowed("pin a lobe")
         model = self._loading.ready()

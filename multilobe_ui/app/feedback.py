@@ -1,4 +1,5 @@
-"""What people said about answers: thumbs in Chat, votes in Compare, kept as lines of `feedback.jsonl` in the home.
+"""What people said about answers: thumbs in Chat, votes in Compare, kept as lines of
+`feedback.jsonl` in the home.
 
     {"time", "prompt", "answer", "lobe", "liked"}                                             a thumb
     {"kind": "vote", "time", "prompt", "answers": [{"choice", "lobe", "text"}], "best": 0}    a vote; best is null for a tie
@@ -40,7 +41,8 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Voted:
-    """One of the answers of a vote. `choice` as in `comparison.Column`; `lobe` the heaviest lobe, None for the base."""
+    """One of the answers of a vote. `choice` as in `comparison.Column`; `lobe` the heaviest lobe,
+    None for the base."""
 
     choice: str
     lobe: str | None
@@ -49,7 +51,8 @@ class Voted:
 
 @dataclass(frozen=True)
 class Vote:
-    """An opinion of several answers to one prompt; `best` is the place of the winner, None for "no difference"."""
+    """An opinion of several answers to one prompt; `best` is the place of the winner, None for "no
+    difference"."""
 
     prompt: str
     answers: tuple[Voted, ...]
@@ -90,7 +93,8 @@ class Feedback:
         return self._journal.path
 
     def thumb(self, prompt: str, answer: str, lobe: str | None, liked: bool) -> None:
-        """Keep a thumb up or down for an answer of a lobe, or of the base (None). Raises ConfigError: a text is too long."""
+        """Keep a thumb up or down for an answer of a lobe, or of the base (None). Raises
+        ConfigError: a text is too long."""
         line = {"time": now(), "prompt": prompt, "answer": answer, "lobe": lobe, "liked": bool(liked)}
         if _opinion(line) is None:
             raise ConfigError(f"The opinion cannot be kept: its texts have more than {LONGEST:,} characters.")
@@ -100,7 +104,8 @@ class Feedback:
         """Keep which of several answers is best.
 
         Args:
-            answers: {"choice", "lobe", "text"} each, as in `Voted`. best: place in `answers`; None says that none is better.
+            answers: {"choice", "lobe", "text"} each, as in `Voted`. best: place in `answers`; None
+                says that none is better.
 
         Raises:
             ConfigError: fewer than two answers, one that is not of that form, or a best that is none of them.
@@ -123,11 +128,13 @@ class Feedback:
         return Counts(votes, len(opinions) - votes, damaged)
 
     def routing_rows(self, lobes: Collection[str] | None = None) -> list[dict[str, str | None]]:
-        """{"input", "lobe"}: prompts, each with the lobe that answered best; lobe None where the base won a vote.
+        """{"input", "lobe"}: prompts, each with the lobe that answered best; lobe None where the
+        base won a vote.
 
-        A liked answer of a lobe and a won vote say who should answer; a later word on the same prompt takes the place of an
-        earlier one, and a thumb down takes back what was said for that lobe. A mixture that won says nothing of one lobe, a
-        liked answer of the base nothing of the lobes, and a tie nothing at all.
+        A liked answer of a lobe and a won vote say who should answer; a later word on the same
+        prompt takes the place of an earlier one, and a thumb down takes back what was said for that
+        lobe. A mixture that won says nothing of one lobe, a liked answer of the base nothing of the
+        lobes, and a tie nothing at all.
 
         Args:
             lobes: leave out the rows of others, which have been deleted or renamed since.
@@ -150,7 +157,8 @@ class Feedback:
         return [{"input": prompt, "lobe": lobe or None} for prompt, lobe in known if lobe != ""]
 
     def training_rows(self, lobe: str | None = None) -> list[dict[str, str]]:
-        """{"input", "output"}: liked answers and winners of votes, each once; a later thumb down takes an answer out again.
+        """{"input", "output"}: liked answers and winners of votes, each once; a later thumb down
+        takes an answer out again.
 
         Args:
             lobe: only answers of that lobe; None is all, those of the base as well.

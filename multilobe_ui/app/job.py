@@ -41,8 +41,8 @@ Records = list[Record]
 class JobSpec:
     """What was asked for. `config` holds the settings as JSON; `data_name` is what the person calls the file.
 
-    `kind` is "lobe" (then `name` is the lobe's, `config` a TrainingConfig), "router" (then `name` is the router's) or "lab" (then
-    `name` is one of `lab.EXPERIMENTS`).
+    `kind` is "lobe" (then `name` is the lobe's, `config` a TrainingConfig), "router" (then `name`
+    is the router's) or "lab" (then `name` is one of `lab.EXPERIMENTS`).
     """
 
     name: str
@@ -60,9 +60,12 @@ class Job:
     """A job at one moment.
 
     Attributes:
-        created, started, finished: ISO 8601, UTC; "" if not yet. `started` is that of the last run, if resumed.
-        phase: what it is doing, in the runner's words. error: for a person. lobe_id: what it made, kept when resumed.
-        latest: the last record. best_validation_loss: the least after step 0. base_validation_loss: that of step 0.
+        created, started, finished: ISO 8601, UTC; "" if not yet. `started` is that of the last run,
+            if resumed.
+        phase: what it is doing, in the runner's words. error: for a person. lobe_id: what it made,
+            kept when resumed.
+        latest: the last record. best_validation_loss: the least after step 0. base_validation_loss:
+            that of step 0.
         place: 1 for the next in the queue; None if not queued.
     """
 

@@ -30,7 +30,8 @@ class Contents:
     """What the folder holds.
 
     Attributes:
-        jobs: by id. queue: ids of those that wait, in their order. broken: id and reason of folders that cannot be read.
+        jobs: by id. queue: ids of those that wait, in their order. broken: id and reason of folders
+            that cannot be read.
     """
 
     jobs: dict[str, Job]
@@ -110,7 +111,8 @@ class JobFolder:
             write_json(self.path / QUEUE_FILE, queue)
 
     def sweep(self) -> None:
-        """Remove jobs that are half submitted or half deleted, and what a killed process left half written in the others."""
+        """Remove jobs that are half submitted or half deleted, and what a killed process left half
+        written in the others."""
         for path in self.path.glob(".*"):
             if ID.match(path.name, 1):
                 shutil.rmtree(path, ignore_errors=True)

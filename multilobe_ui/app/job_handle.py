@@ -37,7 +37,8 @@ class Keeper(Protocol):
 
 
 class JobHandle:
-    """What a runner gets: where its files are and how to tell what happens. `stop` is set when it must end soon."""
+    """What a runner gets: where its files are and how to tell what happens. `stop` is set when it
+    must end soon."""
 
     def __init__(self, jobs: Keeper, id: str) -> None:
         self._jobs, self._id, self._saved = jobs, id, -math.inf
@@ -53,7 +54,8 @@ class JobHandle:
 
     @property
     def closing(self) -> bool:
-        """Whether it must end because the app does, not a person's stop: then leave the checkpoint and return ""."""
+        """Whether it must end because the app does, not a person's stop: then leave the checkpoint
+        and return ""."""
         return self._jobs.closed and self.job.state != "stopping"
 
     def record(self, record: Record) -> None:
@@ -100,9 +102,11 @@ class JobHandle:
         self._jobs.change(self._id, lambda job: replace(job, **fields))
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop the records after `step`, that of the checkpoint from which training goes on (-1: it begins anew)."""
+        """Drop the records after `step`, that of the checkpoint from which training goes on (-1: it
+        begins anew)."""
         self._jobs.truncate(self._id, step)
 
 
 Runner = Callable[[JobHandle], str]
-"""Does one job and returns the id of the lobe made, if any. Raises MultiLobeError for what a person can understand."""
+"""Does one job and returns the id of the lobe made, if any. Raises MultiLobeError for what a person
+can understand."""

@@ -1,9 +1,11 @@
-"""Jobs (a lobe to train, a router to fit, an experiment) that outlive the page, the process and SIGKILL: one runs, others queue.
+"""Jobs (a lobe to train, a router to fit, an experiment) that outlive the page, the process and
+SIGKILL: one runs, others queue.
 
     jobs/lock  queue.json  <id>/job.json  metrics.jsonl  data.jsonl  result.json  checkpoint/  made/  error.txt
 
-The worker thread owns every status; viewers only read. What a job does is the runner's business: nothing here knows of
-models. One process per folder has the lock and works; any other reads along, and takes over once the first has ended.
+The worker thread owns every status; viewers only read. What a job does is the runner's business:
+nothing here knows of models. One process per folder has the lock and works; any other reads along,
+and takes over once the first has ended.
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ class Jobs:
             return replace(self._jobs[id], place=self._places().get(id))
 
     def metrics(self, id: str) -> Records:
-        """The records so far, oldest first; do not change them. A call reads only what is new since the last."""
+        """The records so far, oldest first. A call reads only what is new since the last."""
         self.get(id)
         return self.curves.records(id)
 
@@ -138,7 +140,7 @@ class Jobs:
         return None
 
     def made(self, id: str) -> Path:
-        """Folder for files that the job leaves for later, such as an adapter that may be kept. Raises JobError."""
+        """Folder for files that the job leaves for later, such as an adapter. Raises JobError."""
         self.get(id)
         return self.folder / id / MADE_FOLDER
 
@@ -157,7 +159,8 @@ class Jobs:
     # ---- for people --------------------------------------------------------------------------------------------------
 
     def submit(self, spec: JobSpec, data: Path | None) -> Job:
-        """Queue a job with its own copy of `data`, if it has any. Raises JobError: no room, or another process works here."""
+        """Queue a job with its own copy of `data`, if it has any. Raises JobError: no room, or
+        another process works here."""
         self._check_own()
         id = secrets.token_hex(16)
         # through JSON, so that it looks now as it will after a restart
@@ -175,7 +178,7 @@ class Jobs:
         return self.get(id)
 
     def stop(self, id: str) -> Job:
-        """Ask the running job to end after its step and to keep what it has made. Asking twice is asking once."""
+        """Ask the running job to end after its step and to keep what it has made."""
         with self._queueing():
             self._put(replace(self._need(id, "stopped"), state="stopping"), strict=False)  # even on a full disk
             assert self._handle is not None
@@ -298,7 +301,8 @@ class Jobs:
         self.change(id, lambda job: replace(job, latest={}, best_validation_loss=None).after(kept))
 
     def _put(self, job: Job, *, save: bool = True, strict: bool = True) -> None:
-        """Keep a new state on disk, then in memory. Not strict: in memory even if the disk refuses. Needs the lock."""
+        """Keep a new state on disk, then in memory. Not strict: in memory even if the disk refuses.
+        Needs the lock."""
         try:
             if save:
                 self._disk.write(job)
@@ -312,7 +316,7 @@ class Jobs:
     # ---- one process works, others read along ------------------------------------------------------------------------
 
     def _own(self) -> bool:
-        """Own the folder unless a live process does, and recover what a dead one left. Cheap once it is ours."""
+        """Own the folder unless a live process does, and recover what a dead one left."""
         with self._lock:
             if self._disk.is_ours or self._thread is None or self.closed:
                 return self._disk.is_ours

@@ -1,4 +1,5 @@
-"""Files of JSON lines that grow at their end: the curve of a run, what people said of answers, what answers cost."""
+"""Files of JSON lines that grow at their end: the curve of a run, what people said of answers, what
+answers cost."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Journal:
         self._inode = self._end = 0
 
     def append(self, value: Any) -> int:
-        """Add a line by one write, so that lines of other processes stay whole. Returns the size of the file in bytes.
+        """Add a line by one write, so that lines of other processes stay whole. Returns the size of
+        the file in bytes.
 
         Raises:
             OSError: the disk refuses.
@@ -44,8 +46,9 @@ class Journal:
         return end + len(line)
 
     def news(self) -> tuple[bool, list[Any]]:
-        """(whether it is another file than before, so that what was read of it holds no longer; the values of the whole lines
-        that are new, `DAMAGED` for one that is no JSON). A file that is gone, or cannot be read, is another one without lines."""
+        """(whether it is another file than before, so that what was read of it holds no longer; the
+        values of the whole lines that are new, `DAMAGED` for one that is no JSON). A file that is
+        gone, or cannot be read, is another one without lines."""
         try:
             with self.path.open("rb") as file:
                 state = os.fstat(file.fileno())

@@ -1,7 +1,8 @@
-"""The Lab: experiments that run as jobs of the studio, so that they show progress, can be stopped, and outlive the page.
+"""The Lab: experiments that run as jobs of the studio, so that they show progress, can be stopped,
+and outlive the page.
 
-An experiment is a generator of `Progress` that returns a result with `to_json`; what it is belongs to `evaluation` and
-`composition`. Here it is queued, run, and its result found again.
+An experiment is a generator of `Progress` that returns a result with `to_json`; what it is belongs
+to `evaluation` and `composition`. Here it is queued, run, and its result found again.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class Result(Protocol):
 class Run(Protocol):
     """An experiment at work.
 
-    `settings` is an instance of the experiment's own class; `data` what `labelled.write_rows` wrote, if a person gave rows; `made`
-    a folder, not there yet, for files that are to stay with the result; `stop` asks for an early end with what there is.
+    `settings` is an instance of the experiment's own class; `data` what `labelled.write_rows`
+    wrote, if a person gave rows; `made` a folder, not there yet, for files that are to stay with
+    the result; `stop` asks for an early end with what there is.
     """
 
     def __call__(
@@ -53,11 +55,13 @@ class Run(Protocol):
 
 @dataclass(frozen=True)
 class Experiment:
-    """One kind of experiment. What it needs of the package is named, and imported when it is asked for: it brings torch.
+    """One kind of experiment. What it needs of the package is named, and imported when it is asked
+    for: it brings torch.
 
     Attributes:
         title: what a person calls it. module: where it is.
-        settings_name: frozen dataclass of what may be set, all with defaults, checked as it is made. run_name: does it.
+        settings_name: frozen dataclass of what may be set, all with defaults, checked as it is
+            made. run_name: does it.
         needs_label: whether rows that are given must say whose they are.
         alone: on a shared server only the owner of the machine may run it: it takes long, or makes lobes.
     """
@@ -102,7 +106,8 @@ def experiment_named(name: str) -> Experiment:
 
 
 class Lab:
-    """What all visitors of the Lab share; what one of them starts or keeps is a verb of their `lab_desk.LabDesk`.
+    """What all visitors of the Lab share; what one of them starts or keeps is a verb of their
+    `lab_desk.LabDesk`.
 
     Args:
         jobs: where experiments run. loading: the model. feedback: where votes go. ledger: what answers cost.
@@ -122,7 +127,8 @@ class Lab:
         return Path(self._exports.name)
 
     def result(self, job_id: str) -> Mapping[str, Any] | None:
-        """What an experiment found, as its result's `to_json`; None if it has not ended. Raises JobError if there is none."""
+        """What an experiment found, as its result's `to_json`; None if it has not ended. Raises
+        JobError if there is none."""
         found = self.jobs.result(job_id)
         if isinstance(found, Mapping):
             return found
@@ -164,7 +170,8 @@ class Lab:
     # ---- corrections ------------------------------------------------------------------------------------------------------
 
     def corrections(self) -> list[dict[str, Any]]:
-        """What people have said of prompts, oldest first: {"id", "prompt", "lobe" (None: none fits), "was", "created", "kept"}.
+        """What people have said of prompts, oldest first: {"id", "prompt", "lobe" (None: none
+        fits), "was", "created", "kept"}.
 
         Raises:
             BusyError: the base model is still loading; a page that is being built does not wait for it.
@@ -202,7 +209,8 @@ class Lab:
         seed: int = 0,
         skip_bad: bool = True,
     ) -> OverlapReport:
-        """How a file sits among the lobes: see `evaluation.overlap`. Of a very long one the first rows, which are not split.
+        """How a file sits among the lobes: see `evaluation.overlap`. Of a very long one the first
+        rows, which are not split.
 
         Raises:
             DataError: it cannot be read. ConfigError: validation_fraction is out of range.

@@ -40,7 +40,8 @@ class LabDesk:
             rows_of: id of an earlier run whose rows to take instead.
 
         Raises:
-            ConfigError: no such experiment or setting, a value out of range, or a shared server that does not run it.
+            ConfigError: no such experiment or setting, a value out of range, or a shared server
+                that does not run it.
             DataError: a file cannot be read, or has labels that are no lobes.
         """
         experiment, jobs = experiment_named(name), self._lab.jobs
@@ -65,16 +66,18 @@ class LabDesk:
         return self._view(jobs.submit(spec, None))
 
     def runs(self, name: str) -> list[JobView]:
-        """Every run of an experiment, newest first; on a shared server not those on rows that somebody else has brought."""
+        """Every run of an experiment, newest first; on a shared server not those on rows that
+        somebody else has brought."""
         jobs = [job for job in self._lab.jobs.list() if job.spec.kind == KIND and job.spec.name == name]
         return [self._view(job) for job in jobs if self._may_see(job)]
 
     def export_feedback(self, kind: str) -> Path:
-        """What people said, as a JSONL file in a temporary folder: "routing" for labelled prompts of the present lobes,
-        "training" for a training set.
+        """What people said, as a JSONL file in a temporary folder: "routing" for labelled prompts
+        of the present lobes, "training" for a training set.
 
         Raises:
-            ConfigError: another kind, or a shared server: these are the words of others. DataError: there is none yet.
+            ConfigError: another kind, or a shared server: these are the words of others. DataError:
+                there is none yet.
         """
         self._visitor.must_be_allowed("export feedback")
         name, lobes = "training-set", None
@@ -85,7 +88,8 @@ class LabDesk:
         return target
 
     def correct(self, prompt: str, lobe: str | None, was: str = "") -> None:
-        """Say who should answer a prompt: a lobe, or None for the base model. It counts once a refit with it has been kept.
+        """Say who should answer a prompt: a lobe, or None for the base model. It counts once a
+        refit with it has been kept.
 
         Raises:
             ConfigError: a shared server, or a prompt that is empty or too long. LobeError: no such lobe.
@@ -100,7 +104,8 @@ class LabDesk:
         """Put the corrections of a run of "refit" in force, with the fits that it made.
 
         Raises:
-            ConfigError: a shared server. JobError: no such run. RoutingError: lobes or corrections have changed since.
+            ConfigError: a shared server. JobError: no such run. RoutingError: lobes or corrections
+                have changed since.
         """
         self._visitor.must_be_allowed("keep corrections")
         with self._lab.keeping:
@@ -125,7 +130,8 @@ class LabDesk:
             routed: let routers choose it, by rows of its parents.
 
         Raises:
-            JobError: no such run, somebody else's, not a merge that has ended, or kept already. LobeError: the name is taken.
+            JobError: no such run, somebody else's, not a merge that has ended, or kept already.
+                LobeError: the name is taken.
         """
         job = self._lab.jobs.get(job_id)
         self._visitor.must_be_allowed("keep a merge", owner=job.spec.owner)

@@ -2,8 +2,9 @@
 
 ledger.jsonl   a line for each answer, appended; never a prompt, an answer, or who asked
 
-The file does not grow for ever: beyond LIMIT bytes the older half of its answers is folded into one line for each router, which
-keeps every count and sum as it was. Medians are then of the answers that still have a line of their own.
+The file does not grow for ever: beyond LIMIT bytes the older half of its answers is folded into one
+line for each router, which keeps every count and sum as it was. Medians are then of the answers
+that still have a line of their own.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class Cost:
     """What one answer cost.
 
     Attributes:
-        time: ISO 8601, UTC. router, stage: who decided. lobes: names of those that answered, heaviest first; none for the base.
-        route_ms: of the decision; None where a person decided. first_token_ms: from the question to the first token, routing
-            and reading the prompt included; None if there was none.
+        time: ISO 8601, UTC. router, stage: who decided. lobes: names of those that answered,
+            heaviest first; none for the base.
+        route_ms: of the decision; None where a person decided. first_token_ms: from the question to
+            the first token, routing and reading the prompt included; None if there was none.
         seconds: of generation, reading the prompt included. tokens_per_second: of the answer, in that time.
-        resident, resident_bytes: names of the lobes whose matrices were in memory when it ended, and what they take there.
+        resident, resident_bytes: names of the lobes whose matrices were in memory when it ended,
+            and what they take there.
         stopped: it was cut short, by a person or by an error.
     """
 
@@ -107,7 +110,8 @@ class _Sums:
 
 
 class Ledger:
-    """The ledger of one home. Safe to use from several threads; a file that is damaged is read as far as it makes sense."""
+    """The ledger of one home. Safe to use from several threads; a file that is damaged is read as
+    far as it makes sense."""
 
     def __init__(self, path: Path) -> None:
         self._journal = Journal(path)
@@ -116,7 +120,8 @@ class Ledger:
         self._forget()
 
     def add(self, cost: Cost) -> None:
-        """Note one answer. What cannot be written (a full disk) is logged: the answer matters more than its cost."""
+        """Note one answer. What cannot be written (a full disk) is logged: the answer matters more
+        than its cost."""
         with self._lock:
             try:
                 if self._journal.append(cost.to_json()) > LIMIT:
@@ -125,9 +130,9 @@ class Ledger:
                 log.warning("the cost of an answer was not written to %s: %s", self._journal.path.name, error)
 
     def totals(self) -> dict[str, dict[str, Any]]:
-        """For each router, the busiest first: replies, stopped, prompt_tokens, answer_tokens, seconds, route_ms and first_token_ms
-        (medians), route_ms_mean, tokens_per_second (of all answers in all their seconds), by_lobe (replies; "" is the base).
-        What is not known is None."""
+        """For each router, the busiest first: replies, stopped, prompt_tokens, answer_tokens,
+        seconds, route_ms and first_token_ms (medians), route_ms_mean, tokens_per_second (of all
+        answers in all their seconds), by_lobe (replies; "" is the base). What is not known is None."""
         with self._lock:
             self._read()
             if self._totals is None:

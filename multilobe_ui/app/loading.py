@@ -31,7 +31,8 @@ class Loading:
     """One base model and what is said about it. Safe to use from several threads.
 
     Args:
-        home: where the choice is remembered. base: name of the base; None takes the one chosen last, else the built-in one.
+        home: where the choice is remembered. base: name of the base; None takes the one chosen
+            last, else the built-in one.
         demo: install the demo lobes once in a new home. memory_budget_mib: see `Studio`.
 
     Attributes:
@@ -73,8 +74,8 @@ class Loading:
     def ready(self, timeout: float | None = 120.0) -> MultiLobeModel:
         """The model, waited for.
 
-        What needs torch is imported after this call, never before: two threads that import it at once see each other's half-made
-        modules, and the base would fail to load.
+        What needs torch is imported after this call, never before: two threads that import it at
+        once see each other's half-made modules, and the base would fail to load.
 
         Raises:
             BackboneError: it failed. BusyError: it takes longer than `timeout` seconds.

@@ -1,4 +1,5 @@
-"""Runs: lobes that are trained and routers that are fitted, queued as jobs and done on the jobs' thread with the present model."""
+"""Runs: lobes that are trained and routers that are fitted, queued as jobs and done on the jobs'
+thread with the present model."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ class Runs:
         return self.jobs.submit(spec, path)
 
     def fit(self, name: str, settings: Mapping[str, Any], path: Path | None, *, owner: str, data_name: str) -> Job:
-        """Queue the fit of a router from the lobes' rows, or (complexity) from those of a file, which is copied.
+        """Queue the fit of a router from the lobes' rows, or (complexity) from those of a file,
+        which is copied.
 
         Raises:
             ConfigError: no such router or setting. JobError: it is being fitted.
@@ -102,7 +104,8 @@ class Runs:
         }
 
     def _run(self, handle: JobHandle) -> str:
-        """What the jobs' thread does for a job, with every record written down; returns the id of the lobe made, if any."""
+        """What the jobs' thread does for a job, with every record written down; returns the id of
+        the lobe made, if any."""
         model, job = self._loading.ready(None), handle.job
         wanted = job.spec.extra.get("base", model.backbone.name)
         if wanted != model.backbone.name:
@@ -150,7 +153,8 @@ def _train(model: MultiLobeModel, handle: JobHandle) -> str:
 
 
 def _made_before(model: MultiLobeModel, job: Job) -> Lobe | None:
-    """The lobe that an earlier part of this run has made: by the run that its card names, or as the job remembers it."""
+    """The lobe that an earlier part of this run has made: by the run that its card names, or as the
+    job remembers it."""
     lobes = model.lobes.store.all()
     by_run = [lobe for lobe in lobes if lobe.card.data.get("run") == job.id]
     by_id = [lobe for lobe in lobes if job.lobe_id and lobe.id == job.lobe_id]

@@ -1,8 +1,9 @@
-"""Studio: what the process shares with all its visitors: the base model, the runs, the home folder, and the desks.
+"""Studio: what the process shares with all its visitors: the base model, the runs, the home folder,
+and the desks.
 
-It is put together of `Loading` (the base), `Runs` (jobs) and the Lab. Its own methods only read; whatever changes something,
-or looks different to different people, is a verb of their `desk`. All take and return plain values and raise only
-`MultiLobeError`.
+It is put together of `Loading` (the base), `Runs` (jobs) and the Lab. Its own methods only read;
+whatever changes something, or looks different to different people, is a verb of their `desk`. All
+take and return plain values and raise only `MultiLobeError`.
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ class Studio:
     Args:
         home: where lobes, jobs and calibrations live; None is MULTILOBE_HOME, else ~/.multilobe.
         base: name of the base model; None takes the one chosen last, else the built-in one.
-        shared: people may touch only what is theirs; None is true on Hugging Face Spaces and where MULTILOBE_SHARED=1.
+        shared: people may touch only what is theirs; None is true on Hugging Face Spaces and where
+            MULTILOBE_SHARED=1.
         demo: install the ready-made demo lobes into a new home.
-        memory_budget_mib: MiB that lobes may take in memory; None is MULTILOBE_MEMORY_MIB, else what was last set for the home.
+        memory_budget_mib: MiB that lobes may take in memory; None is MULTILOBE_MEMORY_MIB, else
+            what was last set for the home.
 
     Raises:
         ConfigError: a budget that is no number above 0; a home that cannot be made.
@@ -78,7 +81,8 @@ class Studio:
         return Desk(Visitor(visitor, self.shared), self.loading, self.runs, self.lab)
 
     def start(self) -> None:
-        """Load the base model and its lobes in the background, and begin to work on queued jobs; returns at once."""
+        """Load the base model and its lobes in the background, and begin to work on queued jobs;
+        returns at once."""
         self.loading.start()
         self.runs.jobs.start()
 
@@ -114,11 +118,13 @@ class Studio:
         mixing: Mixing = AUTO,
         weights: Mapping[str, float] | None = None,
     ) -> Iterator[ChatEvent]:
-        """Answer the last message: first an event with the decision, then the growing text, last one that is done.
+        """Answer the last message: first an event with the decision, then the growing text, last
+        one that is done.
 
         Args:
             choice: AUTOMATIC, BASE_ONLY, "lobe:NAME", or MIX. stop: set it to end early.
-            router: who decides if the choice is AUTOMATIC; None is the default. mixing: how many lobes it may choose.
+            router: who decides if the choice is AUTOMATIC; None is the default. mixing: how many
+                lobes it may choose.
             weights: by lobe name, if the choice is MIX.
 
         Raises:
@@ -132,7 +138,8 @@ class Studio:
         yield from Answering(model, messages, column, how, stop, self.ledger.add, together=self.shared).events()
 
     def feedback(self, prompt: str, answer: str, decision: RoutingDecision | None, liked: bool) -> None:
-        """Keep a thumb up or down, as a line of `feedback.jsonl` in the home: later a training set, or labelled routing data."""
+        """Keep a thumb up or down, as a line of `feedback.jsonl` in the home: later a training set,
+        or labelled routing data."""
         lobe = None
         if decision is not None:
             lobe = decision.chosen
@@ -176,8 +183,8 @@ class Studio:
         return [self.route(prompt, view.name) for view in self.desk().routers() if view.fitted]
 
     def stratify(self, low: float = 0.3, high: float = 0.7, path: str | Path | None = None) -> dict[str, Any]:
-        """How the lobes' prompts, or those of a file, fall into simple, medium and complex: {"rows", "counts", "examples",
-        "means" of the features, "parser"}, each by tier."""
+        """How the lobes' prompts, or those of a file, fall into simple, medium and complex:
+        {"rows", "counts", "examples", "means" of the features, "parser"}, each by tier."""
         from ..routers.complexity.features import Analyser, check_thresholds
 
         check_thresholds(low, high)

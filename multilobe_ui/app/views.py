@@ -23,7 +23,8 @@ PALETTE = (
     "#e5484d", "#c9880b", "#2f8fe0", "#8e5bd9", "#1f9d6b", "#d6498f",
     "#6d8f1f", "#c2632d", "#16a0a0", "#5966e0", "#a3752c", "#b14fc0",
 )  # fmt: skip
-"""A lobe keeps the colour of its number for life; mid tones that can be told apart on light and dark grounds."""
+"""A lobe keeps the colour of its number for life; mid tones that can be told apart on light and
+dark grounds."""
 LOADING = "The base model is still loading."
 N = TypeVar("N", int, float)
 
@@ -47,8 +48,9 @@ class StudioStatus:
 
 @dataclass(frozen=True)
 class LobeView:
-    """A lobe as a page shows it. `name` is a person's words: escape it. Losses are mean NLL per answer token, in nats. `fault`
-    says why its files are no good, "" if they are; `pinned`: it stays in memory."""
+    """A lobe as a page shows it. `name` is a person's words: escape it. Losses are mean NLL per
+    answer token, in nats. `fault` says why its files are no good, "" if they are; `pinned`: it
+    stays in memory."""
 
     id: str
     name: str
@@ -74,8 +76,10 @@ class MemoryView:
     """What lobes take in memory, beside the base.
 
     Attributes:
-        lobes: ids of those in memory, least recently used first. nbytes: what they take, with what mixtures made of them.
-        pinned: ids of those that stay whatever the budget. budget_mib: MiB that all may take; None is no limit.
+        lobes: ids of those in memory, least recently used first. nbytes: what they take, with what
+            mixtures made of them.
+        pinned: ids of those that stay whatever the budget. budget_mib: MiB that all may take; None
+            is no limit.
         changeable: whether people may change the budget and the pins here.
     """
 
@@ -88,10 +92,11 @@ class MemoryView:
 
 @dataclass(frozen=True)
 class ChatEvent:
-    """One moment of an answer; `text` is the whole answer so far. The first event has no text but the decision.
+    """One moment of an answer; `text` is the whole answer so far. The first event has no text but
+    the decision.
 
-    `trace` has an entry for every token of `text` where a router weighs each token (X-LoRA, Arrow), and is empty otherwise.
-    `cost` is known at the last event.
+    `trace` has an entry for every token of `text` where a router weighs each token (X-LoRA, Arrow),
+    and is empty otherwise. `cost` is known at the last event.
     """
 
     text: str
@@ -110,8 +115,8 @@ class ChatEvent:
 
 @dataclass(frozen=True)
 class JobView:
-    """A job as a page shows it: a lobe that is trained (`kind` "lobe") or a router that is fitted ("router", then `name` is the
-    router's). `mine`: this visitor may stop, resume or cancel it."""
+    """A job as a page shows it: a lobe that is trained (`kind` "lobe") or a router that is fitted
+    ("router", then `name` is the router's). `mine`: this visitor may stop, resume or cancel it."""
 
     id: str
     name: str
@@ -143,10 +148,10 @@ class TokenTrace:
     """How one token of an answer was weighed.
 
     Attributes:
-        text: what the token added to the answer; the traces' texts joined are the answer. weights: lobe's name → its weight at
-            this token, the mean over layers.
-        layers: (layers, lobes) weights of this token in every adapted layer, lobes in the order of `weights`; layers from the
-            first to the last of the model.
+        text: what the token added to the answer; the traces' texts joined are the answer. weights:
+            lobe's name → its weight at this token, the mean over layers.
+        layers: (layers, lobes) weights of this token in every adapted layer, lobes in the order of
+            `weights`; layers from the first to the last of the model.
     """
 
     text: str
@@ -160,10 +165,12 @@ class RouterView:
 
     Attributes:
         title, sentence: what it is called and what it does, for a person.
-        asks_for_fit: whether a person starts its fit. fitted: whether it can choose lobes now. stale: whether lobes have come,
-            gone or changed since the fit. why: one sentence, why it is stale or cannot be used; "" if all is well.
+        asks_for_fit: whether a person starts its fit. fitted: whether it can choose lobes now.
+            stale: whether lobes have come, gone or changed since the fit. why: one sentence, why it
+            is stale or cannot be used; "" if all is well.
         per_token: whether it weighs every token anew.
-        settings: name → default of what a person may set for a fit. report: what the last fit measured. fitted_at: ISO 8601 or "".
+        settings: name → default of what a person may set for a fit. report: what the last fit
+            measured. fitted_at: ISO 8601 or "".
         job_id: its fit that is queued or running, "" if none is.
         experimental: whether it is there to be tried and not yet to be trusted.
     """

@@ -1,5 +1,5 @@
-"""Who may do what. On a person's own machine everybody may do everything; this is the one place that says what may not be done
-on a server that several people share, and what a person is told who tries.
+"""Who may do what. On a person's own machine everybody may do everything; this is the one place
+that says what may not be done on a server that several people share, and what a person is told who tries.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Visitor:
     shared: bool
 
     def owns(self, owner: str) -> bool:
-        """Whether what is marked so may be changed by this visitor; what is nobody's (the demo) only by whoever runs the server."""
+        """Whether what is marked so may be changed by this visitor; what is nobody's (the demo)
+        only by whoever runs the server."""
         return not self.shared or (bool(self.id) and owner == self.id)
 
     def must_be_allowed(self, verb: str, name: str = "", owner: str = "") -> None:

@@ -1,7 +1,8 @@
 """The backbone: one frozen causal language model, its tokenizer and its prompt format.
 
-It loads a model by hub id, local folder or the name "builtin", says what it is (fingerprint, context length, device) and turns
-messages into token ids, in the very same way for training, routing and generation. It knows nothing of lobes.
+It loads a model by hub id, local folder or the name "builtin", says what it is (fingerprint,
+context length, device) and turns messages into token ids, in the very same way for training,
+routing and generation. It knows nothing of lobes.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ PLAIN_FORMAT = """{% for m in messages %}{% if m['role'] == 'system' %}{{ m['con
 
 {% endif %}{% endfor %}{% if add_generation_prompt %}### Response:
 {% endif %}"""
-"""The format of a tokenizer that has no chat template: instruction and response headings, as in Alpaca's data."""
+"""The format of a tokenizer that has no chat template: instruction and response headings, as in
+Alpaca's data."""
 
 
 class Backbone:
@@ -46,8 +48,9 @@ class Backbone:
 
     Attributes:
         name: what it was loaded from: "builtin", a hub id or a folder.
-        model: the plain transformers model, frozen, in evaluation mode; once loaded, with weights laid out and packed for its
-            processor. Nobody hooks or changes this tree: serving and training each wrap a twin of it, which shares its weights.
+        model: the plain transformers model, frozen, in evaluation mode; once loaded, with weights
+            laid out and packed for its processor. Nobody hooks or changes this tree: serving and
+            training each wrap a twin of it, which shares its weights.
         tokenizer: its tokenizer; always has a pad token and a chat template.
         stop_ids: token ids that end an answer.
         fast: what was made faster in its weights.
@@ -83,8 +86,8 @@ class Backbone:
             name: "builtin", a folder, or a Hugging Face hub id.
             device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
             dtype: a torch dtype or its name; None chooses by device and size (see `choose_dtype`).
-            model_kwargs: passed to `AutoModelForCausalLM.from_pretrained` (`quantization_config`, `revision`, ...). Code from
-                the hub is never run: `trust_remote_code` is refused.
+            model_kwargs: passed to `AutoModelForCausalLM.from_pretrained` (`quantization_config`,
+                `revision`, ...). Code from the hub is never run: `trust_remote_code` is refused.
 
         Raises:
             BackboneError: it cannot be found or read, or is not a causal language model.
@@ -148,8 +151,9 @@ class Backbone:
     def fingerprint(self) -> str:
         """Sixteen hex digits that identify architecture and weights, whatever the device or floating dtype.
 
-        Hashes the shapes of all parameters and up to 256 evenly spaced values of each floating one, rounded to bf16, so that
-        a 7B model takes a moment. A quantised layer's packed integers count by shape alone.
+        Hashes the shapes of all parameters and up to 256 evenly spaced values of each floating one,
+        rounded to bf16, so that a 7B model takes a moment. A quantised layer's packed integers
+        count by shape alone.
         """
         config = self._text_config
         digest = hashlib.sha256(f"{config.model_type} {config.vocab_size}".encode())
@@ -162,16 +166,19 @@ class Backbone:
         return digest.hexdigest()[:16]
 
     def twin(self) -> nn.Module:
-        """A second module tree over the same weights, packed ones too: wrapping or hooking it leaves `model` and other twins alone.
+        """A second module tree over the same weights, packed ones too: wrapping or hooking it
+        leaves `model` and other twins alone.
 
-        `deepcopy` asks its memo before it copies, so a memo that maps every tensor to itself copies modules only.
+        `deepcopy` asks its memo before it copies, so a memo that maps every tensor to itself copies
+        modules only.
         """
         memo: dict[int, Any] = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
         return copy.deepcopy(self.model, memo)
 
     def accepted(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Without the optional forward arguments that this architecture does not have (Falcon's ALiBi needs no positions), and
-        with the KV cache under the name that it has: `cache` since transformers 5.24 and `past_key_values` before."""
+        """Without the optional forward arguments that this architecture does not have (Falcon's
+        ALiBi needs no positions), and with the KV cache under the name that it has: `cache` since
+        transformers 5.24 and `past_key_values` before."""
         known = self._parameters
         inputs = {key: value for key, value in inputs.items() if key not in OPTIONAL_ARGUMENTS or key in known}
         if "past_key_values" in inputs and "past_key_values" not in known and "cache" in known:
@@ -188,7 +195,8 @@ class Backbone:
         """Token ids of the conversation up to where the assistant's next answer begins.
 
         Raises:
-            BackboneError: the tokenizer's template refuses these messages (for instance a system role it does not know).
+            BackboneError: the tokenizer's template refuses these messages (for instance a system
+                role it does not know).
         """
         try:
             ids = self.tokenizer.apply_chat_template(
@@ -203,7 +211,8 @@ class Backbone:
         return [*self.tokenizer.encode(answer, add_special_tokens=False), self.end_id]
 
     def encode_prompt(self, text: str) -> tuple[list[int], list[int]]:
-        """(opening, words): the template's tokens before a user's words, and the tokens of the words themselves."""
+        """(opening, words): the template's tokens before a user's words, and the tokens of the
+        words themselves."""
         ids = self.encode_chat([{"role": "user", "content": text}])
         before, after = self._frame
         before = min(before, len(ids))
@@ -211,7 +220,8 @@ class Backbone:
 
     @cached_property
     def _frame(self) -> tuple[int, int]:
-        """How many tokens the template puts before and after a single user's words (read off two different words)."""
+        """How many tokens the template puts before and after a single user's words (read off two
+        different words)."""
         one, two = (self.encode_chat([{"role": "user", "content": word}]) for word in ("Hello", "42"))
         before = _shared_start(one, two)
         after = _shared_start(one[before:][::-1], two[before:][::-1])
@@ -223,8 +233,9 @@ class Backbone:
     def _end_of_turn(self) -> tuple[int, frozenset[int]]:
         """The token that ends an assistant's turn, and every token that ends generation.
 
-        The template says which it is: render an answer and look at the special token that follows it. Llama 3 ends turns
-        with <|eot_id|> and Gemma with <end_of_turn>, neither of which is the tokenizer's eos token.
+        The template says which it is: render an answer and look at the special token that follows
+        it. Llama 3 ends turns with <|eot_id|> and Gemma with <end_of_turn>, neither of which is the
+        tokenizer's eos token.
         """
         tokenizer = self.tokenizer
         stops: set[int] = set()
@@ -254,7 +265,8 @@ class Backbone:
 def _loaded(
     name: str, device: torch.device, dtype: torch.dtype | str | None, model_kwargs: dict[str, Any]
 ) -> tuple[Any, Any, list[str]]:
-    """(model, tokenizer, names of missing weights) as transformers loads them; quantisers make weights of their own."""
+    """(model, tokenizer, names of missing weights) as transformers loads them; quantisers make
+    weights of their own."""
     source = name
     if name == BUILTIN:
         source = str(builtin_base())
@@ -277,7 +289,8 @@ def _loaded(
 
 @torch.no_grad()
 def _is_causal(model: Any) -> bool:
-    """Whether a token ignores what follows it: encoders such as BERT, too, can be loaded as causal language models."""
+    """Whether a token ignores what follows it: encoders such as BERT, too, can be loaded as causal
+    language models."""
     if getattr(model.config, "is_decoder", True):
         return True
     logits = model(input_ids=torch.tensor([[5, 6], [5, 7]], device=model.device)).logits[:, 0].float()
@@ -306,7 +319,8 @@ def describe(backbone: Backbone) -> dict[str, Any]:
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both (rows, longest), padded on the left so that every row's last token is last."""
+    """Token ids and attention mask, both (rows, longest), padded on the left so that every row's
+    last token is last."""
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), longest), dtype=torch.long)

@@ -10,7 +10,8 @@ import torch
 from ..errors import BackboneError
 
 SMALL, SMALL_IN_A_CROWD = 40_000_000, 300_000_000
-"""Parameters below which a base is run on one thread: in a program that does one thing at a time, and in one of many threads."""
+"""Parameters below which a base is run on one thread: in a program that does one thing at a time,
+and in one of many threads."""
 THREADS = torch.get_num_threads()
 
 
@@ -29,7 +30,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def choose_dtype(dtype: torch.dtype | str | None, device: torch.device, config: Any) -> torch.dtype:
-    """float32 where it is the exact and fast enough choice (CPU and MPS, small models), else bf16, else fp16."""
+    """float32 where it is the exact and fast enough choice (CPU and MPS, small models), else bf16,
+    else fp16."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is not None:
@@ -50,12 +52,14 @@ def choose_dtype(dtype: torch.dtype | str | None, device: torch.device, config: 
 
 
 def choose_threads(device: torch.device, parameters: int, *, in_a_crowd: bool = False) -> None:
-    """Let torch compute on as many threads as suit this base: one for a small one on a CPU, else torch's own choice.
+    """Let torch compute on as many threads as suit this base: one for a small one on a CPU, else
+    torch's own choice.
 
-    Products of a small base are over before a second thread has got its share: training the built-in base on two threads takes
-    a third longer than on one. And where several threads of a program compute, OpenMP's helpers sleep between products, and
-    to wake them made a token of the built-in base five times as long. It counts for the whole process, so it is for programs,
-    not for libraries. OMP_NUM_THREADS has the last word.
+    Products of a small base are over before a second thread has got its share: training the
+    built-in base on two threads takes a third longer than on one. And where several threads of a
+    program compute, OpenMP's helpers sleep between products, and to wake them made a token of the
+    built-in base five times as long. It counts for the whole process, so it is for programs, not
+    for libraries. OMP_NUM_THREADS has the last word.
 
     Args:
         parameters: of the base. in_a_crowd: the program answers several people from several threads.

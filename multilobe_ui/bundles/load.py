@@ -1,7 +1,8 @@
 """Opening a bundle, checking it, and adding its lobes to a home: all of them or none.
 
-Loading reads all of a lobe but its weights, of which the header says what they are: each lobe keeps the sha256 that its weights
-must have, and the bank holds them to it when it first reads them. `verify_bundle` reads everything.
+Loading reads all of a lobe but its weights, of which the header says what they are: each lobe keeps
+the sha256 that its weights must have, and the bank holds them to it when it first reads them.
+`verify_bundle` reads everything.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from .zips import content_root, is_junk, unpacked
 
 OnClash = Literal["refuse", "rename", "replace"]
 Mend = Callable[[Path, Card], Card]
-"""Makes the rows for routing in a lobe's folder sound, or takes them out; returns the card that is right for them."""
+"""Makes the rows for routing in a lobe's folder sound, or takes them out; returns the card that is
+right for them."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,15 @@ class Base:
 
 @contextmanager
 def open_bundle(path: Path | str, scratch_in: Path | None = None) -> Iterator[Bundle]:
-    """Open a bundle's folder or zip file, ours or one of `multilobe` 0.1.0. Its files may vanish when the block ends.
+    """Open a bundle's folder or zip file, ours or one of `multilobe` 0.1.0. Its files may vanish
+    when the block ends.
 
     Args:
         scratch_in: folder for what must be unpacked or converted; None is the system's.
 
     Raises:
-        BundleError: not a bundle, unsafe, or with a manifest that cannot be read (`verify_bundle` checks the rest).
+        BundleError: not a bundle, unsafe, or with a manifest that cannot be read (`verify_bundle`
+            checks the rest).
     """
     with tempfile.TemporaryDirectory(prefix="multilobe_", dir=scratch_in, ignore_cleanup_errors=True) as scratch:
         root = content_root(unpacked(Path(path), Path(scratch)), MANIFEST_FILE, PEER_FILE)
@@ -70,7 +74,8 @@ class Loaded:
     """What a bundle has brought.
 
     Attributes:
-        lobes: the new ones, in the bundle's order. replaced: those in whose place they are; gone when all has gone well.
+        lobes: the new ones, in the bundle's order. replaced: those in whose place they are; gone
+            when all has gone well.
         fits: the routers' fits that can be read, by router; they call lobes by the names that those got here.
     """
 
@@ -88,17 +93,20 @@ def loading_bundle(
     owner: str = "",
     mend: Mend | None = None,
 ) -> Iterator[Loaded]:
-    """Add all lobes of a bundle to the store, or none. The block takes them in wherever else they are known; when it fails, the
-    store is as it was before.
+    """Add all lobes of a bundle to the store, or none. The block takes them in wherever else they
+    are known; when it fails, the store is as it was before.
 
     All that can be refused is refused before the store changes.
 
     Args:
-        on_clash: where a lobe of that name exists: refuse the bundle, rename the new lobe, or replace the old one.
-        mend: called for each lobe's folder, before anything is stored; None refuses a bundle whose rows for routing are in doubt.
+        on_clash: where a lobe of that name exists: refuse the bundle, rename the new lobe, or
+            replace the old one.
+        mend: called for each lobe's folder, before anything is stored; None refuses a bundle whose
+            rows for routing are in doubt.
 
     Raises:
-        BundleError: damaged, unsafe, newer, of another base, or with a name that is taken. What `mend` and the block raise.
+        BundleError: damaged, unsafe, newer, of another base, or with a name that is taken. What
+            `mend` and the block raise.
     """
     try:
         # beside the lobes, so that files that were copied or unzipped once are moved from then on
@@ -137,7 +145,8 @@ def _taken(path: Path | str, scratch: Path, base: Base) -> Bundle:
 
 
 def _checked_lobes(bundle: Bundle, base: Base, owner: str) -> Iterator[tuple[Path, Card]]:
-    """Each lobe's folder, and its card as it is to be stored here. Raises BundleError: it does not fit the base."""
+    """Each lobe's folder, and its card as it is to be stored here. Raises BundleError: it does not
+    fit the base."""
     for entry, (folder, card) in zip(bundle.manifest.lobes, bundle.lobe_folders, strict=True):
         try:
             check_fits(read_header(folder), base.features, base.name)
@@ -171,8 +180,8 @@ def _readable_fits(bundle: Bundle) -> dict[str, Fit]:
 def _adding(
     store: LobeStore, lobes: Sequence[tuple[Path, Card]], on_clash: OnClash
 ) -> Iterator[tuple[list[Lobe], list[Lobe]]]:
-    """Add every lobe, or none if adding them or the block fails: (new lobes, those that they replace). A lobe to be replaced steps
-    aside under another name until the block is done."""
+    """Add every lobe, or none if adding them or the block fails: (new lobes, those that they
+    replace). A lobe to be replaced steps aside under another name until the block is done."""
     added: list[Lobe] = []
     aside: list[tuple[Lobe, str]] = []
     try:

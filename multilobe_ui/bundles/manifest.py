@@ -37,12 +37,14 @@ _ROUTER = re.compile(r"[a-z]{1,40}")
 _MAX_JSON = 256 << 20
 _UNFORESEEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 ODD = (AdapterError, LobeError, OSError, *_UNFORESEEN)
-"""What reading a stranger's files can raise; the unforeseen where JSON holds values that nobody would write."""
+"""What reading a stranger's files can raise; the unforeseen where JSON holds values that nobody
+would write."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One lobe (or router) in the manifest: its folder's name, its own, and the sha256 of each of its files."""
+    """One lobe (or router) in the manifest: its folder's name, its own, and the sha256 of each of
+    its files."""
 
     folder: str
     name: str
@@ -54,8 +56,10 @@ class Manifest:
     """What bundle.json says.
 
     Attributes:
-        base: name, fingerprint and more of the base model; the fingerprint is "" (unknown) in what `multilobe` saved.
-        embedding_model: what made the routing rows. routers: those that have been fitted; they call lobes by their names.
+        base: name, fingerprint and more of the base model; the fingerprint is "" (unknown) in what
+            `multilobe` saved.
+        embedding_model: what made the routing rows. routers: those that have been fitted; they call
+            lobes by their names.
     """
 
     base: Mapping[str, Any]
@@ -138,7 +142,8 @@ def problems_of(bundle: Bundle, *, weights: bool = True, rows: bool = True, fits
     """All that can be wrong with the lobes and fits of a bundle, whatever base is loaded.
 
     Args:
-        weights: whether to read the lobes' weights too; else their headers alone. rows, fits: whether to read those.
+        weights: whether to read the lobes' weights too; else their headers alone. rows, fits:
+            whether to read those.
     """
     names: set[str] = set()
     for place, entry in entries_of(bundle.manifest):

@@ -26,7 +26,8 @@ PEER_ORIGIN = "multilobe 0.1.0"
 
 @contextmanager
 def prepare_adapter(path: Path | str) -> Iterator[Path]:
-    """A temporary folder with just the adapter_config.json and adapter_model.safetensors found in a folder or zip file.
+    """A temporary folder with just the adapter_config.json and adapter_model.safetensors found in a
+    folder or zip file.
 
     Looks down to three levels; checkpoints inside an adapter's own folder do not count.
 
@@ -57,7 +58,8 @@ def _adapter_folders(folder: Path, levels: int) -> list[Path]:
 
 
 def converted(root: Path, target: Path) -> Path:
-    """Rewrite what `multilobe` saved: multilobe_config.json, lobes/NAME/metadata.json, lobes/NAME/adapter/ADAPTER/."""
+    """Rewrite what `multilobe` saved: multilobe_config.json, lobes/NAME/metadata.json,
+    lobes/NAME/adapter/ADAPTER/."""
     config = read_object(root / PEER_FILE)
     base = {"name": str(config.get("model_name", "")), "fingerprint": ""}
     embedding_model = str(config.get("embedding_model", ""))

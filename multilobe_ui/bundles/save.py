@@ -25,13 +25,15 @@ from .zips import is_junk, zip_folder
 def save_bundle(
     path: Path | str, lobes: Sequence[Lobe], base: Mapping[str, Any], embedding_model: str, fits: Mapping[str, Fit]
 ) -> Path:
-    """Write a bundle: a zip file if `path` ends in .zip, else a folder. An older bundle there is replaced in one step.
+    """Write a bundle: a zip file if `path` ends in .zip, else a folder. An older bundle there is
+    replaced in one step.
 
     Args:
         fits: what routers have learned, by the router's name.
 
     Raises:
-        BundleError: no lobes, lobes of another base, a lobe that cannot be read, or something else lies at `path`.
+        BundleError: no lobes, lobes of another base, a lobe that cannot be read, or something else
+            lies at `path`.
     """
     path = Path(path).expanduser().resolve()
     if not lobes:

@@ -1,6 +1,8 @@
-"""Zip files: always written the same way, and unpacked only if every entry is a plain file of known kind and sane size.
+"""Zip files: always written the same way, and unpacked only if every entry is a plain file of known
+kind and sane size.
 
-Nothing that an archive says of itself is believed: bytes are counted as they come out. It knows nothing of lobes.
+Nothing that an archive says of itself is believed: bytes are counted as they come out. It knows
+nothing of lobes.
 """
 
 from __future__ import annotations
@@ -57,12 +59,14 @@ def unzip(
     """Unpack a zip file into a new folder `target`, wholly or not at all.
 
     Args:
-        allowed: says of a file's name whether it may be there (None: by its extension); one that may not refuses all.
+        allowed: says of a file's name whether it may be there (None: by its extension); one that
+            may not refuses all.
         wanted: says which files to unpack; the others stay in the zip, whatever they are (None: all).
         max_ratio: most bytes that one packed byte may become.
 
     Raises:
-        BundleError: not a zip, damaged, or with an entry that is unsafe, unexpected or too large; the message names it.
+        BundleError: not a zip, damaged, or with an entry that is unsafe, unexpected or too large;
+            the message names it.
     """
     try:
         with _Zip(path) as file, zipfile.ZipFile(file) as archive:
@@ -81,7 +85,8 @@ def unzip(
 
 
 def zip_folder(folder: Path, path: Path) -> None:
-    """Pack all files of `folder` into a zip at `path`, in one step; equal folders make equal zips, byte for byte."""
+    """Pack all files of `folder` into a zip at `path`, in one step; equal folders make equal zips,
+    byte for byte."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     files = sorted((p.relative_to(folder).as_posix(), p) for p in folder.rglob("*") if p.is_file())
@@ -103,7 +108,8 @@ def zip_folder(folder: Path, path: Path) -> None:
 
 
 def content_root(folder: Path, *markers: str) -> Path:
-    """The folder that holds a file of one of these names: `folder` itself or, at the highest level, one in or below it.
+    """The folder that holds a file of one of these names: `folder` itself or, at the highest level,
+    one in or below it.
 
     Raises:
         BundleError: there is none down to two levels, or several on the same level.

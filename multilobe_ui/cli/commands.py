@@ -17,7 +17,8 @@ from .options import Commands, shared_options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, or 1 after an error that was said in a sentence, 130 after Ctrl-C."""
+    """Run a command; returns the exit status: 0, or 1 after an error that was said in a sentence,
+    130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     # what libraries mean to change one day is for their callers, not for people
     warnings.filterwarnings("ignore", category=FutureWarning)

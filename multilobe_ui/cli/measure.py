@@ -33,7 +33,8 @@ def add(commands: Commands) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Measure routers (report), lobes (losses) or what was forgotten (forgetting); Ctrl-C ends early with what there is."""
+    """Measure routers (report), lobes (losses) or what was forgotten (forgetting); Ctrl-C ends
+    early with what there is."""
     from ..app.lab import EXPERIMENTS
     from ..evaluation.labelled import read_labelled, write_rows
     from .tables import TABLES
@@ -59,7 +60,8 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def _writable(path: str | None) -> Path | None:
-    """Where a result goes, tried before the work that it would be lost with; what stands there stays until then."""
+    """Where a result goes, tried before the work that it would be lost with; what stands there
+    stays until then."""
     if not path:
         return None
     target = Path(path)

@@ -58,7 +58,8 @@ def merge(options: argparse.Namespace) -> None:
 
 
 def _search(model: MultiLobeModel, options: argparse.Namespace, names: Sequence[str], scratch: Path) -> dict[str, float]:
-    """Weights for these lobes by search on a file, or on their own rows if none is named; those near zero are left out."""
+    """Weights for these lobes by search on a file, or on their own rows if none is named; those
+    near zero are left out."""
     from ..evaluation.labelled import read_labelled, write_rows
     from ..merging import SearchSettings
     from ..merging.weighing import run_search

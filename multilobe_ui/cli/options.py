@@ -129,7 +129,8 @@ def pairs_and_prompt(pairs: Sequence[str], prompt: Sequence[str]) -> tuple[Seque
 
 
 def _is_meant_as_pair(word: str) -> bool:
-    """LOBE=WEIGHT, or a slip of it such as python=much; not a sentence in which something equals something."""
+    """LOBE=WEIGHT, or a slip of it such as python=much; not a sentence in which something equals
+    something."""
     _, equals, number = word.rpartition("=")
     with suppress(ValueError):
         float(number)

@@ -99,7 +99,8 @@ def _who(decision: RoutingDecision) -> str:
 
 
 def _sure(decision: RoutingDecision) -> str:
-    """What the numbers beside are: how sure the router is of its choice, or the weights of a mix, which are no certainty."""
+    """What the numbers beside are: how sure the router is of its choice, or the weights of a mix,
+    which are no certainty."""
     from ..ui.kit.text import estimated
 
     if decision.per_token:

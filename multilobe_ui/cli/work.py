@@ -40,7 +40,8 @@ def loaded_model(options: argparse.Namespace) -> MultiLobeModel:
 def followed(
     run: Generator[Any, None, Any], quiet: bool, shown: Callable[[Any], Mapping[str, float]] = attrgetter("values")
 ) -> Any:
-    """Run to the end behind a progress bar; returns what the generator returns. Texts that it yields are its phases."""
+    """Run to the end behind a progress bar; returns what the generator returns. Texts that it
+    yields are its phases."""
     from tqdm import tqdm
 
     bar: Any = None

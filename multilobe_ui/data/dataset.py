@@ -1,8 +1,9 @@
 """Training data: read, recognise, validate, describe and split it.
 
-A source is a file (JSONL, a JSON list, CSV or Parquet, told apart by content, never by extension) or a list of rows.
-Whatever it is, it comes out as a stream of `Example` and of `RowError` with the line to look at, one row in memory
-at a time. This module knows nothing of tokenizers, prompt templates, models or pages: a token counter is passed in.
+A source is a file (JSONL, a JSON list, CSV or Parquet, told apart by content, never by extension)
+or a list of rows. Whatever it is, it comes out as a stream of `Example` and of `RowError` with the
+line to look at, one row in memory at a time. This module knows nothing of tokenizers, prompt
+templates, models or pages: a token counter is passed in.
 """
 
 from __future__ import annotations
@@ -70,15 +71,17 @@ class DatasetReport:
 
 
 def read(source: Source, mapping: Mapping[str, str] | None = None) -> Iterator[Example | RowError]:
-    """Stream the rows. What is wrong with the whole file is raised here, what is wrong with a row is yielded."""
+    """Stream the rows. What is wrong with the whole file is raised here, what is wrong with a row
+    is yielded."""
     return _examples(source, sniff(source, mapping))
 
 
 def read_asked(path: Path, beside: Sequence[str] = ()) -> Iterator[tuple[int, Example, str | None] | RowError]:
     """Stream rows of a file that is asked, not learned: (line, row, text of a further column).
 
-    An answer may be missing, as a cell or as a column; it is "" then. Of the names in `beside`, the first that is a column is the
-    further column: its text is "" for null, and None in a file without such a column.
+    An answer may be missing, as a cell or as a column; it is "" then. Of the names in `beside`, the
+    first that is a column is the further column: its text is "" for null, and None in a file
+    without such a column.
     """
     found = sniff_asked(path)
     spelled = {column_name(column): column for column in found.columns}
@@ -172,7 +175,8 @@ def pairs(source: Source) -> list[dict[str, str]]:
 def split(
     examples: Sequence[Example], validation_fraction: float | None = 0.1, seed: int = 0, max_validation: int = 200
 ) -> tuple[list[Example], list[Example]]:
-    """Training and validation rows, in file order; rows with one prompt stay together, whatever the file order.
+    """Training and validation rows, in file order; rows with one prompt stay together, whatever the
+    file order.
 
     Validation is empty where it has to be: fraction 0, one prompt only, or every prompt repeated more than
     `max_validation` times. None takes the fraction that `held_out_share` chooses.
@@ -189,7 +193,8 @@ def split(
 
 
 def write_jsonl(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
-    """Write {"input", "output"} lines if every row is a single turn, else {"messages"} lines; all or nothing."""
+    """Write {"input", "output"} lines if every row is a single turn, else {"messages"} lines; all
+    or nothing."""
     rows = list(examples)
     lines: Iterable[object]
     if all([message["role"] for message in row.context] == ["user"] for row in rows):

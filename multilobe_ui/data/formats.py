@@ -23,7 +23,8 @@ HEAD_SIZE = 1 << 16  # bytes looked at to learn the format
 DELIMITERS = ",;\t|"
 _BINARY = {b"PK\x03\x04": "a ZIP or Excel file", b"\x89PNG": "a PNG image", b"\x1f\x8b": "gzip", b"%PDF": "a PDF"}
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-# Role of a column -> the names it goes by; the first layout whose columns are all there wins. Only "input" beside an
+# Role of a column -> the names it goes by; the first layout whose columns are all there wins. Only
+# "input" beside an
 # "instruction" may be absent ("context" is what Dolly calls it).
 LAYOUTS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"messages": ("messages", "conversations")},
@@ -105,7 +106,8 @@ def sniff_file(path: Path, mapping: dict[str, str] | None) -> Format:
     if kind is None:
         headers = {mark: _header(start, mark) for mark in DELIMITERS}
         known = {mark: header for mark, header in headers.items() if _roles_of(header, mapping)}
-        # Before giving up on an unknown header: an unreadable first line above JSON lines is one bad row of JSONL.
+        # Before giving up on an unknown header: an unreadable first line above JSON lines is one
+        # bad row of JSONL.
         if known or not any(_is_json(line) for line in start.splitlines() if line.startswith("{")):
             mark, header = max((known or headers).items(), key=lambda item: len(item[1]))
             return _format("csv", header, mapping, path.name, encoding, mark)
@@ -219,7 +221,8 @@ MAX_ERRORS = 20
 
 
 def sniff(source: Source, mapping: Mapping[str, str] | None = None) -> Format:
-    """Recognise the format by content; `mapping` names the columns: {"prompt": ..., "answer": ..., "system": ...}."""
+    """Recognise the format by content; `mapping` names the columns: {"prompt": ..., "answer": ...,
+    "system": ...}."""
     mapping = checked_mapping(mapping)
     path = checked_path(source)
     found = sniff_file(path, mapping) if path else sniff_rows(source, mapping)

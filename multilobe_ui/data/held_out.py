@@ -11,11 +11,13 @@ from .examples import Example, short_hash
 HELD_OUT_SHARE = 0.05  # of the rows, where any are held out: enough to draw a curve
 MOST_HELD_OUT = 64  # rows; a mean over more is hardly steadier, and every evaluation costs time
 FEWEST_TO_SPARE = 100  # rows; a twentieth of fewer is a handful, whose mean loss jumps about and says nothing
-# Rows per answer from which short answers are labels. Three wordings of each fact are common in files of facts; BANKING77's
+# Rows per answer from which short answers are labels. Three wordings of each fact are common in
+# files of facts; BANKING77's
 # 300 rows have 3.9 per topic, and a file of two or three classes has hundreds.
 LABEL_ROWS = 3.5
 LABEL_WORDS = 8  # mean words of a label at most; topics have 4 and sentences that state a fact 13, where we counted
-# Mean share of an answer's words that its prompt has, from which the answer is made from the prompt. Summaries: 0.93; worked
+# Mean share of an answer's words that its prompt has, from which the answer is made from the
+# prompt. Summaries: 0.93; worked
 # sums of GSM8K, which repeat their numbers: 0.60; definitions and facts: 0.04 to 0.34.
 MADE_FROM_PROMPT = 0.75
 LONGER_PROMPT = 1.5  # words of such prompts per word of the answer: less is an echo of the question
@@ -28,7 +30,8 @@ class HeldOut:
     """How many rows an automatic validation_fraction holds out.
 
     Attributes:
-        rows: of all rows, duplicates left out. share: of them that are held out, 0 to HELD_OUT_SHARE; for `split`.
+        rows: of all rows, duplicates left out. share: of them that are held out, 0 to
+            HELD_OUT_SHARE; for `split`.
         reason: what speaks for it, to follow "because".
     """
 
@@ -54,8 +57,9 @@ class HeldOut:
 def held_out_share(examples: Iterable[Example]) -> HeldOut:
     """How many rows can be held out without losing what they teach.
 
-    A fact that is held out is not learned, so facts are all trained. Where answers are labels, or are made from their prompts
-    as summaries are, the other rows teach the same, and a twentieth is held out if there are FEWEST_TO_SPARE rows or more.
+    A fact that is held out is not learned, so facts are all trained. Where answers are labels, or
+    are made from their prompts as summaries are, the other rows teach the same, and a twentieth is
+    held out if there are FEWEST_TO_SPARE rows or more.
 
     Args:
         examples: rows without exact duplicates, as `load` gives them.

@@ -1,6 +1,7 @@
 """Raw rows out of files: JSONL, a JSON list, CSV and Parquet, one at a time and never trusting a byte.
 
-What a row means is not known here: a row is its number and its cells by column, or a `RowError` that says what is wrong.
+What a row means is not known here: a row is its number and its cells by column, or a `RowError`
+that says what is wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ SKIP_SIZE = 1 << 16  # characters of an over-long line that are skipped at a tim
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """One row that cannot be used; `line` is a file line for JSONL and CSV, a row number otherwise, from 1."""
+    """One row that cannot be used; `line` is a file line for JSONL and CSV, a row number otherwise,
+    from 1."""
 
     line: int
     reason: str
@@ -68,15 +70,16 @@ def json_rows(path: Path, encoding: str) -> Iterator[RawRow]:
             for number, row in enumerate(_json_items(_Utf8Bytes(file)), start=1):
                 yield _object_row(number, row)
         except (ijson.JSONError, ValueError, OverflowError) as error:
-            # A broken list has no next row to go on with. The first line of the message says what; the others draw.
+            # A broken list has no next row to go on with. The first line of the message says what;
+            # the others draw.
             named = (f"line {line}: {problem}" for line, _, problem in _lines(path, encoding) if "byte 0x" in problem)
             reason = next(named, None) or str(error).partition("\n")[0]
             yield RowError(number + 1, f"the JSON list breaks here ({reason}); nothing after it can be read")
 
 
 def _json_items(file: _Utf8Bytes) -> Iterator[Any]:
-    """The values in a JSON list. (Not `ijson.items`: it writes out the path to every value, which for 100 kB of opening
-    brackets takes more memory than there is.)
+    """The values in a JSON list. (Not `ijson.items`: it writes out the path to every value, which
+    for 100 kB of opening brackets takes more memory than there is.)
 
     Raises:
         ijson.JSONError, ValueError: broken, or nested too deeply.
@@ -141,7 +144,8 @@ def _csv_records(lines: _CsvLines, delimiter: str, padded: bool = False) -> Iter
 class _CsvLines:
     """Feeds the csv module line by line, and knows where the current record began and what is wrong in it.
 
-    A line with bad bytes is fed all the same: without it, the rest of its record would pass for a row of its own.
+    A line with bad bytes is fed all the same: without it, the rest of its record would pass for a
+    row of its own.
     """
 
     def __init__(self, path: Path, encoding: str) -> None:

@@ -1,11 +1,12 @@
 """Compare: one prompt, up to four answers that grow side by side, so that nothing differs but who answers.
 
-The columns are rows of one batch, each under its own weights: the same prompt, the same seed, the same step at the same time.
-A greedy column gives the tokens that it would give alone. Routers that weigh every token anew (X-LoRA, Arrow) need a mixer,
-and a batch has one mixer or none; so each such router (with its mixing) has a batch of its own, and all batches go in
-lockstep, a token each in turn.
+The columns are rows of one batch, each under its own weights: the same prompt, the same seed, the
+same step at the same time. A greedy column gives the tokens that it would give alone. Routers that
+weigh every token anew (X-LoRA, Arrow) need a mixer, and a batch has one mixer or none; so each such
+router (with its mixing) has a batch of its own, and all batches go in lockstep, a token each in turn.
 
-Torch is imported by the call, not by this module, so that the page may know what a column is before the model is loaded.
+Torch is imported by the call, not by this module, so that the page may know what a column is before
+the model is loaded.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ MIX = "mix"
 LOBE_PREFIX = "lobe:"
 MOST_COLUMNS = 4
 EVENT_SECONDS = 0.1
-"""Seconds at least between two events: a browser that is sent more draws later and later, and Stop comes too late."""
+"""Seconds at least between two events: a browser that is sent more draws later and later, and Stop
+comes too late."""
 WORD = re.compile(r"[^\W\u3040-\u30ff\u3400-\u9fff]+|\S")
-"""A word, or one other sign; Chinese and Japanese have no spaces, so each of their characters counts as a word."""
+"""A word, or one other sign; Chinese and Japanese have no spaces, so each of their characters
+counts as a word."""
 MANY_WORDS = 300
 
 
@@ -47,7 +50,8 @@ class Column:
 
     Attributes:
         choice: AUTOMATIC, BASE_ONLY, "lobe:NAME", or MIX.
-        router, mixing: who decides if the choice is AUTOMATIC (None is the model's own), and how many lobes it may choose.
+        router, mixing: who decides if the choice is AUTOMATIC (None is the model's own), and how
+            many lobes it may choose.
         weights: lobe's name → weight, if the choice is MIX.
     """
 
@@ -87,9 +91,10 @@ class Agreement:
     """How a column's text stands to that of the first column.
 
     Attributes:
-        leaves: the first character (from 0) where they part; the length of the shorter if it begins the longer; None if they
-            are the same.
-        marks: (start, end) in this text of words that the first column does not have there; neighbours are one span.
+        leaves: the first character (from 0) where they part; the length of the shorter if it begins
+            the longer; None if they are the same.
+        marks: (start, end) in this text of words that the first column does not have there;
+            neighbours are one span.
     """
 
     leaves: int | None = None
@@ -98,7 +103,8 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One moment of all columns; `agreement` has an entry for each of them once all are done, and is empty before.
+    """One moment of all columns; `agreement` has an entry for each of them once all are done, and
+    is empty before.
 
     Attributes:
         seed: what every column draws by; None where all are greedy.
@@ -123,8 +129,8 @@ def compare(
     sampling: SamplingConfig | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[Comparison]:
-    """Answer a prompt or a conversation once for every column: first an event with the decisions, then growing texts, last one
-    that is done and says where the columns differ.
+    """Answer a prompt or a conversation once for every column: first an event with the decisions,
+    then growing texts, last one that is done and says where the columns differ.
 
     Args:
         columns: 1 to 4. sampling: for all of them; a seed of None is drawn once, so that they share it.
@@ -239,7 +245,8 @@ def _batches(
 
 
 def _steps(bank: LobeBank, batches: Sequence[Batch]) -> Iterator[dict[int, int | None]]:
-    """Column's place → its next token, None once it has ended; all batches take a step before any takes the next."""
+    """Column's place → its next token, None once it has ended; all batches take a step before any
+    takes the next."""
     from ..generation.decode import generate_tokens
 
     running = [([place for place, _ in batch], generate_tokens(bank, [r for _, r in batch])) for batch in batches]

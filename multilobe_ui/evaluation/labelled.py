@@ -48,7 +48,8 @@ class LabelledRow:
 
 
 def held_out_rows(model: MultiLobeModel) -> list[LabelledRow]:
-    """The rows that every lobe kept for routing and did not train on; a lobe without any is not among them."""
+    """The rows that every lobe kept for routing and did not train on; a lobe without any is not
+    among them."""
     return [row for name, rows in model.routers.context().rows.items() for row in _own(name, rows)[0]]
 
 
@@ -114,9 +115,9 @@ def read_labelled(
 ) -> list[LabelledRow]:
     """Rows out of files of any kind that training accepts; files with prompts alone will do as well.
 
-    A row's label is what its column "lobe", "label" or "domain" says (null or "" for none of the lobes); a file without such a
-    column holds rows of the lobe that it is named after ("medical.jsonl", "medical_test.csv"). Of a conversation the last
-    question is the prompt.
+    A row's label is what its column "lobe", "label" or "domain" says (null or "" for none of the
+    lobes); a file without such a column holds rows of the lobe that it is named after
+    ("medical.jsonl", "medical_test.csv"). Of a conversation the last question is the prompt.
 
     Args:
         files: (what the person calls it, where it is). lobes: names that may be labels.
@@ -134,14 +135,16 @@ def read_labelled(
 
 
 def named_after(name: str, lobes: Sequence[str]) -> str | None:
-    """The lobe whose name a file has, or begins with ("medical_test.jsonl" of "medical"); the longest if there are several."""
+    """The lobe whose name a file has, or begins with ("medical_test.jsonl" of "medical"); the
+    longest if there are several."""
     stem = _words(Path(name).stem)
     named = [lobe for lobe in lobes if f"{stem} ".startswith(f"{_words(lobe)} ")]
     return max(named, key=lambda lobe: (same_name(lobe, Path(name).stem), len(lobe)), default=None)
 
 
 def _words(name: str) -> str:
-    """A name as it may be spelled in a file's: without case, and with spaces for what stands between words there."""
+    """A name as it may be spelled in a file's: without case, and with spaces for what stands
+    between words there."""
     return " ".join(re.sub(r"[\s_.-]+", " ", unicodedata.normalize("NFC", name)).split()).casefold()
 
 

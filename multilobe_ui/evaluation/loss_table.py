@@ -1,6 +1,8 @@
-"""A table of answer losses: for every row, under the base and under every lobe, and what can be looked up in it.
+"""A table of answer losses: for every row, under the base and under every lobe, and what can be
+looked up in it.
 
-A router's loss is what is found where it points, the oracle's what is found under the row's own lobe: nothing is run for them.
+A router's loss is what is found where it points, the oracle's what is found under the row's own
+lobe: nothing is run for them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class LossTable:
 
     Attributes:
         lobes: names. own: each dataset's own lobe, None where no lobe fits or none is known.
-        nll: by (lobe or None, place of the dataset), NLL of each row's answer in nats, summed over its tokens, (rows,).
+        nll: by (lobe or None, place of the dataset), NLL of each row's answer in nats, summed over
+            its tokens, (rows,).
         tokens: by place of the dataset, tokens of each row's answer, (rows,).
         choices: by place of the dataset, what a router chose for each row.
     """
@@ -63,7 +66,8 @@ class LossTable:
         return [self.mean(j, self.nll.get((name, j))) if name else None for j, name in enumerate(self.own)]
 
     def routed(self, j: int) -> Array | None:
-        """NLL of each row of dataset j under what the router chose for it; None if some of these have not been measured."""
+        """NLL of each row of dataset j under what the router chose for it; None if some of these
+        have not been measured."""
         chosen = self.choices.get(j)
         if chosen is None or any((choice, j) not in self.nll for choice in chosen):
             return None
@@ -84,8 +88,8 @@ class LossTable:
         return [name for name in gain if gain[name] <= 0 or not best[name]]
 
     def share_of_oracle(self) -> float | None:
-        """(base - routed) / (base - oracle), each summed over the answers of all datasets that have a lobe of their own; None if
-        nothing is measured yet, or their lobes gain nothing."""
+        """(base - routed) / (base - oracle), each summed over the answers of all datasets that have
+        a lobe of their own; None if nothing is measured yet, or their lobes gain nothing."""
         base = oracle = routed = 0.0
         for j, name in enumerate(self.own):
             ours = self.routed(j)
@@ -98,7 +102,8 @@ class LossTable:
 
 
 def share_of_exact(marks: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Exact matches of a router's choices / of the own lobes, over all rows of datasets that have one; None if those have none."""
+    """Exact matches of a router's choices / of the own lobes, over all rows of datasets that have
+    one; None if those have none."""
     known = [each for each in marks.values() if each["oracle"]["exact"] is not None]
     ours, best = (sum(each[way]["exact"] * each["rows"] for each in known) for way in ("routed", "oracle"))
     return float(ours / best) if best else None

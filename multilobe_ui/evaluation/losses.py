@@ -1,4 +1,5 @@
-"""Losses of every lobe on every dataset: does each lobe earn its place, and how much of its gain does a router bring home?"""
+"""Losses of every lobe on every dataset: does each lobe earn its place, and how much of its gain
+does a router bring home?"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import torch
 
 from ..data.examples import Example
 from ..errors import AdapterError, DataError, MultiLobeError, RoutingError
-from ..evenly import even_places
+from ..evenly import even_places, evenly_by
 from ..lobes.bank import LobeBank
 from ..lobes.weights import Mix
 from ..model import MultiLobeModel
@@ -22,7 +23,7 @@ from ..progress import Progress, finish
 from ..training.batches import TokenRows, answer_losses
 from .labelled import LabelledRow, flattery, load_rows, own_rows
 from .loss_table import Array, Choice, LossTable, share_of_exact
-from .report import Roll, evenly, title_of
+from .report import Roll, title_of
 from .settings import LossSettings
 from .tasks import exact_match, greedy_answers, is_short, token_f1
 
@@ -31,22 +32,25 @@ FILES = "files of other prompts and answers"
 
 @dataclass(frozen=True)
 class LossMatrix:
-    """What `lobe_losses` found. Losses are mean NLL per answer token, in nats; None where it was stopped before.
+    """What `lobe_losses` found. Losses are mean NLL per answer token, in nats; None where it was
+    stopped before.
 
     Attributes:
         lobes, datasets: names, as they were when it began.
         rows, tokens: of each dataset, tokens of the answers alone. left_out: datasets without answers.
         own: each dataset's own lobe, None where no lobe fits or none is known.
         losses: (lobes + 1, datasets), the base first.
-        router: name of the router. routed: loss of each dataset when each of its rows runs under the one lobe that the router
-            chooses, or under the base where it chooses none. oracle: loss under the own lobe, None where there is none.
-        gain: by lobe, the base's loss minus its own on its dataset. idle: lobes that gain nothing, or whose dataset another
-            lobe reads better.
-        share_of_oracle: (base - routed) / (base - oracle) of the losses over all answer tokens of the datasets that have a lobe
-            of their own; None where their lobes gain nothing.
-        task: by dataset of short answers, how many were asked, and the share of exact matches and the mean F1 (see `tasks`)
-            under the base, the router's choice and the own lobe. task_share: exact matches of the router's choices / of the
-            own lobes, over the datasets that have one; None where these have no exact match.
+        router: name of the router. routed: loss of each dataset when each of its rows runs under
+            the one lobe that the router chooses, or under the base where it chooses none. oracle:
+            loss under the own lobe, None where there is none.
+        gain: by lobe, the base's loss minus its own on its dataset. idle: lobes that gain nothing,
+            or whose dataset another lobe reads better.
+        share_of_oracle: (base - routed) / (base - oracle) of the losses over all answer tokens of
+            the datasets that have a lobe of their own; None where their lobes gain nothing.
+        task: by dataset of short answers, how many were asked, and the share of exact matches and
+            the mean F1 (see `tasks`) under the base, the router's choice and the own lobe.
+            task_share: exact matches of the router's choices / of the own lobes, over the datasets
+            that have one; None where these have no exact match.
         notes: what to know when reading the numbers, in sentences.
     """
 
@@ -76,7 +80,8 @@ class LossMatrix:
 def loss_matrix(
     bank: LobeBank, lobes: Sequence[str], datasets: Mapping[str, Sequence[Example]], max_length: int = 512
 ) -> Array:
-    """Mean NLL per answer token, in nats, of every dataset under the base (first row) and every lobe: (lobes + 1, datasets).
+    """Mean NLL per answer token, in nats, of every dataset under the base (first row) and every
+    lobe: (lobes + 1, datasets).
 
     Args:
         lobes: ids in the bank.
@@ -150,14 +155,15 @@ def _measured(
 
 
 def _datasets(rows: Sequence[LabelledRow], most: int) -> tuple[dict[str, list[LabelledRow]], list[str]]:
-    """Rows with answers by their lobe, or by their file where they have none; and the names of datasets without answers."""
+    """Rows with answers by their lobe, or by their file where they have none; and the names of
+    datasets without answers."""
     found: dict[str, list[LabelledRow]] = {}
     lobes = {row.lobe for row in rows}
     for row in rows:
         file = f"{row.source or 'rows'}{' (no lobe)' if row.source in lobes else ''}"
         found.setdefault(row.lobe or file, []).append(row)
     answered = {name: [row for row in own if row.answer.strip()] for name, own in found.items()}
-    kept = {name: evenly(own, most, lambda row: row.lobe) for name, own in answered.items() if own}
+    kept = {name: evenly_by(lambda row: row.lobe, own, most) for name, own in answered.items() if own}
     left_out = [name for name in found if name not in kept]
     if not kept:
         nobody = "no lobe has kept rows with answers"
@@ -284,7 +290,8 @@ class _Measuring:
         return lobe not in self.ids or lobe in self.there.gone()
 
     def answer(self) -> Generator[Progress, None, None]:
-        """Greedy answers to some rows of datasets of short answers, under the base, the router's choice and the own lobe."""
+        """Greedy answers to some rows of datasets of short answers, under the base, the router's
+        choice and the own lobe."""
         skipped: list[str] = []
         for j in self.short:
             if self.stop.is_set():
@@ -312,7 +319,8 @@ class _Measuring:
         return any(self._is_gone(name) for name in {self.table.own[j], *self.table.choices[j]} if name)
 
     def _marked(self, j: int, rows: Sequence[LabelledRow]) -> dict[str, Any] | None:
-        """The marks of dataset j's answers; None if it was stopped. What two ways have in common is answered once."""
+        """The marks of dataset j's answers; None if it was stopped. What two ways have in common is
+        answered once."""
         places = even_places(len(rows), self.settings.task_rows)
         count = len(places)
         chosen, own = self.table.choices[j], self.table.own[j]

@@ -1,6 +1,8 @@
-"""What is measured of decisions, in numpy alone: right and wrong by label, calibration, and what a higher bar would do.
+"""What is measured of decisions, in numpy alone: right and wrong by label, calibration, and what a
+higher bar would do.
 
-Decisions and labels are places (n,) in a list of labels; the last label, "", stands for "no lobe: the base model".
+Decisions and labels are places (n,) in a list of labels; the last label, "", stands for "no lobe:
+the base model".
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ def confusion(wanted: Array, decided: Array, labels: int) -> Array:
 
 
 def by_label(counts: Array) -> dict[str, list[float | None]]:
-    """Precision tp / (tp + fp), recall tp / (tp + fn) and F1 = 2 tp / (2 tp + fp + fn) of every label (van Rijsbergen 1979).
+    """Precision tp / (tp + fp), recall tp / (tp + fn) and F1 = 2 tp / (2 tp + fp + fn) of every
+    label (van Rijsbergen 1979).
 
-    None where nothing is divided by nothing: precision of a label never decided, recall of one never wanted, F1 of one that is
-    neither.
+    None where nothing is divided by nothing: precision of a label never decided, recall of one
+    never wanted, F1 of one that is neither.
 
     Args:
         counts: as `confusion` gives them.
@@ -44,15 +47,16 @@ def _shares(parts: Array, wholes: Array) -> list[float | None]:
 
 
 def expected_calibration_error(confidence: Array, right: Array) -> float | None:
-    """As `routers.base.calibration_error` (Guo et al. 2017, 15 equal bins), over the decisions whose confidence is a number;
-    None if there are none."""
+    """As `routers.base.calibration_error` (Guo et al. 2017, 15 equal bins), over the decisions
+    whose confidence is a number; None if there are none."""
     known = np.isfinite(confidence)
     return calibration_error(np.clip(confidence[known], 0, 1), right[known]) if known.any() else None
 
 
 def calibration(confidence: Array, right: Array, bins: int = BINS) -> list[dict[str, Any]]:
-    """The reliability diagram (DeGroot & Fienberg 1983; Guo et al. 2017): mean confidence and accuracy in each of `bins` equal
-    bins (low, high] that has decisions. Confidences that are no number are left out."""
+    """The reliability diagram (DeGroot & Fienberg 1983; Guo et al. 2017): mean confidence and
+    accuracy in each of `bins` equal bins (low, high] that has decisions. Confidences that are no
+    number are left out."""
     known = np.isfinite(confidence)
     confidence, right = np.clip(confidence[known], 0, 1), right[known]
     edges = np.linspace(0, 1, bins + 1)
@@ -71,14 +75,16 @@ def calibration(confidence: Array, right: Array, bins: int = BINS) -> list[dict[
 
 
 def abstention(confidence: Array, right: Array, to_lobe: Array, most: int = MOST_POINTS) -> list[dict[str, Any]]:
-    """The risk-coverage curve (El-Yaniv & Wiener 2010): what if a lobe answered only from a confidence of `threshold` on?
+    """The risk-coverage curve (El-Yaniv & Wiener 2010): what if a lobe answered only from a
+    confidence of `threshold` on?
 
     Args:
-        right, to_lobe: (n,) whether a decision is as wanted, and whether it is for a lobe. Those for the base stay with the base,
-            and so do lobes' whose confidence is no number.
-    Returns: for rising thresholds, from the one that asks nothing to the highest confidence there is: `answered`, the share of
-        all prompts that a lobe answers, and `accuracy`, the share of right ones among those (None if there are none). At most
-        `most` points, evenly spread over the different confidences.
+        right, to_lobe: (n,) whether a decision is as wanted, and whether it is for a lobe. Those
+            for the base stay with the base, and so do lobes' whose confidence is no number.
+    Returns: for rising thresholds, from the one that asks nothing to the highest confidence there
+        is: `answered`, the share of all prompts that a lobe answers, and `accuracy`, the share of
+        right ones among those (None if there are none). At most `most` points, evenly spread over
+        the different confidences.
     """
     if not len(confidence):
         return []

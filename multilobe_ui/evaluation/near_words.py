@@ -26,8 +26,9 @@ def jaccard(a: Words, b: Words) -> float:
 class WordIndex:
     """Finds the sets of words that are nearly equal to a given one, without comparing it with all.
 
-    Two sets with a Jaccard index of t or more share one of their |a| - ceil(t |a|) + 1 rarest words (prefix filtering,
-    Chaudhuri, Ganti and Kaushik 2006), so only those sets are looked at that are listed under such a word.
+    Two sets with a Jaccard index of t or more share one of their |a| - ceil(t |a|) + 1 rarest words
+    (prefix filtering, Chaudhuri, Ganti and Kaushik 2006), so only those sets are looked at that are
+    listed under such a word.
     """
 
     def __init__(self, sets: Sequence[Words], least: float) -> None:

@@ -1,16 +1,19 @@
-"""How new training data sits among the lobes there are, and whether its held-out rows are held out in earnest. Before training.
+"""How new training data sits among the lobes there are, and whether its held-out rows are held out
+in earnest. Before training.
 
     inside   a prompt p lies inside a lobe if  max over its rows r of cos(p, r)  >=  t
     t        the lower quartile, over the lobe's rows, of the cosine to the nearest other row of it, but from FLOOR to NEAR_COSINE
     own      the share of the lobe's rows that lie inside it by the same measure, each left out of the rows it is compared with
     overlap  min(1, share of the prompts inside / max(own, LEAST_OWN))
 
-Not all of a lobe's own rows lie inside it, so the share is divided by theirs: data of the lobe's own kind overlaps by about 1, and
-data of which half is of that kind by about 1/2. FLOOR is for lobes of very different rows, inside of which all would lie else.
+Not all of a lobe's own rows lie inside it, so the share is divided by theirs: data of the lobe's
+own kind overlaps by about 1, and data of which half is of that kind by about 1/2. FLOOR is for
+lobes of very different rows, inside of which all would lie else.
 
-Two prompts that are not the same but for case and white space are near duplicates if cos >= NEAR_COSINE, which finds the same thing
-said in other words, or if their sets of words have a Jaccard index |a & b| / |a | b| >= NEAR_WORDS, which needs no embedding and
-so finds them in all rows of a large file, of which only a sample is embedded.
+Two prompts that are not the same but for case and white space are near duplicates if cos >=
+NEAR_COSINE, which finds the same thing said in other words, or if their sets of words have a
+Jaccard index |a & b| / |a | b| >= NEAR_WORDS, which needs no embedding and so finds them in all
+rows of a large file, of which only a sample is embedded.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ from .near_words import WordIndex, jaccard, words_of
 
 QUANTILE = 0.25
 FLOOR = 0.45
-"""Below it, prompts have little in common: on eight domains, what is of another kind lies at 0.2 to 0.4 from its nearest row."""
+"""Below it, prompts have little in common: on eight domains, what is of another kind lies at 0.2 to
+0.4 from its nearest row."""
 LEAST_OWN = 0.25
 """A smaller share, as of a few rows that are all different, is no measure to divide by."""
 NEAR_COSINE = 0.95
@@ -69,11 +73,15 @@ class LobeOverlap:
     """The new prompts beside the rows that one lobe has kept.
 
     Attributes:
-        rows: that the lobe has kept for routing (a sample of its data); 0 if none, then there is nothing to compare with.
-        overlap: see the module's text, 0 to 1; None where there is nothing to compare. threshold, own: see there too.
-        exact, near: new prompts that the lobe has too; that have a near duplicate there, and are not among the former.
+        rows: that the lobe has kept for routing (a sample of its data); 0 if none, then there is
+            nothing to compare with.
+        overlap: see the module's text, 0 to 1; None where there is nothing to compare. threshold,
+            own: see there too.
+        exact, near: new prompts that the lobe has too; that have a near duplicate there, and are
+            not among the former.
         held_out: of both, those whose likeness is among the rows that the lobe did not train on.
-        nearest: the NEAREST prompts, each with the lobe's row nearest to it. duplicates: exact ones first, MOST_PAIRS in all.
+        nearest: the NEAREST prompts, each with the lobe's row nearest to it. duplicates: exact ones
+            first, MOST_PAIRS in all.
     """
 
     lobe: str
@@ -95,9 +103,11 @@ class OverlapReport:
     Attributes:
         rows: of the new data. prompts: different ones; those compared by their words; those embedded.
         lobes: in the order given.
-        twins: different prompts that have a near duplicate among the others. pairs: each such with its nearest, MOST_PAIRS at most.
+        twins: different prompts that have a near duplicate among the others. pairs: each such with
+            its nearest, MOST_PAIRS at most.
         training_rows, held_out_rows: as `dataset.split` parts them.
-        leaking: held-out rows with a near duplicate among the training rows. leaks: these, MOST_PAIRS at most.
+        leaking: held-out rows with a near duplicate among the training rows. leaks: these,
+            MOST_PAIRS at most.
         stopped: it was ended early, so that fewer prompts are embedded than could be.
         truncated: only the first rows of a file were read, so its held-out rows are not known.
         kept: the embedded prompts in the shape of a lobe's rows, for a map. Not in the JSON.
@@ -139,8 +149,8 @@ def overlap(
         examples: the new data, without exact duplicates, as `dataset.load` gives it.
         rows: what every lobe has kept; None for one that was imported without data.
         embed: texts → (n, d) unit vectors. most: prompts that are embedded at most, evenly spread.
-        validation_fraction, seed: as the training would have them; None is what it would choose. stop: set it to end early with
-            what there is.
+        validation_fraction, seed: as the training would have them; None is what it would choose.
+            stop: set it to end early with what there is.
 
     Raises:
         ConfigError: validation_fraction is out of range.
@@ -202,7 +212,8 @@ def _asked(examples: Sequence[Example], held_out: AbstractSet[bytes]) -> list[_A
 def _chosen(asked: Sequence[_Asked], most: int) -> tuple[list[_Asked], list[int]]:
     """Those that are compared by words, and the places of those among them that are embedded.
 
-    Both hold held-out rows and training rows, so that leakage can be seen; the held-out rows are few, so all are compared.
+    Both hold held-out rows and training rows, so that leakage can be seen; the held-out rows are
+    few, so all are compared.
     """
     held_out = [one for one in asked if one.held_out]
     training = [one for one in asked if not one.held_out]
@@ -238,7 +249,8 @@ def _embedded(texts: Sequence[str], embed: Callable[[Sequence[str]], Vector], st
 class _Twins:
     """Near duplicates among the prompts of the new data.
 
-    Rows of several turns are compared by the words of all that the user said: their last message alone may be "and why?".
+    Rows of several turns are compared by the words of all that the user said: their last message
+    alone may be "and why?".
     """
 
     def __init__(self, asked: Sequence[_Asked], sampled: Sequence[int], vectors: Vector) -> None:
@@ -290,7 +302,8 @@ def _once(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def measure(vectors: Vector) -> tuple[float, float]:
-    """t and own of a lobe with these rows (n, d). A single row has no other to be near to, so only its duplicates are inside."""
+    """t and own of a lobe with these rows (n, d). A single row has no other to be near to, so only
+    its duplicates are inside."""
     if len(vectors) < 2:
         return NEAR_COSINE, 1.0
     cosines = vectors @ vectors.T
@@ -343,7 +356,8 @@ def _duplicates(
 ) -> dict[int, tuple[int, bool]]:
     """place of a different prompt → (place of its likeness in the lobe, whether it is the same).
 
-    Of several, a row that the lobe held out goes first (these come after the `trained` ones), for that is the graver likeness.
+    Of several, a row that the lobe held out goes first (these come after the `trained` ones), for
+    that is the graver likeness.
     """
     last = {same_prompt(text): j for j, text in enumerate(texts) if text}
     sets = [words_of(text) if text else frozenset() for text in texts]

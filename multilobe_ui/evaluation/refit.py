@@ -27,7 +27,8 @@ AT_ONCE = 10
 
 @dataclass(frozen=True)
 class RefitSettings:
-    """What may be set. `routers`: names; () takes those that choose among lobes and can be used. `most`: prompts asked at most."""
+    """What may be set. `routers`: names; () takes those that choose among lobes and can be used.
+    `most`: prompts asked at most."""
 
     routers: tuple[str, ...] = ()
     most: int = 200
@@ -44,12 +45,14 @@ class Refit:
     """What the trial showed.
 
     Attributes:
-        routers: name → title, before and after (prompts right, of `of`; corrected prompts are not counted, for the person has
-            decided them), now (prompts right by the router that serves), added and gone (names of lobes that came or went since
-            it was fitted), error. `before` is a fit to the same lobes without the corrections that are tried, so that what
+        routers: name → title, before and after (prompts right, of `of`; corrected prompts are not
+            counted, for the person has decided them), now (prompts right by the router that
+            serves), added and gone (names of lobes that came or went since it was fitted), error.
+            `before` is a fit to the same lobes without the corrections that are tried, so that what
             changes from `before` to `after` is due to these alone.
         corrections: prompt, lobe, and who the default router sent it to before and after; None is the base.
-        changed: other prompts that the default router now sends elsewhere: prompt, wanted, before, after; at most MOST_SHOWN.
+        changed: other prompts that the default router now sends elsewhere: prompt, wanted, before,
+            after; at most MOST_SHOWN.
         ids: of the corrections that were tried. kept: whether they are in force.
         notes: what to know when reading the numbers, in sentences.
     """
@@ -73,7 +76,8 @@ class _Tried:
 
     Attributes:
         trial: it. fit: what it learned. seconds: that this took.
-        now, before, after: whom the serving router, one fitted without the corrections, and `trial` choose, by row.
+        now, before, after: whom the serving router, one fitted without the corrections, and `trial`
+            choose, by row.
     """
 
     trial: Router
@@ -87,7 +91,8 @@ class _Tried:
 def refitting(
     model: MultiLobeModel, settings: RefitSettings, *, data: Path | None, made: Path, stop: threading.Event
 ) -> Generator[Progress, None, Refit]:
-    """Fit routers with every correction, in force or not, and ask them about labelled prompts; nothing that serves is touched.
+    """Fit routers with every correction, in force or not, and ask them about labelled prompts;
+    nothing that serves is touched.
 
     The fits go to `made`, from where `keep_refit` takes them.
 
@@ -235,7 +240,8 @@ def _right(decided: Sequence[str | None], wanted: Sequence[str | None]) -> int:
 
 
 def _came_and_went(then: Key, now: Key) -> tuple[list[str], list[str]]:
-    """Names of the lobes of the one key that the other has not: (added, gone). A lobe trained again is both."""
+    """Names of the lobes of the one key that the other has not: (added, gone). A lobe trained again
+    is both."""
     added = [name for name, created in now.lobes if (name, created) not in then.lobes]
     return added, [name for name, created in then.lobes if (name, created) not in now.lobes]
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import DataError, MultiLobeError
-from ..evenly import even_places
+from ..evenly import evenly_by
 from ..model import MultiLobeModel
 from ..progress import Progress, finish
 from ..routers import ROUTERS, Router, RoutingContext, RoutingDecision
@@ -51,12 +51,17 @@ class RouterScore:
 
     Attributes:
         right, of: prompts decided as labelled, and all. accuracy: right / of; None where nothing was asked.
-        precision, recall, f1: by label. confusion: rows are labels wanted, columns what was decided, in the card's order.
-        ece: expected calibration error, 15 bins. calibration: the reliability diagram, 10 bins. abstention: risk and coverage.
+        precision, recall, f1: by label. confusion: rows are labels wanted, columns what was
+            decided, in the card's order.
+        ece: expected calibration error, 15 bins. calibration: the reliability diagram, 10 bins.
+            abstention: risk and coverage.
         strangers: share of the prompts of no lobe that were sent to the base; None if there are none.
-        ms, ms_mean: median and mean time of a decision on a prompt that nothing is remembered of, in milliseconds.
-        decided: place among the labels, for each prompt. confidence: for each prompt, None where it is no number.
-        error: why it could not be asked, or not to the end; "" if it could. note: what to know when reading its numbers.
+        ms, ms_mean: median and mean time of a decision on a prompt that nothing is remembered of,
+            in milliseconds.
+        decided: place among the labels, for each prompt. confidence: for each prompt, None where it
+            is no number.
+        error: why it could not be asked, or not to the end; "" if it could. note: what to know when
+            reading its numbers.
         unfinished: it was being asked when it failed, so nothing can be said of how it would have done.
     """
 
@@ -90,8 +95,9 @@ class ReportCard:
 
     Attributes:
         labels: names of lobes, and "" for none, last. prompts: what was asked, with its label.
-        routers: by name. stopped: it ended early; a router that had not been asked everything is then left out, unless it was the
-            first: then the prompts are those that it was asked. seconds: that it took.
+        routers: by name. stopped: it ended early; a router that had not been asked everything is
+            then left out, unless it was the first: then the prompts are those that it was asked.
+            seconds: that it took.
         notes: what to know when reading the numbers, in sentences.
     """
 
@@ -122,7 +128,8 @@ def report_card(
     progress: Callable[[Progress], None] | None = None,
     stop: threading.Event | None = None,
 ) -> ReportCard:
-    """Ask routers for a decision on labelled prompts, and compare. The lobes are those that were there when it began.
+    """Ask routers for a decision on labelled prompts, and compare. The lobes are those that were
+    there when it began.
 
     Args:
         routers: names; () means all that can be used.
@@ -144,19 +151,6 @@ def reporting(
     return (yield from _card(model, settings, load_rows(data) if data else None, stop))
 
 
-def evenly(rows: Sequence[T], most: int, group: Callable[[T], Any]) -> list[T]:
-    """At most `most` rows, as even over their groups as these are large, and spread over each; in the order given."""
-    places: dict[Any, list[int]] = {}
-    for i, row in enumerate(rows):
-        places.setdefault(group(row), []).append(i)
-    room, kept = most, []
-    for left, own in zip(range(len(places), 0, -1), sorted(places.values(), key=len), strict=True):
-        share = min(len(own), -(-room // left))
-        kept += [own[i] for i in even_places(len(own), share)]
-        room -= share
-    return [rows[i] for i in sorted(kept)]
-
-
 def _card(
     model: MultiLobeModel, settings: ReportSettings, rows: Sequence[LabelledRow] | None, stop: threading.Event
 ) -> Generator[Progress, None, ReportCard]:
@@ -164,7 +158,9 @@ def _card(
     names = settings.routers or [name for name in model.routers.names if model.routers.named(name).is_fitted]
     routers = {name: _as_it_is(model, name) for name in names}
     given = rows is not None
-    rows = evenly(own_rows(model) if rows is None else rows, settings.most, lambda row: row.lobe)
+    if rows is None:
+        rows = own_rows(model)
+    rows = evenly_by(lambda row: row.lobe, rows, settings.most)
     if not rows:
         raise DataError(
             "There are no labelled prompts: no lobe has kept rows that it was trained on. "
@@ -208,7 +204,8 @@ def _as_it_is(model: MultiLobeModel, name: str) -> Router | _Failure:
 
 
 def _turns(rows: Sequence[LabelledRow]) -> list[int]:
-    """Places of the rows in an order in which labels take turns, so that what is stopped early has seen all of them."""
+    """Places of the rows in an order in which labels take turns, so that what is stopped early has
+    seen all of them."""
     seen: Counter[str | None] = Counter()
     turn = []
     for row in rows:
@@ -258,7 +255,8 @@ def _asked(
 
 
 class Roll:
-    """The lobes of a model at one moment, to see later which of them are gone. A lobe that was renamed is still there."""
+    """The lobes of a model at one moment, to see later which of them are gone. A lobe that was
+    renamed is still there."""
 
     def __init__(self, model: MultiLobeModel) -> None:
         self._model = model
@@ -275,7 +273,8 @@ class Roll:
         return [self._names[id] for id, birth in self._then.items() if here.get(id) != birth]
 
     def replaced(self) -> bool:
-        """Whether a new lobe has the id of one that was deleted: what knows lobes by their ids would take it for that one."""
+        """Whether a new lobe has the id of one that was deleted: what knows lobes by their ids
+        would take it for that one."""
         here = self._births()
         return any(here.get(id, birth) != birth for id, birth in self._then.items())
 
@@ -324,7 +323,8 @@ def score(
     decisions: Sequence[RoutingDecision],
     experts: Collection[str] = (),
 ) -> RouterScore:
-    """Every measure of one router's decisions, one for each row; `labels` has every name that occurs, and "" last."""
+    """Every measure of one router's decisions, one for each row; `labels` has every name that
+    occurs, and "" last."""
     place = {label: i for i, label in enumerate(labels)}
     base = place[""]
     wanted = np.array([place[row.lobe or ""] for row in rows], np.int64)
@@ -360,9 +360,11 @@ class RoutingReport:
     """How a router did on labelled prompts; None as a label means that no lobe fits.
 
     Attributes:
-        accuracy: share of prompts that were decided as labelled. by_label: the same for every label (None as "").
+        accuracy: share of prompts that were decided as labelled. by_label: the same for every label
+            (None as "").
         stages: share of prompts that each stage decided. confusion: (label, decided) → count.
-        milliseconds: median time of a decision. ece: expected calibration error of the confidence, 15 equal bins (Guo 2017).
+        milliseconds: median time of a decision. ece: expected calibration error of the confidence,
+            15 equal bins (Guo 2017).
     """
 
     accuracy: float

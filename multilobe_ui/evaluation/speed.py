@@ -1,4 +1,5 @@
-"""What this machine does with this base: training, routing, decoding, memory, beside what the machine could do at all."""
+"""What this machine does with this base: training, routing, decoding, memory, beside what the
+machine could do at all."""
 
 from __future__ import annotations
 
@@ -66,12 +67,15 @@ class Speed:
 
     Attributes:
         machine: processor, cores, torch threads, device. base: as `backbone.describe` says.
-        gflops: of a product of square float32 matrices. copy_gib_s: GiB/s of a copy in memory, read and written counted once.
+        gflops: of a product of square float32 matrices. copy_gib_s: GiB/s of a copy in memory, read
+            and written counted once.
         training: tokens per second of optimizer steps on batches of four rows.
         routing: router → ms of a decision on a prompt that it has not seen.
-        decoding: tokens per second: "base" and "lobe" alone, "together" of all chats at once, "one after another" of the same.
+        decoding: tokens per second: "base" and "lobe" alone, "together" of all chats at once, "one
+            after another" of the same.
         first_token_ms: from the request to the first token of a chat that is alone.
-        fast: what was made faster in the base, for serving and then for training, and what was left alone for which reason.
+        fast: what was made faster in the base, for serving and then for training, and what was left
+            alone for which reason.
         base_bytes: of the base's weights. lobe_bytes: mean of a lobe's in memory.
     """
 
@@ -219,7 +223,8 @@ def _counted(tokens: Iterator[int]) -> int:
 
 
 def _alone(model: MultiLobeModel, request: Request, rounds: int) -> tuple[float | None, float | None]:
-    """(tokens per second, ms to the first token) of a chat that is alone; None for an answer without tokens."""
+    """(tokens per second, ms to the first token) of a chat that is alone; None for an answer
+    without tokens."""
     batch, rates, firsts = RunningBatch(model.bank), [], []
     for _ in range(rounds + 1):
         start = time.perf_counter()

@@ -1,7 +1,7 @@
 """Answers that can be marked right or wrong: short ones, compared with the one that is wanted.
 
-Answers are compared as SQuAD does it (Rajpurkar et al. 2016): without case, punctuation, the articles a, an and the, and with
-single spaces. Its punctuation is that of ASCII, and so it is here.
+Answers are compared as SQuAD does it (Rajpurkar et al. 2016): without case, punctuation, the
+articles a, an and the, and with single spaces. Its punctuation is that of ASCII, and so it is here.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def exact_match(answer: str, wanted: str) -> bool:
 
 
 def token_f1(answer: str, wanted: str) -> float:
-    """2 p r / (p + r) of the words that the answers share, each as often as both have it: p is their share of `answer`, r of
-    `wanted`. Where one has no words: 1 if neither has, else 0 (as SQuAD 2.0, Rajpurkar et al. 2018)."""
+    """2 p r / (p + r) of the words that the answers share, each as often as both have it: p is
+    their share of `answer`, r of `wanted`. Where one has no words: 1 if neither has, else 0 (as
+    SQuAD 2.0, Rajpurkar et al. 2018)."""
     given, asked = words(answer), words(wanted)
     if not given or not asked:
         return float(given == asked)
@@ -48,7 +49,8 @@ def token_f1(answer: str, wanted: str) -> float:
 
 
 def is_short(rows: Sequence[LabelledRow]) -> bool:
-    """Whether half of the answers have at most `SHORT_WORDS` words, so that it makes sense to compare them word by word."""
+    """Whether half of the answers have at most `SHORT_WORDS` words, so that it makes sense to
+    compare them word by word."""
     return bool(rows) and statistics.median(len(row.answer.split()) for row in rows) <= SHORT_WORDS
 
 
@@ -57,7 +59,8 @@ def greedy_answers(
 ) -> list[str] | None:
     """The likeliest answer to each (prompt, weights by lobe name), {} being the base; None if it was stopped.
 
-    At most `ANSWER_TOKENS` tokens are written. A prompt that the base cannot read, because it is too long, is answered by "".
+    At most `ANSWER_TOKENS` tokens are written. A prompt that the base cannot read, because it is
+    too long, is answered by "".
     """
     sampling = SamplingConfig(do_sample=False, max_new_tokens=ANSWER_TOKENS)
     requests: dict[int, Request] = {}

@@ -1,16 +1,18 @@
 """Several answers decoded together, whoever asked for them and whatever their lobes.
 
-One thread runs a batch that never ends: a request joins it at the next step and leaves it when its answer is done (continuous
-batching: Yu et al. 2022, Orca, OSDI). A token for eight chats costs little more than a token for one, because a small batch
-waits for the weights to come from memory and for Python, not for arithmetic.
+One thread runs a batch that never ends: a request joins it at the next step and leaves it when its
+answer is done (continuous batching: Yu et al. 2022, Orca, OSDI). A token for eight chats costs
+little more than a token for one, because a small batch waits for the weights to come from memory
+and for Python, not for arithmetic.
 
     lengths     tokens of each row in the cache; rows end together at the right, what is left of a shorter row is padding
     fair turns  at most `CHUNK` tokens of prompts are read between two steps of those who are being answered
 
-Rows do not see each other, but a product of eight rows is rounded otherwise than one of a single row: where two tokens are all but
-equally likely, a greedy answer may turn with who else is there. So it is for shared servers, where many ask at once. Requests
-with a mixer weigh lobes anew at every token, and some bases keep states that cannot be put under each other; these run
-alone, in the thread that asks.
+Rows do not see each other, but a product of eight rows is rounded otherwise than one of a single
+row: where two tokens are all but equally likely, a greedy answer may turn with who else is there.
+So it is for shared servers, where many ask at once. Requests with a mixer weigh lobes anew at every
+token, and some bases keep states that cannot be put under each other; these run alone, in the
+thread that asks.
 """
 
 from __future__ import annotations
@@ -39,11 +41,12 @@ CHUNK = 256
 """Tokens of prompts that are read at once while others are being answered."""
 END = None
 HAND_OUT_SECONDS = 0.03
-"""Least time between two hand-outs to one reader: nobody reads more than thirty times a second. The first token is handed out at
-once."""
+"""Least time between two hand-outs to one reader: nobody reads more than thirty times a second. The
+first token is handed out at once."""
 HAND_OUTS_A_SECOND = 100
-"""Most hand-outs to all readers together, but for first tokens. Every one wakes a thread that takes the interpreter from the one
-that decodes: eight readers who were woken for every other token took a twentieth of its time."""
+"""Most hand-outs to all readers together, but for first tokens. Every one wakes a thread that takes
+the interpreter from the one that decodes: eight readers who were woken for every other token took a
+twentieth of its time."""
 GATHERING_SECONDS = 0.002
 """So long is waited for more requests when there was none: prompts that come together are read together."""
 IDLE_SECONDS = 5.0
@@ -55,7 +58,8 @@ _BATCHES: weakref.WeakSet[RunningBatch] = weakref.WeakSet()
 
 @atexit.register
 def _end_all() -> None:
-    """Let no thread compute while the interpreter goes: Python would end it inside torch, and that ends in an abort."""
+    """Let no thread compute while the interpreter goes: Python would end it inside torch, and that
+    ends in an abort."""
     for batch in list(_BATCHES):
         batch._end()
 
@@ -175,7 +179,8 @@ class RunningBatch:
             return True
 
     def _reading_is_full(self) -> bool:
-        """Short prompts are read together, as if each were as long as the longest of them; a long one is read alone."""
+        """Short prompts are read together, as if each were as long as the longest of them; a long
+        one is read alone."""
         if not self._waiting or len(self._rows) + len(self._reading) >= self._most:
             return True
         together = [*self._reading, self._waiting[0]]
@@ -183,7 +188,8 @@ class RunningBatch:
         return bool(self._reading) and (longest * len(together) > CHUNK or self._reading_cache is not None)
 
     def _read(self) -> None:
-        """Read the newcomers' prompts, of a long one a chunk while others wait for their next token; then they join."""
+        """Read the newcomers' prompts, of a long one a chunk while others wait for their next
+        token; then they join."""
         for row in [row for row in self._reading if row.over]:
             self._reading.remove(row)
             row.close()
@@ -235,8 +241,9 @@ class RunningBatch:
     def _mask(self) -> Tensor:
         """What a new token of each row sees: its own row, and not the padding before it.
 
-        Where the base takes it, what is added to scores, (rows, 1, 1, tokens) with 0 or -inf: while nobody joins or leaves, each
-        step's is the front of the same one. Else (rows, tokens) with 1 or 0, of which transformers makes the other in every step.
+        Where the base takes it, what is added to scores, (rows, 1, 1, tokens) with 0 or -inf: while
+        nobody joins or leaves, each step's is the front of the same one. Else (rows, tokens) with 1
+        or 0, of which transformers makes the other in every step.
         """
         longest = max(self._lengths) + 1
         if self._takes_scores is None:
@@ -319,18 +326,21 @@ def _padded(states: Tensor, length: int) -> Tensor:
 
 
 def can_batch(bank: LobeBank) -> bool:
-    """Whether caches of this base can be put under each other: plain keys and values of all tokens, no windows, no states."""
+    """Whether caches of this base can be put under each other: plain keys and values of all tokens,
+    no windows, no states."""
     return all(map(keeps_all_tokens, new_cache(bank.backbone.config).layers))
 
 
 def score_mask(sees: Tensor, dtype: torch.dtype) -> Tensor:
-    """(rows, tokens) of booleans → (rows, 1, 1, tokens): what is added to the scores of one new token a row."""
+    """(rows, tokens) of booleans → (rows, 1, 1, tokens): what is added to the scores of one new
+    token a row."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, -torch.inf)[:, None, None]
 
 
 @torch.inference_mode()
 def takes_score_masks(bank: LobeBank) -> bool:
-    """Whether the base takes a `score_mask` in place of a mask of ones and zeros, and means the same: tried on three tokens.
+    """Whether the base takes a `score_mask` in place of a mask of ones and zeros, and means the
+    same: tried on three tokens.
 
     Bases that work out more from the mask than who sees whom (ALiBi's distances) do not.
     """

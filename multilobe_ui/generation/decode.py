@@ -1,7 +1,8 @@
 """Generation: a prompt in, tokens out, one at a time, under given lobe weights.
 
-The decode loop keeps a KV cache and runs the bank once a token. It knows nothing of routers: whoever calls has already decided
-the weights. Rows of a batch are independent: each has its own weights, sampling and end.
+The decode loop keeps a KV cache and runs the bank once a token. It knows nothing of routers:
+whoever calls has already decided the weights. Rows of a batch are independent: each has its own
+weights, sampling and end.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class Request:
         weights: lobe id → weight; {} is the base model.
         sampling: how tokens are drawn.
         stop: set it from any thread and the answer ends after the token under way.
-        mixer: weighs the lobes anew for every token; `weights` then count for nothing. All requests of a batch have the same.
-        watch: called with the weights (layers, lobes) under which each token was drawn, before the token is given out; lobes
-            are in the mixer's order. Only where there is a mixer.
+        mixer: weighs the lobes anew for every token; `weights` then count for nothing. All requests
+            of a batch have the same.
+        watch: called with the weights (layers, lobes) under which each token was drawn, before the
+            token is given out; lobes are in the mixer's order. Only where there is a mixer.
     """
 
     ids: Sequence[int]
@@ -55,7 +57,8 @@ class Request:
 
 
 def prepare(backbone: Backbone, messages: Messages, max_new_tokens: int) -> tuple[list[int], list[Mapping[str, str]]]:
-    """Prompt token ids and the messages that they hold: the oldest turns are dropped until prompt and answer fit.
+    """Prompt token ids and the messages that they hold: the oldest turns are dropped until prompt
+    and answer fit.
 
     System messages and the last turn stay. Up to half of the context is kept free for the answer.
 
@@ -85,7 +88,8 @@ def prepare(backbone: Backbone, messages: Messages, max_new_tokens: int) -> tupl
 def generate_tokens(bank: LobeBank, requests: Sequence[Request]) -> Iterator[list[int | None]]:
     """Decode a batch; yields, for every step, each row's next token id, or None for rows that have ended.
 
-    An end-of-turn token ends its row and is not yielded. Greedy rows of a batch give the tokens that they would give alone.
+    An end-of-turn token ends its row and is not yielded. Greedy rows of a batch give the tokens
+    that they would give alone.
 
     Raises:
         ConfigError: requests of one batch have different mixers, or only some have one.
@@ -109,7 +113,8 @@ def _decoded(bank: LobeBank, requests: Sequence[Request]) -> Iterator[list[int |
         inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "logits_to_keep": 1}
         if padded:
             inputs["attention_mask"] = mask
-        # inference_mode is entered and left for each step: a generator must not leave it switched on between its tokens
+        # inference_mode is entered and left for each step: a generator must not leave it switched
+        # on between its tokens
         with torch.inference_mode():
             inputs |= {"past_key_values": cache, "use_cache": True}
             output = bank.run(mix, **inputs) if run is None else run(bank, **inputs)
@@ -167,8 +172,9 @@ def generate_text(bank: LobeBank, requests: Sequence[Request]) -> list[str]:
 class TextPieces:
     """Turns a stream of token ids into a stream of text.
 
-    A token may hold part of a character, and its spacing may depend on its neighbours: so the tokens since the last safe
-    point are decoded again, and what is new is given out once it does not end in half a character.
+    A token may hold part of a character, and its spacing may depend on its neighbours: so the
+    tokens since the last safe point are decoded again, and what is new is given out once it does
+    not end in half a character.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -193,7 +199,8 @@ class TextPieces:
 
 
 class Sampler:
-    """Draws one token from logits (1, vocabulary); its random numbers are its own, so a seed fixes one answer only."""
+    """Draws one token from logits (1, vocabulary); its random numbers are its own, so a seed fixes
+    one answer only."""
 
     def __init__(self, config: SamplingConfig, device: torch.device) -> None:
         self._greedy = config.greedy or config.temperature < 1e-6  # so cold that logits overflow
@@ -229,7 +236,8 @@ class Row:
     """One answer on its way.
 
     Attributes:
-        seen: ids of the prompt and of the answer so far. limit, made: tokens of the answer, at most and so far.
+        seen: ids of the prompt and of the answer so far. limit, made: tokens of the answer, at most
+            and so far.
         ended: the base has emitted a stop token, or nobody wants more.
     """
 
@@ -246,8 +254,10 @@ class Row:
 
 
 def next_tokens(rows: Sequence[Row], logits: Tensor) -> list[int | None]:
-    """Draw each row's next token from logits (rows, vocabulary) and note it there; None for rows that have ended."""
-    # the likeliest tokens of all rows in one go: one kernel and one copy to Python instead of one for each row
+    """Draw each row's next token from logits (rows, vocabulary) and note it there; None for rows
+    that have ended."""
+    # the likeliest tokens of all rows in one go: one kernel and one copy to Python instead of one
+    # for each row
     likeliest: list[int] = []
     if any(row.sampler.is_plain for row in rows):
         likeliest = _likeliest(logits)
@@ -269,6 +279,7 @@ def next_tokens(rows: Sequence[Row], logits: Tensor) -> list[int | None]:
 
 
 def _likeliest(logits: Tensor) -> list[int]:
-    """Place of the largest logit of each row, the first of equals. On a CPU numpy finds it in a tenth of torch's time."""
+    """Place of the largest logit of each row, the first of equals. On a CPU numpy finds it in a
+    tenth of torch's time."""
     places: list[int] = (logits.numpy() if logits.device.type == "cpu" else logits).argmax(-1).tolist()
     return places

@@ -1,7 +1,7 @@
 """Reading a PEFT LoRA adapter folder: what it asks for, whether it can be run exactly, and its matrices.
 
-Knows PEFT's file format but does not import PEFT: a folder is a JSON file and a safetensors file. What this project cannot
-run to the last digit is refused here, by name.
+Knows PEFT's file format but does not import PEFT: a folder is a JSON file and a safetensors file.
+What this project cannot run to the last digit is refused here, by name.
 """
 
 from __future__ import annotations
@@ -135,10 +135,12 @@ def read_matrices(header: AdapterHeader) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def check_fits(header: AdapterHeader, features: Mapping[str, tuple[int, int]], base: str) -> None:
-    """Raise AdapterError unless every module of the adapter is a linear layer of the base with the same features.
+    """Raise AdapterError unless every module of the adapter is a linear layer of the base with the
+    same features.
 
     Args:
-        features: (in_features, out_features) of every linear layer of the base, by module name (`linear_features`).
+        features: (in_features, out_features) of every linear layer of the base, by module name
+            (`linear_features`).
         base: the base's name, for the message.
     """
     for module, (_, n_in, n_out) in header.shapes.items():
@@ -150,7 +152,8 @@ def check_fits(header: AdapterHeader, features: Mapping[str, tuple[int, int]], b
 
 
 def linear_features(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(in_features, out_features) of every layer that a LoRA can sit on: Linear, its quantised forms, GPT-2's Conv1D."""
+    """(in_features, out_features) of every layer that a LoRA can sit on: Linear, its quantised
+    forms, GPT-2's Conv1D."""
     found = {}
     for name, module in model.named_modules():
         if isinstance(getattr(module, "in_features", None), int) and isinstance(
@@ -209,7 +212,8 @@ def _shape(module: str, sides: Mapping[str, tuple[int, ...]]) -> tuple[int, int,
 
 
 def _scaling(config: Mapping[str, Any], module: str, r: int) -> float:
-    """PEFT's scaling of one module: lora_alpha, or its entry in alpha_pattern, over r or the square root of r."""
+    """PEFT's scaling of one module: lora_alpha, or its entry in alpha_pattern, over r or the square
+    root of r."""
     alpha = config.get("lora_alpha")
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
@@ -224,7 +228,8 @@ def _scaling(config: Mapping[str, Any], module: str, r: int) -> float:
 
 
 def _matches(pattern: str, module: str) -> bool:
-    """PEFT's rule, for patterns that cannot do harm: it comes from a stranger's file and could take forever to match."""
+    """PEFT's rule, for patterns that cannot do harm: it comes from a stranger's file and could take
+    forever to match."""
     try:
         if _PLAIN_PATTERN.match(pattern):
             return re.match(rf"(.*\.)?({pattern})$", module) is not None

@@ -2,9 +2,10 @@
 
     y = W x + sum over lobes l of  w_l * B_l A_l x * scaling_l
 
-Weights travel with the call, in a context variable that each linear layer reads; nothing of the model is switched. So requests
-on different lobes can run at the same time from different threads without a lock, and without weights the layers are the
-plain base, bit for bit. The bank knows adapters and weights; it does not know why somebody chose them.
+Weights travel with the call, in a context variable that each linear layer reads; nothing of the
+model is switched. So requests on different lobes can run at the same time from different threads
+without a lock, and without weights the layers are the plain base, bit for bit. The bank knows
+adapters and weights; it does not know why somebody chose them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class LobeBank:
     Attributes:
         memory: the matrices of lobes in use, and what they may take.
         fast: what was made faster in its tree and in the base's weights.
-        damaged: why lobes had to leave, by their ids: their weights turned out to be no good when they were first read.
+        damaged: why lobes had to leave, by their ids: their weights turned out to be no good when
+            they were first read.
     """
 
     def __init__(self, backbone: Backbone, budget_bytes: int | None = None) -> None:
@@ -67,7 +69,8 @@ class LobeBank:
             sha256: what its weights file must have; "" takes the file as it is.
 
         Raises:
-            AdapterError: it cannot be run exactly on this base (see `adapter.read_header`, `adapter.check_fits`).
+            AdapterError: it cannot be run exactly on this base (see `adapter.read_header`,
+                `adapter.check_fits`).
         """
         header = read_header(Path(path))
         check_fits(header, self.features, self.backbone.name)
@@ -86,11 +89,12 @@ class LobeBank:
             self.memory.forget(lobe)
 
     def run_live(self, lobes: Sequence[Matrices], weights: Tensor, **inputs: Any) -> Any:
-        """`run` with lobes that are being trained: gradients reach their matrices and the weights. Nothing of them is kept, so
-        those who chat through the same bank do not notice.
+        """`run` with lobes that are being trained: gradients reach their matrices and the weights.
+        Nothing of them is kept, so those who chat through the same bank do not notice.
 
         Args:
-            lobes: a lobe's (A (r, in), B (out, r) with the scaling folded in) by module, on the base's device.
+            lobes: a lobe's (A (r, in), B (out, r) with the scaling folded in) by module, on the
+                base's device.
             weights: in one of the shapes of `Mix`, a place in the last dimension for each lobe.
         """
         inputs = self.backbone.accepted(inputs)
@@ -109,7 +113,8 @@ class LobeBank:
         return tuple(self._headers)
 
     def layers(self, lobes: Iterable[str]) -> tuple[str, ...]:
-        """Names of the linear layers that these lobes adapt, in the base's module order: the layers of 4-D weights.
+        """Names of the linear layers that these lobes adapt, in the base's module order: the layers
+        of 4-D weights.
 
         Raises:
             LobeError: no such lobe.
@@ -119,8 +124,8 @@ class LobeBank:
         return tuple(module for module in self.features if module in touched)
 
     def derived(self, lobe: str, kind: str, make: Callable[[Matrices], T]) -> T:
-        """What `make` works out of a lobe's matrices, under the name `kind`; kept until the lobe is unregistered or replaced. They
-        are read if `make` looks into them.
+        """What `make` works out of a lobe's matrices, under the name `kind`; kept until the lobe is
+        unregistered or replaced. They are read if `make` looks into them.
 
         Raises:
             LobeError: no such lobe. AdapterError: its files have gone or are damaged.
@@ -136,7 +141,8 @@ class LobeBank:
     # ---- running ----------------------------------------------------------------------------------------------------------
 
     def run(self, mix: Mix | LayerMix | None, **inputs: Any) -> Any:
-        """The base's forward under `mix`; None or no weights is the base itself. Arguments and result are transformers'.
+        """The base's forward under `mix`; None or no weights is the base itself. Arguments and
+        result are transformers'.
 
         Arguments that this architecture's forward does not have (position_ids, logits_to_keep) are left out.
         """
@@ -155,8 +161,8 @@ class LobeBank:
     def _listen(self, module: nn.Module, name: str) -> None:
         """Let one linear layer add the delta of the call that is running; without one it is the layer it was.
 
-        Every linear layer gets this once, at the start: hooks that came and went with the lobes would change under the
-        feet of calls in other threads.
+        Every linear layer gets this once, at the start: hooks that came and went with the lobes
+        would change under the feet of calls in other threads.
         """
         at_hand = product_at_hand(module)
         base_forward: Callable[..., Tensor] = at_hand or module.forward
@@ -191,7 +197,8 @@ class LobeBank:
         return self._headers[lobe]
 
     def _read(self, lobe: str) -> Matrices:
-        """A lobe's matrices from its file. One that is no good is a lobe no more: the others go on without it."""
+        """A lobe's matrices from its file. One that is no good is a lobe no more: the others go on
+        without it."""
         header, device = self._header(lobe), self.backbone.device
         try:
             promised = self._promised.get(lobe)
@@ -228,5 +235,6 @@ class _WhenLookedInto(Mapping[str, tuple[Tensor, Tensor]]):
 
 
 def _turned(matrix: Tensor) -> Tensor:
-    """The same matrix, column after column in memory: what a lobe adds to a token's time is about a fifth less so."""
+    """The same matrix, column after column in memory: what a lobe adds to a token's time is about a
+    fifth less so."""
     return matrix.t().contiguous().t()

@@ -22,10 +22,12 @@ class Card:
     """What a lobe says of itself; JSON.
 
     Attributes:
-        name: the person's words. created: ISO 8601, UTC. origin: "trained here", "imported adapter", "multilobe 0.1.0", ...
-        base: name and fingerprint of the base it was trained on; the fingerprint of an imported adapter is that of the base on
-            which it was imported.
-        adapter: r, target_modules, bytes; of a lobe that came in a bundle the sha256 that its weights must have.
+        name: the person's words. created: ISO 8601, UTC. origin: "trained here", "imported
+            adapter", "multilobe 0.1.0", ...
+        base: name and fingerprint of the base it was trained on; the fingerprint of an imported
+            adapter is that of the base on which it was imported.
+        adapter: r, target_modules, bytes; of a lobe that came in a bundle the sha256 that its
+            weights must have.
         config: the TrainingConfig, if trained here.
         data: file name, sha256, rows of the training data. training: a TrainingResult.
         embedding_model: what made its routing rows.

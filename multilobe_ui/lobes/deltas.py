@@ -1,7 +1,7 @@
 """What lobes add to the linear layers of their base, in one forward call.
 
-A `Plan` has the matrices of a set of lobes in the layouts that products need, a `Stack` for each layer. It knows neither their
-weights (see `layouts`), nor the base, nor where lobes come from.
+A `Plan` has the matrices of a set of lobes in the layouts that products need, a `Stack` for each
+layer. It knows neither their weights (see `layouts`), nor the base, nor where lobes come from.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Pair = tuple[Tensor, Tensor]
 Matrices = Mapping[str, Pair]
 """A lobe's matrices by module."""
 Product = tuple[Tensor, Tensor, Tensor | None]
-"""a (groups, in, R), b (groups, R, out) and a scale that is broadcast to (groups, rows, R), None where it is one: what a layer adds
-to groups of rows x (groups, rows, in) is ((x a) * scale) b."""
+"""a (groups, in, R), b (groups, R, out) and a scale that is broadcast to (groups, rows, R), None
+where it is one: what a layer adds to groups of rows x (groups, rows, in) is ((x a) * scale) b."""
 
 
 class Stack:
@@ -42,7 +42,8 @@ class Stack:
 
     @property
     def extra_bytes(self) -> int:
-        """Of what is made here, of which one layout at least will be needed; a lobe alone is used as it is."""
+        """Of what is made here, of which one layout at least will be needed; a lobe alone is used
+        as it is."""
         made = vars(self)
         rows = tensor_bytes(*made.get("rows", ()))
         if len(self._present) == 1:

@@ -1,4 +1,5 @@
-"""How weights over lobes are laid out over rows and tokens, and how a layer's delta is computed under each layout.
+"""How weights over lobes are laid out over rows and tokens, and how a layer's delta is computed
+under each layout.
 
     Shared      (lobes,)                        the same for every token
     ByRow       (batch, lobes)                  for each row
@@ -29,8 +30,8 @@ from .weights import LayerMix, Mix
 MANY_TOKENS = 8
 """Tokens a row from which rows with one lobe each have products of their own, lobe by lobe."""
 STRETCHED_AT_ONCE = 64
-"""Most tokens whose weights per layer are stretched over the ranks of all layers at once: quick while decoding, but of a long
-prompt it would take more memory than the layers' own activations."""
+"""Most tokens whose weights per layer are stretched over the ranks of all layers at once: quick
+while decoding, but of a long prompt it would take more memory than the layers' own activations."""
 
 
 def call_under(plan: Plan, mix: Mix | LayerMix, inputs: Inputs, device: torch.device) -> Call:
@@ -47,7 +48,8 @@ def call_under(plan: Plan, mix: Mix | LayerMix, inputs: Inputs, device: torch.de
 
 
 def call_of(plan: Plan, weights: Tensor, inputs: Inputs) -> Call:
-    """The call for weights in one of the shapes of `Mix`: what is to be decided about their layout is decided here."""
+    """The call for weights in one of the shapes of `Mix`: what is to be decided about their layout
+    is decided here."""
     if weights.ndim == 1:
         return Shared(plan, inputs, weights)
     if weights.ndim == 4:
@@ -74,7 +76,8 @@ def _one_lobe_a_row(weights: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a call is given: `rows` of `tokens` each, and for which of them the output head runs, as transformers takes it."""
+    """What a call is given: `rows` of `tokens` each, and for which of them the output head runs, as
+    transformers takes it."""
 
     rows: int
     tokens: int
@@ -104,11 +107,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows of one lobe each, put together by lobe: a product of each lobe with its own rows, not of every lobe with every row.
+    """Rows of one lobe each, put together by lobe: a product of each lobe with its own rows, not of
+    every lobe with every row.
 
     Attributes:
         size: rows that a lobe has room for.
-        order: (lobes * size,) the row at each place, where there is nobody any row; None if the rows lie so already.
+        order: (lobes * size,) the row at each place, where there is nobody any row; None if the
+            rows lie so already.
         places: (batch,) where each row is; None likewise.
         weights: (lobes, size, 1); None if all are one.
     """
@@ -120,7 +125,8 @@ class Groups:
 
     @classmethod
     def of(cls, weights: Tensor) -> Groups | None:
-        """From (batch, lobes); None where a row has several lobes, or to gather the rows would cost more than it saves."""
+        """From (batch, lobes); None where a row has several lobes, or to gather the rows would cost
+        more than it saves."""
         several = weights.ndim == 2 and min(weights.shape) > 1 and not weights.requires_grad
         if not several or bool(((weights != 0).sum(1) > 1).any()):
             return None
@@ -142,12 +148,13 @@ class Groups:
 
 
 class Call(ABC):
-    """One forward call under weights: adds each layer's delta, and works out each layout of weights only once.
+    """One forward call under weights: adds each layer's delta, and works out each layout of weights
+    only once.
 
     Attributes:
         stacks: the lobes' matrices by layer.
-        is_quick: tokens in one long row can be multiplied by the same weights: one token a row, or one mix for all. What is
-            worked out for such a call serves the next tokens of the same chats.
+        is_quick: tokens in one long row can be multiplied by the same weights: one token a row, or
+            one mix for all. What is worked out for such a call serves the next tokens of the same chats.
     """
 
     by_place = True
@@ -163,7 +170,8 @@ class Call(ABC):
 
     @cached_property
     def products(self) -> Mapping[str, Product]:
-        """By layer, for the tokens of chats, with all decided that is to be decided. Empty for calls that are not quick."""
+        """By layer, for the tokens of chats, with all decided that is to be decided. Empty for
+        calls that are not quick."""
         return {}
 
     @cached_property
@@ -181,7 +189,8 @@ class Call(ABC):
         return output
 
     def add_delta(self, name: str, stack: Stack, x: Tensor, output: Tensor) -> Tensor:
-        """The layer's output (..., out) with its delta of x (..., in): changed in place where that is possible."""
+        """The layer's output (..., out) with its delta of x (..., in): changed in place where that
+        is possible."""
         if x.ndim > 2 or not self.by_place:
             return self._add(name, stack, x, output)
         shape = self.inputs.rows, self.inputs.tokens, -1  # some layers see the tokens of all rows in one long row
@@ -204,8 +213,8 @@ class Call(ABC):
 
     @abstractmethod
     def _scale(self, name: str, stack: Stack, x: Tensor) -> Tensor | None:
-        """Weights stretched over the ranks, broadcastable to (batch, tokens, R), or in two dimensions to (batch * tokens, R); None
-        where all are one."""
+        """Weights stretched over the ranks, broadcastable to (batch, tokens, R), or in two
+        dimensions to (batch * tokens, R); None where all are one."""
 
 
 class FromInputs(Call):
@@ -294,7 +303,8 @@ class ByLayer(Weighted):
 
 
 class InRuns(ByRow):
-    """A product for each run of neighbouring rows that have the same one lobe: not of every lobe with every row."""
+    """A product for each run of neighbouring rows that have the same one lobe: not of every lobe
+    with every row."""
 
     def __init__(self, plan: Plan, inputs: Inputs, weights: Tensor) -> None:
         super().__init__(plan, inputs, weights)
@@ -320,7 +330,8 @@ class InRuns(ByRow):
 
 
 class Grouped(ByRow):
-    """Rows put together by lobe: a product of each lobe with its own rows, not of every lobe with every row."""
+    """Rows put together by lobe: a product of each lobe with its own rows, not of every lobe with
+    every row."""
 
     def __init__(self, plan: Plan, inputs: Inputs, weights: Tensor, groups: Groups) -> None:
         super().__init__(plan, inputs, weights)

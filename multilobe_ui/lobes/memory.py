@@ -1,8 +1,8 @@
 """Lobes in memory: which stay within a budget, and which leave it; what a home remembers of that.
 
-Neither class knows a model. `Memory` reads adapters when somebody needs them, and evicts the least recently used ones.
-`Residency` keeps the budget and the pins of a home in `memory.json` beside its lobes: they are about this machine, so they are
-not in the cards, which travel.
+Neither class knows a model. `Memory` reads adapters when somebody needs them, and evicts the least
+recently used ones. `Residency` keeps the budget and the pins of a home in `memory.json` beside its
+lobes: they are about this machine, so they are not in the cards, which travel.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class Memory:
     """Matrices of the lobes in use, and the stacks that recent mixtures made of them.
 
     Args:
-        read: lobe id → its matrices, where they are to be used. modules: the base's linear layers in their order.
-        budget_bytes: lobes beyond this are evicted, least recently used first (they are read again when needed), but for pinned
-            ones and those that a call is running with; None keeps all. It may be changed at any time.
+        read: lobe id → its matrices, where they are to be used. modules: the base's linear layers
+            in their order.
+        budget_bytes: lobes beyond this are evicted, least recently used first (they are read again
+            when needed), but for pinned ones and those that a call is running with; None keeps all.
+            It may be changed at any time.
 
     Attributes:
         lock: whoever changes what `read` gives holds it.
@@ -91,7 +93,8 @@ class Memory:
 
     @contextmanager
     def hold(self, lobes: Sequence[str]) -> Iterator[None]:
-        """Keep these lobes in memory, once they are, till the block ends, whatever the budget. Every call holds its own."""
+        """Keep these lobes in memory, once they are, till the block ends, whatever the budget.
+        Every call holds its own."""
         with self.lock:
             self._held.update(lobes)
         try:
@@ -101,7 +104,8 @@ class Memory:
                 self._held -= Counter(lobes)
 
     def matrices(self, lobe: str) -> Matrices:
-        """Per module (A, B) on the base's device, B with the scaling folded in; read from disk if not resident.
+        """Per module (A, B) on the base's device, B with the scaling folded in; read from disk if
+        not resident.
 
         Raises:
             LobeError: no such lobe. AdapterError: its files have gone or are damaged.
@@ -133,7 +137,8 @@ class Memory:
         return self._lobes[lobe]
 
     def _evict(self, in_use: tuple[str, ...]) -> None:
-        """Lobes in use stay, whatever they take: else every token of a large mixture would read them again."""
+        """Lobes in use stay, whatever they take: else every token of a large mixture would read
+        them again."""
         if self._budget is None:
             return
         excess = self.resident_bytes - self._budget
@@ -161,10 +166,12 @@ class Memory:
 
 
 class Residency:
-    """Budget and pins, in force in the memory. A lobe of another base keeps its pin for when it can be used again.
+    """Budget and pins, in force in the memory. A lobe of another base keeps its pin for when it can
+    be used again.
 
     Args:
-        path: the file. budget_mib: takes the place of the budget in the file, without being written there; None leaves that.
+        path: the file. budget_mib: takes the place of the budget in the file, without being written
+            there; None leaves that.
 
     Raises:
         ConfigError: the budget is not a number of MiB.
@@ -214,7 +221,8 @@ class Residency:
                 self._save()
 
     def registered(self, lobe: str) -> None:
-        """This lobe can be read now: read it in if it is pinned. A damaged one says so itself, in the bank's `damaged`."""
+        """This lobe can be read now: read it in if it is pinned. A damaged one says so itself, in
+        the bank's `damaged`."""
         if lobe in self._pinned:
             with suppress(MultiLobeError):
                 self._memory.pin(lobe)

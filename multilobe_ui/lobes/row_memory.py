@@ -12,15 +12,19 @@ from .rows import RoutingRows, RowsByName, Vector, bytes_of_rows, read_prototype
 from .store import Lobe
 
 ROWS_IN_MEMORY = 128 << 20
-"""Bytes of routing rows that are kept; the rows of 1,000 lobes take five times as much, and routers make an index of their own."""
+"""Bytes of routing rows that are kept; the rows of 1,000 lobes take five times as much, and routers
+make an index of their own."""
 
 
 class RowsOfLobes:
-    """Sound routing rows of any number of lobes: read from their files when asked for, the most recent ones kept.
+    """Sound routing rows of any number of lobes: read from their files when asked for, the most
+    recent ones kept.
 
     Args:
-        sound: what routers may see of the rows that a lobe's files hold; None if that is nothing (see `sound_rows`).
-        trusted: whether a lobe's prototypes can be used as they are. Then the rest of its rows is not read before a router asks.
+        sound: what routers may see of the rows that a lobe's files hold; None if that is nothing
+            (see `sound_rows`).
+        trusted: whether a lobe's prototypes can be used as they are. Then the rest of its rows is
+            not read before a router asks.
         most_bytes: of vectors that are kept at most.
     """
 
@@ -37,7 +41,8 @@ class RowsOfLobes:
         self._lock = threading.Lock()
 
     def take(self, lobe: Lobe) -> None:
-        """Know a lobe from now on. Its files are read when routers first ask, as mending its rows may need the encoder."""
+        """Know a lobe from now on. Its files are read when routers first ask, as mending its rows
+        may need the encoder."""
         self.forget(lobe)
         with self._lock:
             self._new[lobe.id] = lobe
@@ -65,7 +70,8 @@ class RowsOfLobes:
         return self._prototypes[lobe.id]
 
     def of(self, lobe: Lobe) -> RoutingRows:
-        """Its rows. Where the files have gone since, one prototype that is near to nothing, so that routers go on.
+        """Its rows. Where the files have gone since, one prototype that is near to nothing, so that
+        routers go on.
 
         Raises:
             KeyError: it has no rows that can be used, or has been forgotten.
@@ -98,7 +104,8 @@ class RowsOfLobes:
 
 
 class _RowsByName(RowsByName):
-    """What a router's context sees of `RowsOfLobes`. Rows outlive a lobe that is deleted while a router still knows it."""
+    """What a router's context sees of `RowsOfLobes`. Rows outlive a lobe that is deleted while a
+    router still knows it."""
 
     def __init__(self, rows: RowsOfLobes, lobes: Mapping[str, Lobe]) -> None:
         self._rows, self._lobes = rows, lobes

@@ -26,9 +26,11 @@ class RoutingRows:
     """What routing knows of one lobe: embeddings of its rows, unit length.
 
     Attributes:
-        prototypes: (k, d) cluster centres of the training rows. train: (n, d). validation: (m, d), rows held out from training.
-        train_prompts, validation_prompts: their texts, same order. train_answers, validation_answers: what was answered; empty
-            for a lobe that came from a version that did not keep them.
+        prototypes: (k, d) cluster centres of the training rows. train: (n, d). validation: (m, d),
+            rows held out from training.
+        train_prompts, validation_prompts: their texts, same order. train_answers,
+            validation_answers: what was answered; empty for a lobe that came from a version that
+            did not keep them.
     """
 
     prototypes: Vector
@@ -67,7 +69,8 @@ def _different(rows: Sequence[Example], most: int) -> list[Example]:
 
 
 class RowsByName(Mapping[str, RoutingRows]):
-    """Routing rows by lobe name, which are read when they are asked for. With a thousand lobes that takes seconds."""
+    """Routing rows by lobe name, which are read when they are asked for. With a thousand lobes that
+    takes seconds."""
 
     def prototypes(self, name: str) -> Vector:
         """The lobe's prototypes, without the rest of its rows where that saves reading them."""
@@ -111,12 +114,13 @@ LARGEST_FILE = 64 << 20
 KEPT_TRAIN_ROWS, KEPT_VALIDATION_ROWS = 512, 64
 """Rows with different prompts that a new lobe keeps."""
 UNIT, NEARLY_UNIT = 0.01, 0.1
-"""How far from 1 a vector's length may be: up to UNIT (half precision) it is left alone, up to NEARLY_UNIT it is normalised,
-and beyond that the vector is not trusted."""
+"""How far from 1 a vector's length may be: up to UNIT (half precision) it is left alone, up to
+NEARLY_UNIT it is normalised, and beyond that the vector is not trusted."""
 
 
 def read_rows(folder: Path) -> RoutingRows:
-    """What a folder holds of rows for routing; vectors or texts that cannot be read are left out. Nothing else is checked."""
+    """What a folder holds of rows for routing; vectors or texts that cannot be read are left out.
+    Nothing else is checked."""
     nothing: dict[str, Any] = {kind: np.zeros((0, 0), np.float32) for kind in ("prototypes", "train", "validation")}
     return RoutingRows(**(read_vectors(folder) or nothing), **(read_texts(folder) or {}))
 
@@ -145,7 +149,8 @@ def read_prototypes(folder: Path) -> Vector | None:
 
 
 def read_texts(folder: Path) -> dict[str, Any] | None:
-    """Prompts and answers by the names that `RoutingRows` has for them; None where the file is missing, damaged or too large."""
+    """Prompts and answers by the names that `RoutingRows` has for them; None where the file is
+    missing, damaged or too large."""
     path = folder / PROMPTS_FILE
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -171,15 +176,16 @@ def _texts(values: Any) -> list[str]:
 def sound_rows(
     rows: RoutingRows, embed: Callable[[Sequence[str]], Vector], width: int | None, ours: bool = True
 ) -> RoutingRows | None:
-    """Rows that routers can rely on, whatever was handed in: finite unit vectors of our sentence encoder, one for each prompt,
-    and at least one prototype.
+    """Rows that routers can rely on, whatever was handed in: finite unit vectors of our sentence
+    encoder, one for each prompt, and at least one prototype.
 
-    Vectors that are in doubt (of another encoder, of another width, not finite, far from unit length, fewer or more than the
-    prompts, or missing) are made again from the prompts.
+    Vectors that are in doubt (of another encoder, of another width, not finite, far from unit
+    length, fewer or more than the prompts, or missing) are made again from the prompts.
 
     Args:
-        embed: texts → (n, width) unit vectors, our sentence encoder. width: of its vectors; None where it is not known, then all
-            vectors of the lobe must have the same. ours: whether the vectors are said to be of our encoder.
+        embed: texts → (n, width) unit vectors, our sentence encoder. width: of its vectors; None
+            where it is not known, then all vectors of the lobe must have the same. ours: whether
+            the vectors are said to be of our encoder.
 
     Returns:
         `rows` itself where there was nothing to mend; None where neither vectors nor prompts can be used.
@@ -251,7 +257,8 @@ def _unit(vectors: Vector) -> Vector:
 
 
 def _cut(rows: RoutingRows) -> RoutingRows:
-    """The rows themselves, or MOST_ROWS of them, evenly. Vectors and texts of a kind are cut alike where they are as many."""
+    """The rows themselves, or MOST_ROWS of them, evenly. Vectors and texts of a kind are cut alike
+    where they are as many."""
     changed: dict[str, Any] = {}
     if len(rows.prototypes) > MOST_PROTOTYPES:
         changed["prototypes"] = rows.prototypes[even_places(len(rows.prototypes), MOST_PROTOTYPES)]

@@ -2,7 +2,8 @@
 
     lobes/lobe_0007/adapter_config.json  adapter_model.safetensors  card.json  routing.safetensors  prompts.json
 
-A lobe's name is the person's own words; its id, which names the folder, is ours. No path is ever made from a name.
+A lobe's name is the person's own words; its id, which names the folder, is ours. No path is ever
+made from a name.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class Lobe:
         return self.card.name
 
     def routing_rows(self) -> RoutingRows | None:
-        """Its rows for routing as its files hold them, or None if it came without data (or they are unreadable: then it can
-        still be chosen by log-prob and by hand). Routers get what `sound_rows` makes of them."""
+        """Its rows for routing as its files hold them, or None if it came without data (or they are
+        unreadable: then it can still be chosen by log-prob and by hand). Routers get what
+        `sound_rows` makes of them."""
         vectors, texts = read_vectors(self.path), read_texts(self.path)
         if vectors is None or texts is None:
             return None
@@ -50,7 +52,8 @@ class Lobe:
 
 
 def check_name(name: str) -> str:
-    """A lobe's name as it is kept: trimmed, white space single, Unicode NFC. Any script, dots and slashes are fine.
+    """A lobe's name as it is kept: trimmed, white space single, Unicode NFC. Any script, dots and
+    slashes are fine.
 
     Raises:
         LobeError: empty, over 80 characters, or with control characters.
@@ -69,8 +72,8 @@ def check_name(name: str) -> str:
 
 
 class LobeStore:
-    """The folder of lobes: list, add, rename, delete. Safe to use from several threads; each takes the same time however many
-    lobes there are."""
+    """The folder of lobes: list, add, rename, delete. Safe to use from several threads; each takes
+    the same time however many lobes there are."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -102,7 +105,8 @@ class LobeStore:
         raise LobeError(f"There is no lobe called {name!r}. There are: {there_are}.")
 
     def called(self, name: str) -> list[Lobe]:
-        """The lobe of that name, as `same_name` reads it, if there is one (several if somebody copied folders)."""
+        """The lobe of that name, as `same_name` reads it, if there is one (several if somebody
+        copied folders)."""
         with self._lock:
             return [self._lobes[id] for id in self._ids.get(_key(name), ())]
 
@@ -128,7 +132,8 @@ class LobeStore:
             return next(c for c in candidates if _key(c) not in self._ids)
 
     def add(self, folder: Path, card: Card) -> Lobe:
-        """Take in a prepared folder (adapter files, perhaps routing rows); it is moved, the card is written, an id given.
+        """Take in a prepared folder (adapter files, perhaps routing rows); it is moved, the card is
+        written, an id given.
 
         Raises:
             LobeError: the name is refused or taken; the folder stays where it was.
@@ -156,7 +161,8 @@ class LobeStore:
             return self._put(replace(lobe, card=card))
 
     def recard(self, id: str, **changes: Any) -> None:
-        """Change what a lobe's card says (not its name, which `rename` changes). Nothing happens if the lobe is gone.
+        """Change what a lobe's card says (not its name, which `rename` changes). Nothing happens if
+        the lobe is gone.
 
         Raises:
             OSError: the card cannot be written; then it is as before.
@@ -176,7 +182,8 @@ class LobeStore:
             gone = lobe.path.with_name(f".{lobe.id}.deleted")
             shutil.rmtree(gone, ignore_errors=True)
             lobe.path.rename(gone)
-            # its number is never given again: what was said of it, or is still done with it, is not the next one's
+            # its number is never given again: what was said of it, or is still done with it, is not
+            # the next one's
             with suppress(OSError):
                 (self.folder / LAST_FILE).write_text(str(self._last), encoding="ascii")
             shutil.rmtree(gone, ignore_errors=True)

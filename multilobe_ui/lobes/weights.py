@@ -16,14 +16,16 @@ class Mix:
 
     Attributes:
         lobes: ids of the lobes, one for each place in the last dimension of `weights`.
-        weights: (lobes,) the same for every token; (batch, lobes) for each row; (batch, tokens, lobes) for each token;
-            (batch, tokens, layers, lobes) for each token and adapted linear layer, in the base's module order.
+        weights: (lobes,) the same for every token; (batch, lobes) for each row; (batch, tokens,
+            lobes) for each token; (batch, tokens, layers, lobes) for each token and adapted linear
+            layer, in the base's module order.
     """
 
     lobes: tuple[str, ...]
     weights: Tensor
     last_call: object = field(default=None, init=False, repr=False, compare=False)
-    """What the bank worked out for a token (a `layouts.Call`): the next ones of the same chats need the same."""
+    """What the bank worked out for a token (a `layouts.Call`): the next ones of the same chats need
+    the same."""
 
     def __post_init__(self) -> None:
         if self.weights.ndim not in (1, 2, 3, 4) or self.weights.shape[-1] != len(self.lobes):
@@ -63,7 +65,8 @@ class LayerMix:
 
     Attributes:
         lobes: ids of the lobes, one for each place in the last dimension of the weights.
-        weigh: (module name, its input (batch, tokens, in)) → weights (batch, tokens, lobes). It is asked by adapted layers only.
+        weigh: (module name, its input (batch, tokens, in)) → weights (batch, tokens, lobes). It is
+            asked by adapted layers only.
     """
 
     lobes: tuple[str, ...]

@@ -3,7 +3,8 @@
     exact   D = sum over lobes l of  w_l * scaling_l * B_l A_l          what the bank runs without any merge
     error   ||merged - D|| / ||D||, Frobenius, over all adapted layers  what a merge loses
 
-Importing it imports nothing heavy, because the page explains the combinations: a public name is loaded when it is first used.
+Importing it imports nothing heavy, because the page explains the combinations: a public name is
+loaded when it is first used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A new adapter out of several, by PEFT's `add_weighted_adapter`.
 
-PEFT combines LoRA matrices and asks nothing of the base under them, so it works here on a bare tree of linear layers that have the
-base's names and sizes and no memory: in float32 whatever the base's dtype or quantiser, and nothing that serves is touched.
-Scalings are folded into B beforehand: PEFT gives the new adapter the rsLoRA flag of the first parent, and with it a wrong scale.
+PEFT combines LoRA matrices and asks nothing of the base under them, so it works here on a bare tree
+of linear layers that have the base's names and sizes and no memory: in float32 whatever the base's
+dtype or quantiser, and nothing that serves is touched. Scalings are folded into B beforehand: PEFT
+gives the new adapter the rsLoRA flag of the first parent, and with it a wrong scale.
 """
 
 from __future__ import annotations
@@ -50,8 +51,10 @@ class Composition:
         path: its folder. parents: (folder name, weight) of each lobe it was made of.
         density: share of numbers kept, None where nothing is dropped. seed: of what is dropped at random.
         rank: the largest of its layers. parameters, nbytes: of its matrices, in float32.
-        error: ||merged - exact|| / ||exact|| over all layers (Frobenius); 0 is the weighted sum itself, 1 as far off as nothing.
-        layer_errors: the same for every layer; infinite where the exact sum is zero and the merged one is not.
+        error: ||merged - exact|| / ||exact|| over all layers (Frobenius); 0 is the weighted sum
+            itself, 1 as far off as nothing.
+        layer_errors: the same for every layer; infinite where the exact sum is zero and the merged
+            one is not.
         seconds: that combining took.
     """
 
@@ -82,20 +85,21 @@ def combine(
     density: float = 0.5,
     seed: int = 0,
 ) -> Composition:
-    """Write the combination of some lobes to `target`, which it replaces: a plain PEFT adapter folder with scaling 1.
+    """Write the combination of some lobes to `target`, which it replaces: a plain PEFT adapter
+    folder with scaling 1.
 
     Args:
         lobes: (adapter folder, weight) of each; weights may be negative.
         combination: a name from `COMBINATIONS`.
-        rank: of the result, for those that end in an SVD; None is the largest of the lobes' ranks. A layer never gets more
-            than it can have.
+        rank: of the result, for those that end in an SVD; None is the largest of the lobes' ranks.
+            A layer never gets more than it can have.
         density: share of the numbers that pruning keeps, above 0 and at most 1.
         seed: of what DARE drops at random; the same seed drops the same on the same kind of device.
 
     Raises:
         ConfigError: no such combination; a weight, rank or density out of range.
-        AdapterError: a lobe cannot be read or does not fit the base, PEFT cannot combine these lobes in this way (see `possible`),
-            or the weighted sum is zero.
+        AdapterError: a lobe cannot be read or does not fit the base, PEFT cannot combine these
+            lobes in this way (see `possible`), or the weighted sum is zero.
     """
     started = time.perf_counter()
     headers = [read_header(Path(folder)) for folder, _ in lobes]
@@ -167,10 +171,12 @@ def _merge(
     seed: int,
     device: torch.device,
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Per module (A (r, in), B (out, r)), float32 on the CPU: what PEFT makes of the parts, whose scalings are all 1.
+    """Per module (A (r, in), B (out, r)), float32 on the CPU: what PEFT makes of the parts, whose
+    scalings are all 1.
 
     Args:
-        layers: (in_features, out_features) of the layers that any part adapts. most: the largest rank of the parts.
+        layers: (in_features, out_features) of the layers that any part adapts. most: the largest
+            rank of the parts.
     """
     # Names that PEFT cannot mistake for attributes of its modules, as it would a lobe called "train".
     ids = [f"lobe_{i:04d}" for i in range(len(parts))]
@@ -228,7 +234,8 @@ def _bare_tree(layers: Mapping[str, tuple[int, int]], device: torch.device) -> n
 
 
 def _write(folder: Path, merged: Matrices, backbone: Backbone) -> None:
-    """A PEFT adapter whose config says what its matrices are: PEFT's own forgets that layers may differ in rank."""
+    """A PEFT adapter whose config says what its matrices are: PEFT's own forgets that layers may
+    differ in rank."""
     ranks = {module: a.shape[0] for module, (a, _) in merged.items()}
     r = max(ranks.values())  # the largest, because servers make room by it
     others = {f"^{module}": rank for module, rank in ranks.items() if rank != r}

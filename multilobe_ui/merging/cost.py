@@ -28,8 +28,9 @@ from ..training.batches import TokenRows, mean_answer_loss
 def delta_errors(merged: Matrices, parts: Sequence[Matrices], weights: Sequence[float]) -> tuple[dict[str, float], float]:
     """(error of each layer, error of all): ||merged - exact|| / ||exact||, Frobenius.
 
-    A difference of low-rank products is itself one, B A with all factors side by side, and ||B A|| = ||R_B R_Aᵀ|| with B = Q_B R_B
-    and Aᵀ = Q_A R_A: the work grows with the layer's width times rank², and no matrix of the layer's size is made.
+    A difference of low-rank products is itself one, B A with all factors side by side, and ||B A||
+    = ||R_B R_Aᵀ|| with B = Q_B R_B and Aᵀ = Q_A R_A: the work grows with the layer's width times
+    rank², and no matrix of the layer's size is made.
 
     Raises:
         AdapterError: the exact sum is zero in every layer.
@@ -57,7 +58,8 @@ def _relative(difference: float, size: float) -> float:
 
 
 def _norm(products: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Frobenius norm of the sum of B A over (A, B). float64: a small difference of large products is asked for."""
+    """Frobenius norm of the sum of B A over (A, B). float64: a small difference of large products
+    is asked for."""
     a, b = torch.cat([a.double() for a, _ in products]), torch.cat([b.double() for _, b in products], 1)
     r_a, r_b = torch.linalg.qr(a.t(), mode="r").R, torch.linalg.qr(b, mode="r").R
     return float(torch.linalg.matrix_norm(r_b @ r_a.t()))
@@ -68,8 +70,8 @@ class DataLosses:
     """Mean NLL per answer token, in nats, of one dataset.
 
     Attributes:
-        dataset: its name. base: of the plain base. parents: of each lobe alone. mixture: of the exact weighted sum, which the bank
-            runs without a merge. merged: of the new lobe.
+        dataset: its name. base: of the plain base. parents: of each lobe alone. mixture: of the
+            exact weighted sum, which the bank runs without a merge. merged: of the new lobe.
     """
 
     dataset: str
@@ -86,12 +88,15 @@ def losses(
     datasets: Mapping[str, Sequence[Example]],
     max_length: int = 512,
 ) -> Iterator[DataLosses]:
-    """What a new lobe has kept of its parents: their losses and its own on each dataset, one dataset at a time.
+    """What a new lobe has kept of its parents: their losses and its own on each dataset, one
+    dataset at a time.
 
-    A bank of its own serves a twin of the base: the new lobe may still be thrown away, and nobody else sees it.
+    A bank of its own serves a twin of the base: the new lobe may still be thrown away, and nobody
+    else sees it.
 
     Args:
-        made: folder of the new adapter. lobes: what it was made of. datasets: for example some rows of each parent's data, by name.
+        made: folder of the new adapter. lobes: what it was made of. datasets: for example some rows
+            of each parent's data, by name.
 
     Raises:
         ConfigError: a dataset has no rows. AdapterError: a folder cannot be read or does not fit the base.

@@ -1,4 +1,5 @@
-"""Every combination that PEFT's `add_weighted_adapter` offers: what it does, what it asks of the lobes, and whether it can be done.
+"""Every combination that PEFT's `add_weighted_adapter` offers: what it does, what it asks of the
+lobes, and whether it can be done.
 
 Nothing heavy is imported, so that the page can explain them before the model is there.
 """
@@ -19,7 +20,8 @@ class Combination:
 
     Attributes:
         says: what it does, for a person. source: where it comes from.
-        equal_ranks: it works on A and B apart, so they must have the same shapes in every layer that two lobes share.
+        equal_ranks: it works on A and B apart, so they must have the same shapes in every layer
+            that two lobes share.
         prunes: it reads `density`. chooses_rank: it ends in an SVD, so its rank can be chosen.
     """
 
@@ -30,7 +32,8 @@ class Combination:
     chooses_rank: bool = False
 
 
-# PEFT lets every lobe vote with its unweighted numbers, so a lobe that is subtracted votes as if it were added.
+# PEFT lets every lobe vote with its unweighted numbers, so a lobe that is subtracted votes as if it
+# were added.
 _TIES = "Yadav et al. 2023 (TIES-Merging), arXiv:2306.01708"
 _DARE = "Yu et al. 2023 (DARE), arXiv:2311.03099"
 _PRUNE = "Han et al. 2015 (magnitude pruning), arXiv:1506.02626"

@@ -48,12 +48,15 @@ class MergeResult:
     """A merge and what it cost. Losses are mean NLL per answer token, in nats.
 
     Attributes:
-        says: what the combination does. parents: (name, weight). rank, parameters, nbytes, error, layer_errors: see `Composition`;
-            a layer whose error is infinite has None. seconds: that combining took.
-        losses: for each parent's rows {"dataset", "rows", "held_out", "base", "parents", "mixture", "merged"}.
+        says: what the combination does. parents: (name, weight). rank, parameters, nbytes, error,
+            layer_errors: see `Composition`; a layer whose error is infinite has None. seconds: that
+            combining took.
+        losses: for each parent's rows {"dataset", "rows", "held_out", "base", "parents", "mixture",
+            "merged"}.
         without_rows: parents of which no rows are known, so that nothing could be measured on them.
         advice: one sentence. base: name and fingerprint of the base that it was made for.
-        kept: name of the lobe that it became, "" before. stopped: whether losses are missing because somebody stopped it.
+        kept: name of the lobe that it became, "" before. stopped: whether losses are missing
+            because somebody stopped it.
     """
 
     combination: str
@@ -138,14 +141,17 @@ def merge_lobes(
 def keep_merge(
     model: MultiLobeModel, made: Path, result: Mapping[str, Any], name: str, *, owner: str = "", routed: bool = True
 ) -> Lobe:
-    """Make an ordinary lobe of what a merge left in `made`, which then goes; if it is refused, `made` stays as it is.
+    """Make an ordinary lobe of what a merge left in `made`, which then goes; if it is refused,
+    `made` stays as it is.
 
     Args:
-        result: `MergeResult.to_json`. routed: give it rows of its parents, so that routers may choose it beside them; without
-            rows it is found by hand, and by routers that ask the language model.
+        result: `MergeResult.to_json`. routed: give it rows of its parents, so that routers may
+            choose it beside them; without rows it is found by hand, and by routers that ask the
+            language model.
 
     Raises:
-        LobeError: the name is refused or taken, or the files are gone. AdapterError: it was made for another base model.
+        LobeError: the name is refused or taken, or the files are gone. AdapterError: it was made
+            for another base model.
     """
     name = model.lobes.store.check_free(name)
     if not (made / "adapter").is_dir():
@@ -171,7 +177,8 @@ def composition_of(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parents_of(model: MultiLobeModel, names: Sequence[tuple[str, float]] | Sequence[str]) -> list[Lobe]:
-    """The lobes of these names. Raises LobeError: there is none, it belongs to another base, or one is named twice."""
+    """The lobes of these names. Raises LobeError: there is none, it belongs to another base, or one
+    is named twice."""
     found = [model.lobes.named(name if isinstance(name, str) else name[0]) for name in names]
     for lobe in found:
         if lobe.id not in model.bank:
@@ -182,7 +189,8 @@ def parents_of(model: MultiLobeModel, names: Sequence[tuple[str, float]] | Seque
 
 
 def rows_of(lobe: Lobe, most: int) -> tuple[list[Example], bool]:
-    """(rows on which a lobe can be measured, whether it was not trained on them): evenly spread; none if it came without data."""
+    """(rows on which a lobe can be measured, whether it was not trained on them): evenly spread;
+    none if it came without data."""
     kept = lobe.routing_rows()
     if kept is None:
         return [], False
@@ -202,7 +210,8 @@ def finite(value: float) -> float | None:
 
 
 def mixed_rows(parents: Sequence[RoutingRows]) -> RoutingRows:
-    """Rows for routing out of several lobes' rows, as many of each lobe as of the others where there are enough."""
+    """Rows for routing out of several lobes' rows, as many of each lobe as of the others where
+    there are enough."""
     train, learned = _shares([(p.train, p.train_prompts, p.train_answers) for p in parents], KEPT_TRAIN_ROWS)
     kept, held_out = _shares(
         [(p.validation, p.validation_prompts, p.validation_answers) for p in parents], KEPT_VALIDATION_ROWS
@@ -235,7 +244,8 @@ def advice(combination: str, rank: int, error: float, measured: Sequence[Mapping
 
 
 def _keep_rows(model: MultiLobeModel, names: Sequence[str], folder: Path) -> None:
-    """Write rows of these lobes for routing, as the parents may be gone by the time that the merge is kept."""
+    """Write rows of these lobes for routing, as the parents may be gone by the time that the merge
+    is kept."""
     known = model.routers.context().rows
     parents = [known[name] for name in names if name in known]
     if parents:
@@ -244,7 +254,8 @@ def _keep_rows(model: MultiLobeModel, names: Sequence[str], folder: Path) -> Non
 
 
 def _shares(parents: Sequence[tuple[Any, Sequence[str], Sequence[str]]], most: int) -> tuple[Any, list[tuple[str, str]]]:
-    """(vectors, (prompt, answer) of each) of at most `most` rows, every lobe with as large a share; a prompt comes once."""
+    """(vectors, (prompt, answer) of each) of at most `most` rows, every lobe with as large a share;
+    a prompt comes once."""
     vectors, rows, seen = [], [], set()
     for own, prompts, answers in parents:
         answers = list(answers) or [""] * len(prompts)

@@ -26,7 +26,8 @@ class Trial:
     """One set of weights that was tried.
 
     Attributes:
-        number: from 1. weights: lobe → weight. loss: mean NLL per answer token, in nats. penalty: what the weights cost.
+        number: from 1. weights: lobe → weight. loss: mean NLL per answer token, in nats. penalty:
+            what the weights cost.
         best: whether loss + penalty is the lowest so far.
     """
 
@@ -53,15 +54,17 @@ def search_weights(
     stop: threading.Event | None = None,
     max_length: int = 512,
 ) -> Generator[Trial, None, dict[str, float]]:
-    """Find weights for some lobes on a few examples, without gradients: yields every trial, returns the best weights.
+    """Find weights for some lobes on a few examples, without gradients: yields every trial, returns
+    the best weights.
 
-    LoraHub's idea (Huang et al. 2023, arXiv:2307.13269), and its defaults: mean answer loss + penalty * mean |w| is minimised, 40
-    trials between -1.5 and 1.5. LoraHub tries merges of A and B apart; here the bank runs the exact mixture. See `_propose` for
-    how the next trial is chosen.
+    LoraHub's idea (Huang et al. 2023, arXiv:2307.13269), and its defaults: mean answer loss +
+    penalty * mean |w| is minimised, 40 trials between -1.5 and 1.5. LoraHub tries merges of A and B
+    apart; here the bank runs the exact mixture. See `_propose` for how the next trial is chosen.
 
     Args:
         lobes: ids in the bank. rows: the examples; LoraHub takes five.
-        penalty: in nats. seed: the same seed gives the same trials. stop: when set, the best so far is returned.
+        penalty: in nats. seed: the same seed gives the same trials. stop: when set, the best so far
+            is returned.
 
     Raises:
         ConfigError: no lobes or rows, or a setting out of range. LobeError: the bank lacks a lobe.
@@ -101,11 +104,12 @@ def _opening(n: int, low: float, high: float) -> list[NDArray[Any]]:
 def _propose(
     tried: Sequence[NDArray[Any]], values: Sequence[float], low: float, high: float, generator: np.random.Generator
 ) -> NDArray[Any]:
-    """The weights to try next: those with the highest expected improvement under a Gaussian process through all trials.
+    """The weights to try next: those with the highest expected improvement under a Gaussian process
+    through all trials.
 
-    Efficient global optimization (Jones, Schonlau and Welch 1998, J. Global Optimization 13:455), on the logarithm: far from the
-    optimum losses grow so large that near it everything would look alike. Candidates lie everywhere and, closer and closer, around
-    the best.
+    Efficient global optimization (Jones, Schonlau and Welch 1998, J. Global Optimization 13:455),
+    on the logarithm: far from the optimum losses grow so large that near it everything would look
+    alike. Candidates lie everywhere and, closer and closer, around the best.
     """
     # here, because it takes a second and only the search needs it
     from scipy.stats import norm

@@ -25,8 +25,10 @@ class SearchResult:
     """What was found. Losses are mean NLL per answer token, in nats, on the rows of the search.
 
     Attributes:
-        weights: lobe → the best weights. trials: in their order. base: loss of the plain base. loss: with the best weights.
-        rows: examples used. given: whether a person gave them; else they are the lobes' own. stopped: ended before its budget.
+        weights: lobe → the best weights. trials: in their order. base: loss of the plain base.
+            loss: with the best weights.
+        rows: examples used. given: whether a person gave them; else they are the lobes' own.
+            stopped: ended before its budget.
     """
 
     weights: Mapping[str, float]
@@ -92,7 +94,8 @@ def search_lobes(
     """`run_search` for scripts.
 
     Args:
-        rows: (prompt, answer) of each example; None takes rows of the lobes. scratch: folder for them; None is the model's home.
+        rows: (prompt, answer) of each example; None takes rows of the lobes. scratch: folder for
+            them; None is the model's home.
         settings: the other fields of SearchSettings, such as budget=20.
     """
     asked, data = SearchSettings(tuple(lobes), **settings), None

@@ -3,8 +3,9 @@
     python -m multilobe_ui.recipes.demo assets/demo_bundle
     python -m multilobe_ui.recipes.demo assets/demo_bundle --lobes assets/demo_bundle      keep the lobes, fit the routers anew
 
-Prints what it measured: every lobe's loss on its own rows (held out where it held any out) beside the others', and how many of the
-reworded questions in sample_data/routing_test.jsonl are routed and answered right.
+Prints what it measured: every lobe's loss on its own rows (held out where it held any out) beside
+the others', and how many of the reworded questions in sample_data/routing_test.jsonl are routed and
+answered right.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from ..settings import SamplingConfig, TrainingConfig, from_json
 from ..training.lobe import StepRecord
 
 ROUTERS = ("gate", "xlora")
-"""What is fitted; the others need no fit. Complexity is left to the person: its three experts would double the bundle."""
+"""What is fitted; the others need no fit. Complexity is left to the person: its three experts would
+double the bundle."""
 
 
 def build(target: Path, lobes: Path | None = None) -> None:
@@ -64,7 +66,8 @@ def train(model: MultiLobeModel) -> None:
 
 
 def judging_rows(lobe: Lobe, path: Path) -> tuple[list[Example], bool]:
-    """The rows of its data file that a lobe was not trained on; all of them, and True, where it was trained on all."""
+    """The rows of its data file that a lobe was not trained on; all of them, and True, where it was
+    trained on all."""
     config = from_json(TrainingConfig, dict(lobe.card.config))
     train, held_out = dataset.split(dataset.load(path), config.validation_fraction, config.seed)
     return (held_out, False) if held_out else (train, True)

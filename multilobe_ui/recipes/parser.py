@@ -1,9 +1,11 @@
-"""The shipped parser: a small English spaCy pipeline (tagger, morphologizer, dependency parser) trained from a treebank.
+"""The shipped parser: a small English spaCy pipeline (tagger, morphologizer, dependency parser)
+trained from a treebank.
 
     python -m multilobe_ui.recipes.parser TREEBANK_FOLDER OUTPUT_FOLDER
 
-The folder holds CoNLL-U files whose names end in train, dev and test (`.conllu` or `.conllu.gz`). The development part chooses the
-best step, the test part is read once, at the end, for the scores of the card. Needs no network, no vectors and no transformer.
+The folder holds CoNLL-U files whose names end in train, dev and test (`.conllu` or `.conllu.gz`).
+The development part chooses the best step, the test part is read once, at the end, for the scores
+of the card. Needs no network, no vectors and no transformer.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ SCORES = {
 }
 """spaCy's name of each score of the card, and the card's."""
 
-# Layers as in spaCy's own small models (width 96, depth 4, a receptive field of 9 words), with fewer hash rows.
+# Layers as in spaCy's own small models (width 96, depth 4, a receptive field of 9 words), with
+# fewer hash rows.
 CONFIG = """
 [nlp]
 lang = "en"
@@ -171,10 +174,11 @@ def find_part(folder: Path, part: str) -> Path:
 
 
 def documents(path: Path, sentences: int) -> Iterator[Doc]:
-    """The texts of a CoNLL-U file as gold documents of at most so many sentences, never across a `# newdoc` mark.
+    """The texts of a CoNLL-U file as gold documents of at most so many sentences, never across a `#
+    newdoc` mark.
 
-    Subtokens stay apart: the treebank cuts "don't" and "Bush's" where spaCy's English tokenizer does ("do n't", "Bush 's"), so
-    merged words would not align with what the parser sees later.
+    Subtokens stay apart: the treebank cuts "don't" and "Bush's" where spaCy's English tokenizer
+    does ("do n't", "Bush 's"), so merged words would not align with what the parser sees later.
     """
     from spacy.training.converters import conllu_to_docs  # type: ignore[attr-defined]
 
@@ -220,8 +224,9 @@ def train(folder: Path, *, steps: int, evaluate_every: int, seed: int) -> Langua
 
 
 def evaluate(nlp: Language, path: Path, sentences: int, gold_tokens: bool = False) -> dict[str, float]:
-    """Scores in percent. On raw text (the default) the pipeline tokenizes the text itself, and a word cut otherwise than in the
-    treebank counts as wrong. Attachment (UAS, LAS) leaves punctuation out, as spaCy's scorer does."""
+    """Scores in percent. On raw text (the default) the pipeline tokenizes the text itself, and a
+    word cut otherwise than in the treebank counts as wrong. Attachment (UAS, LAS) leaves
+    punctuation out, as spaCy's scorer does."""
     from spacy.tokens import Doc
     from spacy.training import Example
 
@@ -239,10 +244,12 @@ def save(
 ) -> None:
     """Write the pipeline, its meta.json and its card.
 
-    performance: scores in percent by the kind of text they were measured on. recipe: settings of the command, for the card.
+    performance: scores in percent by the kind of text they were measured on. recipe: settings of
+    the command, for the card.
     """
     nlp.to_disk(target)
-    # The words of the treebank are of no use at run time (features are hashed); without the labels' names tags cannot be read.
+    # The words of the treebank are of no use at run time (features are hashed); without the labels'
+    # names tags cannot be read.
     labels = sorted({label for _, pipe in nlp.pipeline for label in getattr(pipe, "labels", ())})
     (target / "vocab" / "strings.json").write_text(json.dumps(labels), encoding="utf-8")
     meta = json.loads((target / "meta.json").read_text(encoding="utf-8"))

@@ -78,7 +78,8 @@ class KeptFits:
         """Lobes are called otherwise now: old name → new name."""
         for name, fit in dict(self.asked_for).items():
             self.keep(name, fit.renamed(names) if asks_for_fit(name) else _settings_renamed(fit, names))
-        # a chain and the words are derived anew: in their states a lobe's name may be a stage's or a word as well
+        # a chain and the words are derived anew: in their states a lobe's name may be a stage's or
+        # a word as well
         derived = {name: fit for name, fit in self.derived.items() if name not in ("chain", "keyword")}
         self.derived = {name: fit.renamed(names) for name, fit in derived.items()}
 

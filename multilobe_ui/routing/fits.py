@@ -84,7 +84,8 @@ class Fit:
 
     def renamed(self, names: Mapping[str, str]) -> Fit:
         """The same fit when lobes are called otherwise: old name → new name."""
-        # a text by itself is a setting (what the gate reads, for instance), even where a lobe has that very name
+        # a text by itself is a setting (what the gate reads, for instance), even where a lobe has
+        # that very name
         state = {place: v if isinstance(v, str) else _renamed(v, names) for place, v in self.state.items()}
         return replace(self, key=self.key.renamed(names), state=state)
 

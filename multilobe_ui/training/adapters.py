@@ -1,4 +1,5 @@
-"""The trainable LoRA on the frozen base: a second module tree over the same weights, made and saved by PEFT."""
+"""The trainable LoRA on the frozen base: a second module tree over the same weights, made and saved
+by PEFT."""
 
 from __future__ import annotations
 
@@ -63,7 +64,8 @@ def begin_from(model: PeftModel, adapter: Path) -> None:
     """Put an adapter's matrices in the place of a fresh LoRA's.
 
     Raises:
-        AdapterError: it cannot be read. ConfigError: its rank, scaling or layers are not those of the fresh one.
+        AdapterError: it cannot be read. ConfigError: its rank, scaling or layers are not those of
+            the fresh one.
     """
     header = read_header(adapter)
     tensors, fresh = load_file(adapter / WEIGHTS_FILE), adapter_tensors(model)

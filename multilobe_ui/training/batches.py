@@ -18,8 +18,8 @@ from ..base.fast.last_layer import only_at
 from ..data.examples import Example
 
 PACKED_TOKENS = 1024
-"""Most tokens in one packed sequence whose rows cannot attend one by one: attention costs grow with its square, so longer batches
-are padded instead."""
+"""Most tokens in one packed sequence whose rows cannot attend one by one: attention costs grow with
+its square, so longer batches are padded instead."""
 
 
 class TokenRows:
@@ -66,14 +66,17 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows ready for a forward: packed into one sequence (`position_ids` restart at each row), or padded on the right.
+    """Rows ready for a forward: packed into one sequence (`position_ids` restart at each row), or
+    padded on the right.
 
     Attributes:
         inputs: keyword arguments of the model.
         places: (n,) flat positions whose next token is a label. targets: (n,) those tokens.
-        is_answer: (n,) whether they belong to an answer. weights: (n,) 1 for answer tokens, `prompt_weight` for the prompt's.
+        is_answer: (n,) whether they belong to an answer. weights: (n,) 1 for answer tokens,
+            `prompt_weight` for the prompt's.
         tokens: real tokens in the batch.
-        apart: lengths of packed rows that attend one by one (`packed_attention`); None if the model masks them, or they are padded.
+        apart: lengths of packed rows that attend one by one (`packed_attention`); None if the model
+            masks them, or they are padded.
     """
 
     inputs: dict[str, Tensor]
@@ -93,7 +96,8 @@ def make_batch(
     backbone: Backbone,
     longest_apart: int = 0,
 ) -> Batch:
-    """Lay rows out for one forward, without padding if they attend apart, or the model packs exactly and the batch is short.
+    """Lay rows out for one forward, without padding if they attend apart, or the model packs
+    exactly and the batch is short.
 
     Args:
         prompt_weight: of a prompt token in the loss; at 0 the prompt has no labels.
@@ -150,7 +154,8 @@ def token_losses(model: Callable[..., Any], backbone: Backbone, batch: Batch) ->
 def mean_answer_loss(
     model: Callable[..., Any], backbone: Backbone, rows: TokenRows, longest_apart: int = 0
 ) -> float:
-    """Mean NLL per answer token over all rows, in nats; the model is used as it stands. longest_apart: see `make_batch`."""
+    """Mean NLL per answer token over all rows, in nats; the model is used as it stands.
+    longest_apart: see `make_batch`."""
     nll, tokens = answer_losses(model, backbone, rows, longest_apart)
     return float(nll.sum() / max(tokens.sum(), 1))
 
@@ -172,10 +177,11 @@ def answer_losses(
 
 
 def packs_exactly(backbone: Backbone) -> bool:
-    """Whether rows packed side by side give this model the same logits as alone (tried once, on two tiny rows).
+    """Whether rows packed side by side give this model the same logits as alone (tried once, on two
+    tiny rows).
 
-    Transformers separates packed rows wherever position ids restart. Architectures without position ids (ALiBi) or with
-    their own masks do not; they are padded instead.
+    Transformers separates packed rows wherever position ids restart. Architectures without position
+    ids (ALiBi) or with their own masks do not; they are padded instead.
     """
     known: bool | None = getattr(backbone, "_packs_exactly", None)
     if known is None:

@@ -1,8 +1,8 @@
 """Training one lobe: a PEFT LoRA on a twin of the frozen base, as a generator of step records.
 
-There are no threads and no pages here. The caller iterates, shows what it likes, and may set a stop event; whatever happens
-after a checkpoint, training goes on from it to the same curve. What is random (order of rows, dropout) depends on the seed
-and the step alone, so no random state needs to be kept.
+There are no threads and no pages here. The caller iterates, shows what it likes, and may set a stop
+event; whatever happens after a checkpoint, training goes on from it to the same curve. What is
+random (order of rows, dropout) depends on the seed and the step alone, so no random state needs to be kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from .loop import schedule
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step, or an evaluation (then `validation_loss` is set). Losses are mean NLL per answer token, in nats."""
+    """One optimizer step, or an evaluation (then `validation_loss` is set). Losses are mean NLL per
+    answer token, in nats."""
 
     step: int
     steps: int
@@ -59,9 +60,11 @@ class TrainingResult:
     """What came out; losses are mean NLL per answer token, in nats.
 
     Attributes:
-        steps: optimizer steps made. kept: whether the adapter is that of the "last" step or of the "best". kept_step: its step.
+        steps: optimizer steps made. kept: whether the adapter is that of the "last" step or of the
+            "best". kept_step: its step.
         train_rows, validation_rows: rows that were trained, and rows held out.
-        base_validation_loss, validation_loss: of the plain base and of the adapter kept; None without held-out rows.
+        base_validation_loss, validation_loss: of the plain base and of the adapter kept; None
+            without held-out rows.
         train_loss: of the last step.
     """
 
@@ -94,23 +97,30 @@ def train_lobe(
     start: Path | None = None,
     watch: Callable[[Callable[..., Any]], None] | None = None,
 ) -> Generator[StepRecord, None, TrainingResult]:
-    """Train a LoRA on `backbone` and write it to `folder` as a plain PEFT adapter: that of the last step, or of the best.
+    """Train a LoRA on `backbone` and write it to `folder` as a plain PEFT adapter: that of the last
+    step, or of the best.
 
     Args:
-        train, validation: rows to learn from, and rows held out to measure the loss (may be empty: then the last step is kept).
-        config: what is None in it is chosen (`TrainingConfig.resolved`); its validation_fraction has no say here.
+        train, validation: rows to learn from, and rows held out to measure the loss (may be empty:
+            then the last step is kept).
+        config: what is None in it is chosen (`TrainingConfig.resolved`); its validation_fraction
+            has no say here.
         folder: where the adapter goes; it appears in one step when training ends.
-        checkpoint: folder for progress; if it holds a checkpoint of the same rows and settings, training resumes from it.
-        stop: set it to end after the step under way; the newest step is kept, or the best so far where config.keep says so.
-        start: adapter folder to go on from, of the same rank, scaling and layers; None begins with a fresh one.
+        checkpoint: folder for progress; if it holds a checkpoint of the same rows and settings,
+            training resumes from it.
+        stop: set it to end after the step under way; the newest step is kept, or the best so far
+            where config.keep says so.
+        start: adapter folder to go on from, of the same rank, scaling and layers; None begins with
+            a fresh one.
         watch: called with the model, in evaluation mode and without gradients, at every evaluation.
 
-    Yields: a record for every optimizer step and, with held-out rows, every evaluation; step 0 is that of the plain base (or of
-        `start`).
+    Yields: a record for every optimizer step and, with held-out rows, every evaluation; step 0 is
+        that of the plain base (or of `start`).
     Returns: a TrainingResult (the generator's return value).
 
     Raises:
-        DataError: no rows. ConfigError: unknown target modules. MultiLobeError: out of memory, or the loss is not finite.
+        DataError: no rows. ConfigError: unknown target modules. MultiLobeError: out of memory, or
+            the loss is not finite.
         AdapterError, ConfigError: `start` cannot be read, or does not fit the settings.
     """
     if not train:
@@ -161,7 +171,8 @@ class _Run:
         if start is not None:
             begin_from(self.model, start)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        # One kernel for all matrices: on a CPU the plain loop over them takes six times as long, a twentieth of a step.
+        # One kernel for all matrices: on a CPU the plain loop over them takes six times as long, a
+        # twentieth of a step.
         optimizer = torch.optim.AdamW(
             parameters,
             lr=self.learning_rate,
@@ -324,7 +335,8 @@ class _Run:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to fit: the rows, the settings, the base and the adapter to begin from."""
+        """What must be the same for a checkpoint to fit: the rows, the settings, the base and the
+        adapter to begin from."""
         began = {"start": sha256_of(self.start / WEIGHTS_FILE)} if self.start else {}
         return began | {
             "config": {**self.config.to_json(), "target_modules": as_list(self.config.target_modules)},
@@ -362,7 +374,8 @@ class _Run:
             )
 
     def _restore(self) -> bool:
-        """Take up a checkpoint; False if there is none. One of other rows or settings is an error, never silently ignored."""
+        """Take up a checkpoint; False if there is none. One of other rows or settings is an error,
+        never silently ignored."""
         if self.checkpoint is None or not (self.checkpoint / "state.json").is_file():
             return False
         state = read_json(self.checkpoint / "state.json")

@@ -15,7 +15,8 @@ State = TypeVar("State")
 
 
 def schedule(step: int, steps: int, warmup_fraction: float) -> float:
-    """Factor on the peak learning rate: linear warm-up, then a cosine that reaches zero after the last step."""
+    """Factor on the peak learning rate: linear warm-up, then a cosine that reaches zero after the
+    last step."""
     warmup = max(1, round(steps * warmup_fraction))
     if step < warmup:
         return (step + 1) / warmup

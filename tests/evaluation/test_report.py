@@ -31,7 +31,8 @@ from multilobe_ui.evaluation import (
     routing_report,
 )
 from multilobe_ui.evaluation.labelled import flattery, load_rows, named_after, write_rows
-from multilobe_ui.evaluation.report import ReportSettings, evenly, score
+from multilobe_ui.evaluation.report import ReportSettings, score
+from multilobe_ui.evenly import evenly_by
 from multilobe_ui.routers import RoutingDecision, RoutingRows
 from multilobe_ui.routing import scores as scoring
 from multilobe_ui.routing.encoder import Embedder
@@ -278,13 +279,13 @@ def test_nothing_asked_is_nothing_measured() -> None:
 )
 def test_a_cap_is_even_over_labels(sizes: tuple[int, ...], most: int, expected: list[int]) -> None:
     rows = [(label, i) for label, size in enumerate(sizes) for i in range(size)]
-    kept = evenly(rows, most, lambda row: row[0])
+    kept = evenly_by(lambda row: row[0], rows, most)
     assert kept == sorted(kept)
     assert sorted(sum(label == each for label, _ in kept) for each in range(len(sizes))) == sorted(expected)
 
 
 def test_a_cap_spreads_over_a_label() -> None:
-    assert evenly(range(100), 4, lambda _: 0) == [0, 25, 50, 75]
+    assert evenly_by(lambda _: 0, range(100), 4) == [0, 25, 50, 75]
 
 
 def test_routing_report_measures_any_function() -> None:

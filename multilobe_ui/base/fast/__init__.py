@@ -1,7 +1,8 @@
 """The same functions as transformers and PEFT have, in less time.
 
-Each trick is a probe and a patch: where the probe finds that the outcome would differ, or that there is nothing to gain, the
-model is left alone, and the report says why. With MULTILOBE_PLAIN=1 in the environment none is applied.
+Each trick is a probe and a patch: where the probe finds that the outcome would differ, or that
+there is nothing to gain, the model is left alone, and the report says why. With MULTILOBE_PLAIN=1
+in the environment none is applied.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ __all__ = ["Report", "Trick", "for_every_tree", "for_serving", "for_training", "
 
 
 def for_every_tree(model: nn.Module) -> Report:
-    """Prepare the weights of a frozen base, once: all module trees over them, serving or training, gain by it."""
+    """Prepare the weights of a frozen base, once: all module trees over them, serving or training,
+    gain by it."""
     return Report(
         (
             tried("matrices laid out column after column", lay_out, model, "no float32 matrices on a CPU"),
@@ -32,7 +34,8 @@ def for_every_tree(model: nn.Module) -> Report:
 
 
 def for_serving(model: nn.Module) -> Report:
-    """Prepare a module tree that answers. Whoever replaces the forward of a linear layer has done so before."""
+    """Prepare a module tree that answers. Whoever replaces the forward of a linear layer has done
+    so before."""
     return Report(
         (
             tried("linear layers without a Python frame", products_at_hand, model, "no plain linear layers"),

@@ -1,7 +1,8 @@
 """Attention over rows packed into one sequence, row by row.
 
-In transformers' own packing every token is held against every other and a mask forgets most of it: the cost grows with the square
-of the whole sequence. Here each row attends alone, causally and without a mask; all else runs on the packed sequence.
+In transformers' own packing every token is held against every other and a mask forgets most of it:
+the cost grows with the square of the whole sequence. Here each row attends alone, causally and
+without a mask; all else runs on the packed sequence.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _LENGTHS: ContextVar[tuple[int, ...] | None] = ContextVar("multilobe_ui_packed_r
 
 @contextmanager
 def packed_rows(lengths: Sequence[int] | None) -> Iterator[None]:
-    """Within it, a model that `attends_by_row` takes its input for rows of these lengths; None: for what the input says."""
+    """Within it, a model that `attends_by_row` takes its input for rows of these lengths; None: for
+    what the input says."""
     token = _LENGTHS.set(tuple(lengths) if lengths else None)
     try:
         yield
@@ -34,11 +36,12 @@ def packed_rows(lengths: Sequence[int] | None) -> Iterator[None]:
 
 @torch.no_grad()
 def attend_by_row(model: Any) -> int:
-    """Let a transformers model attend row by row wherever `packed_rows` says so; returns the longest row it may be given.
+    """Let a transformers model attend row by row wherever `packed_rows` says so; returns the
+    longest row it may be given.
 
-    It is tried on two tiny rows, so the model must be in evaluation mode. One that does not give them the logits that they have
-    alone stays as it was, and the answer is 0; so does one that runs on anything but SDPA, and on a GPU, where a few large
-    calls are better than many small ones.
+    It is tried on two tiny rows, so the model must be in evaluation mode. One that does not give
+    them the logits that they have alone stays as it was, and the answer is 0; so does one that runs
+    on anything but SDPA, and on a GPU, where a few large calls are better than many small ones.
     """
     text = model.config.get_text_config()
     usual = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
@@ -70,7 +73,8 @@ def _tolerance(dtype: torch.dtype) -> float:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
 ) -> tuple[Tensor, None]:
-    """Shapes: query, key, value (1, heads, tokens, width); returns (1, tokens, heads, width), as transformers' functions do."""
+    """Shapes: query, key, value (1, heads, tokens, width); returns (1, tokens, heads, width), as
+    transformers' functions do."""
     attend, lengths = ALL_ATTENTION_FUNCTIONS["sdpa"], _LENGTHS.get()
     if lengths is None:
         done: tuple[Tensor, None] = attend(module, query, key, value, attention_mask, **others)

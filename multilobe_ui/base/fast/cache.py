@@ -1,4 +1,5 @@
-"""The KV cache of transformers, with room to grow: a token is written behind the others instead of copying them all."""
+"""The KV cache of transformers, with room to grow: a token is written behind the others instead of
+copying them all."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ ROOM = 64
 class RoomyLayer(DynamicLayer):
     """A layer of `DynamicCache` whose keys and values are the front of larger buffers.
 
-    Transformers' own layer concatenates, which copies all earlier tokens for each new one: on the built-in base at 700 tokens
-    that is a fifth of a step. Whoever sets `keys` and `values` (cropping, choosing rows) is welcome: the next update begins
-    new buffers.
+    Transformers' own layer concatenates, which copies all earlier tokens for each new one: on the
+    built-in base at 700 tokens that is a fifth of a step. Whoever sets `keys` and `values`
+    (cropping, choosing rows) is welcome: the next update begins new buffers.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -48,7 +49,8 @@ class RoomyLayer(DynamicLayer):
 
 
 def _enlarged(states: Tensor | None, like: Tensor, room: int) -> Tensor:
-    """A buffer for `room` tokens that begins with `states`, if there are any, and otherwise looks like `like`."""
+    """A buffer for `room` tokens that begins with `states`, if there are any, and otherwise looks
+    like `like`."""
     *rows, _, size = like.shape
     buffer = like.new_empty(*rows, room, size)
     if states is not None and states.numel():
@@ -57,7 +59,8 @@ def _enlarged(states: Tensor | None, like: Tensor, room: int) -> Tensor:
 
 
 def new_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model of this configuration; layers of other kinds (windows, states) stay transformers' own."""
+    """An empty cache for a model of this configuration; layers of other kinds (windows, states)
+    stay transformers' own."""
     cache = DynamicCache(config=config)
     if not is_plain():
         cache.layers = [RoomyLayer() if keeps_all_tokens(layer) else layer for layer in cache.layers]

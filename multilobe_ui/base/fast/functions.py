@@ -1,4 +1,5 @@
-"""A norm and a loss for training, each as one autograd function: what torch does in a dozen passes over memory is done in a few."""
+"""A norm and a loss for training, each as one autograd function: what torch does in a dozen passes
+over memory is done in a few."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def _rms_norm(weight: Tensor, epsilon: float, x: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """y = w n with n = x / sqrt(mean(x²) + epsilon) over the last dimension, for frozen w (Zhang and Sennrich 2019)."""
+    """y = w n with n = x / sqrt(mean(x²) + epsilon) over the last dimension, for frozen w (Zhang
+    and Sennrich 2019)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -63,7 +65,8 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class _TokenNll(torch.autograd.Function):
-    """See `token_nll`. What is kept for the gradient, exp(logits - largest), is all that is ever made of their size."""
+    """See `token_nll`. What is kept for the gradient, exp(logits - largest), is all that is ever
+    made of their size."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:

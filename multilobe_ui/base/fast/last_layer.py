@@ -1,8 +1,8 @@
 """The last layer where there are labels, and nowhere else.
 
-Behind the last attention no token looks at another any more: what the last layer's query, output and feed-forward products say
-at a token without a label is thrown away. Prompts have no labels, so that is most of a batch. Which products these are is
-found out on the model at hand, by a gradient.
+Behind the last attention no token looks at another any more: what the last layer's query, output
+and feed-forward products say at a token without a label is thrown away. Prompts have no labels, so
+that is most of a batch. Which products these are is found out on the model at hand, by a gradient.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def only_at(places: Tensor, tokens: int) -> Iterator[None]:
 
 
 def wanted_of(x: Tensor) -> Tensor | None:
-    """Rows of the flattened x (..., in) that are wanted; None: all, also where x has only some of the batch's tokens already."""
+    """Rows of the flattened x (..., in) that are wanted; None: all, also where x has only some of
+    the batch's tokens already."""
     wanted = _WANTED.get()
     return wanted[0] if wanted is not None and x.numel() == wanted[1] * x.shape[-1] else None
 
@@ -42,9 +43,9 @@ def wanted_of(x: Tensor) -> Tensor | None:
 def serve_their_own_token(model: nn.Module, layers: Sequence[nn.Module]) -> list[bool]:
     """Whether what each layer says at a token reaches the logits of that token alone.
 
-    The last token's logits are asked, on one tiny row, for their gradient at every layer's output. The model must be in
-    evaluation mode, and its weights such that nothing is multiplied by zero (a fresh LoRA's B must not be what lets the
-    gradient through).
+    The last token's logits are asked, on one tiny row, for their gradient at every layer's output.
+    The model must be in evaluation mode, and its weights such that nothing is multiplied by zero (a
+    fresh LoRA's B must not be what lets the gradient through).
     """
     outputs: list[Any] = [None] * len(layers)
 

@@ -1,9 +1,11 @@
-"""Linear layers that read their weights in half precision without losing any of it, where no gradient is asked for.
+"""Linear layers that read their weights in half precision without losing any of it, where no
+gradient is asked for.
 
-Most bases are published in bf16, whose eight significant bits float16 holds as well, and computed in float32 on a CPU. FBGEMM
-has a product for that: it keeps float16 weights packed in the order in which it reads them, and multiplies and sums in float32.
-A token of one chat is bound by the reading of weights, which is half as much so; several tokens at once were bound by MKL's
-packing of the weights, which is made anew for every product (four fifths of the time of eight rows), and is not made here.
+Most bases are published in bf16, whose eight significant bits float16 holds as well, and computed
+in float32 on a CPU. FBGEMM has a product for that: it keeps float16 weights packed in the order in
+which it reads them, and multiplies and sums in float32. A token of one chat is bound by the reading
+of weights, which is half as much so; several tokens at once were bound by MKL's packing of the
+weights, which is made anew for every product (four fifths of the time of eight rows), and is not made here.
 """
 
 from __future__ import annotations
@@ -20,21 +22,22 @@ from torch import Tensor, nn
 from .report import is_plain
 
 MOST_BYTES = 2**31
-"""Most memory for packed weights: those of a base with a billion parameters. They come on top of the float32 ones, which
-training needs."""
+"""Most memory for packed weights: those of a base with a billion parameters. They come on top of
+the float32 ones, which training needs."""
 
 product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """x (..., in) float32, packed weight, bias (out,) or None → x Wᵀ + bias (..., out), without a gradient.
 
-`torch.ops.quantized.linear_dynamic_fp16` computes the same and is not deprecated, but takes 12 microseconds more a call."""
+`torch.ops.quantized.linear_dynamic_fp16` computes the same and is not deprecated, but takes 12
+microseconds more a call."""
 product = getattr(torch, "fbgemm_linear_fp16_weight_fp32_activation", torch.nn.functional.linear)
 
 
 class PackedLinear(nn.Linear):
     """A frozen `nn.Linear` with a packed second copy of its weight, for calls without gradients.
 
-    Whoever changes the weight through the module (another device or dtype, a state dict), copies it or stores it, has a plain
-    layer; a copy that shares the weight shares the packed one too.
+    Whoever changes the weight through the module (another device or dtype, a state dict), copies it
+    or stores it, has a plain layer; a copy that shares the weight shares the packed one too.
     """
 
     packed: Tensor | None = None
@@ -70,8 +73,9 @@ class PackedLinear(nn.Linear):
 def pack(model: nn.Module, most_bytes: int = MOST_BYTES) -> int:
     """Turn the linear layers of a frozen model into PackedLinear, in place; returns how many.
 
-    Left as they are: layers off the CPU or not in float32, whose weights float16 does not hold (`is_held`), all of them where this
-    torch or this processor has no such product, or where the packed weights would take more than `most_bytes`.
+    Left as they are: layers off the CPU or not in float32, whose weights float16 does not hold
+    (`is_held`), all of them where this torch or this processor has no such product, or where the
+    packed weights would take more than `most_bytes`.
     """
     layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _can_be_packed(layer.weight)]
     if 2 * sum(layer.weight.numel() for layer in layers) > most_bytes:
@@ -86,10 +90,11 @@ def pack(model: nn.Module, most_bytes: int = MOST_BYTES) -> int:
 
 
 def product_at_hand(layer: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """What a plain linear layer computes, with its weight at hand: no Python frame and no look-ups for every layer and token.
+    """What a plain linear layer computes, with its weight at hand: no Python frame and no look-ups
+    for every layer and token.
 
-    The layer must stay as it is. None for layers of other kinds, and for those whose weights accelerate brings only for the time
-    of the layer's own forward.
+    The layer must stay as it is. None for layers of other kinds, and for those whose weights
+    accelerate brings only for the time of the layer's own forward.
     """
     hooked = hasattr(layer, "_hf_hook") or any(parameter.is_meta for parameter in layer.parameters(recurse=False))
     if hooked or not isinstance(layer, nn.Linear) or type(layer) not in (nn.Linear, PackedLinear) or is_plain():
@@ -113,7 +118,8 @@ def products_at_hand(model: nn.Module) -> int:
 
 
 def is_held(weight: Tensor) -> bool:
-    """Whether float16 holds a float32 weight (out, in): what it loses of any row is less than float32 itself rounds off.
+    """Whether float16 holds a float32 weight (out, in): what it loses of any row is less than
+    float32 itself rounds off.
 
     bf16 weights are held exactly from 6e-5 to 65,504; below that float16 has a step of 6e-8.
     """

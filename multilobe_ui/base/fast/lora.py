@@ -1,8 +1,9 @@
-"""PEFT's LoRA layer with fewer passes over memory: the same parameters, the same function, the same gradients.
+"""PEFT's LoRA layer with fewer passes over memory: the same parameters, the same function, the same
+gradients.
 
-On a small base, a good part of PEFT's layer goes into what surrounds its matrix products: drawing dropout, scaling, adding,
-casting, and what autograd keeps of each. Here a layer is one autograd function whose products add in place. The modules, their
-parameters and their files stay PEFT's.
+On a small base, a good part of PEFT's layer goes into what surrounds its matrix products: drawing
+dropout, scaling, adding, casting, and what autograd keeps of each. Here a layer is one autograd
+function whose products add in place. The modules, their parameters and their files stay PEFT's.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from .linear import PackedLinear
 
 
 class LeanLinear(Linear):  # type: ignore[misc]
-    """`peft.tuners.lora.Linear`, worked out by `_LoraProduct` where base, adapter and input are of one dtype."""
+    """`peft.tuners.lora.Linear`, worked out by `_LoraProduct` where base, adapter and input are of
+    one dtype."""
 
     serves_its_own_token = False
-    """What it says at a token reaches no other token: it is worked out only at the tokens that `last_layer` names."""
+    """What it says at a token reaches no other token: it is worked out only at the tokens that
+    `last_layer` names."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (..., in); returns (..., out)."""
@@ -46,8 +49,9 @@ class LeanLinear(Linear):  # type: ignore[misc]
 def make_lean(model: nn.Module) -> int:
     """Turn the plain LoRA layers of a PEFT model into LeanLinear, in place; returns how many.
 
-    Left as they are: quantised and other special linear layers, variants such as DoRA, LoRA with a bias, and layers whose base is
-    hooked (as accelerate does to offload weights), because nobody calls the base layer itself any more.
+    Left as they are: quantised and other special linear layers, variants such as DoRA, LoRA with a
+    bias, and layers whose base is hooked (as accelerate does to offload weights), because nobody
+    calls the base layer itself any more.
     """
     turned = 0
     for layer in model.modules():
@@ -62,7 +66,8 @@ def make_lean(model: nn.Module) -> int:
 
 
 def leave_out_unlabelled(model: nn.Module) -> int:
-    """Let `last_layer.only_at` spare LeanLinear layers the tokens whose output nobody asks for; returns how many it may spare.
+    """Let `last_layer.only_at` spare LeanLinear layers the tokens whose output nobody asks for;
+    returns how many it may spare.
 
     Args:
         model: a PEFT model with a fresh LoRA (whose B are zero), in evaluation mode.
@@ -85,13 +90,15 @@ def leave_out_unlabelled(model: nn.Module) -> int:
 
 
 def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
-    """(1 where an element of `x` is kept and 0 where it is dropped, in its dtype; the probability of being kept).
+    """(1 where an element of `x` is kept and 0 where it is dropped, in its dtype; the probability
+    of being kept).
 
     On a CPU the probability is rounded to a multiple of 2^-16.
     """
     if x.device.type != "cpu":
         return torch.empty_like(x).bernoulli_(1 - dropout), 1 - dropout
-    # Four 16-bit numbers from one 64-bit draw, a fifth of the cost of torch's Bernoulli numbers, which take a tenth of a training
+    # Four 16-bit numbers from one 64-bit draw, a fifth of the cost of torch's Bernoulli numbers,
+    # which take a tenth of a training
     # step; and compared in place, because numbers become floats several times faster than booleans do.
     dropped = min(round(dropout * 2**16), 2**16 - 1)
     bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
@@ -101,8 +108,9 @@ def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
 class _LoraProduct(torch.autograd.Function):
     """x Wᵀ + bias + s dropout(x) Aᵀ Bᵀ, for frozen W and bias.
 
-    Shapes: x (..., in), W (out, in), bias (out,) or None, A (r, in), B (out, r); returns (..., out). With `wanted` (n,), only
-    these rows of the flattened x are worked out; the others are zero, and get no gradient.
+    Shapes: x (..., in), W (out, in), bias (out,) or None, A (r, in), B (out, r); returns (...,
+    out). With `wanted` (n,), only these rows of the flattened x are worked out; the others are
+    zero, and get no gradient.
     """
 
     @staticmethod

@@ -1,7 +1,8 @@
 """A base model with less around its products: the same function of the same weights.
 
-A token of a small base is half products and half Python and small kernels around them. What is done here is done to a whole tree
-of modules, whatever its architecture, and only where the outcome is the same bit for bit.
+A token of a small base is half products and half Python and small kernels around them. What is done
+here is done to a whole tree of modules, whatever its architecture, and only where the outcome is
+the same bit for bit.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def lay_out(model: nn.Module) -> int:
-    """Lay the matrices of a float32 model on a CPU out in memory as products read them, column after column; returns how many.
+    """Lay the matrices of a float32 model on a CPU out in memory as products read them, column
+    after column; returns how many.
 
-    For batches of four to a hundred tokens, in which chats are decoded together and prompts are scored, MKL is a tenth faster
-    so, and not slower for one token or in training. Nothing is copied for good. An embedding that is the output head too is
-    laid out with it: to gather a prompt's tokens from it takes longer, a few microseconds each, and every token that is
-    written takes a twentieth less.
+    For batches of four to a hundred tokens, in which chats are decoded together and prompts are
+    scored, MKL is a tenth faster so, and not slower for one token or in training. Nothing is copied
+    for good. An embedding that is the output head too is laid out with it: to gather a prompt's
+    tokens from it takes longer, a few microseconds each, and every token that is written takes a
+    twentieth less.
     """
     layers = [module for module in model.modules() if type(module) is nn.Linear]
     matrices = {id(layer.weight): layer.weight for layer in layers}
@@ -50,7 +53,8 @@ def fuse_norms(model: nn.Module) -> int:
 def plain_rms_norms(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor, float]]:
     """(module, weight, epsilon) of the RMS norms that compute, to the bit, what torch's own does.
 
-    Whether a class is this norm (Gemma's adds 1 to its weight, others cast elsewhere) is tried on the weights at hand.
+    Whether a class is this norm (Gemma's adds 1 to its weight, others cast elsewhere) is tried on
+    the weights at hand.
     """
     for module in model.modules():
         weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
@@ -70,8 +74,8 @@ def plain_rms_norms(model: nn.Module) -> Iterator[tuple[nn.Module, Tensor, float
 def call_directly(model: nn.Module) -> int:
     """Let modules without hooks go straight to their forward; returns how many.
 
-    Torch's own way there takes two Python frames and looks for every kind of hook, at a hundred modules a token. A module that
-    is given a hook later is called in torch's way again.
+    Torch's own way there takes two Python frames and looks for every kind of hook, at a hundred
+    modules a token. A module that is given a hook later is called in torch's way again.
     """
     modules = [module for module in model.modules() if type(module).__call__ is nn.Module.__call__]
     for module in modules:

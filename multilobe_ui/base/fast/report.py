@@ -21,8 +21,8 @@ class Trick:
     """One way to save time.
 
     Attributes:
-        name: what is done. changed: how many modules, matrices or layers it was done to. reason: why it was left alone; "" if
-            it was not.
+        name: what is done. changed: how many modules, matrices or layers it was done to. reason:
+            why it was left alone; "" if it was not.
     """
 
     name: str
@@ -32,7 +32,8 @@ class Trick:
 
 @dataclass(frozen=True)
 class Report:
-    """The tricks that were tried on one model. `longest_row`: tokens of the longest row that training may pack to attend alone."""
+    """The tricks that were tried on one model. `longest_row`: tokens of the longest row that
+    training may pack to attend alone."""
 
     tricks: tuple[Trick, ...] = ()
     longest_row: int = 0
@@ -42,7 +43,8 @@ class Report:
 
 
 def tried(name: str, patch: Callable[[nn.Module], int], model: nn.Module, otherwise: str) -> Trick:
-    """Do one trick, unless the environment asks for none; `otherwise` is the reason where there was nothing to do it to."""
+    """Do one trick, unless the environment asks for none; `otherwise` is the reason where there was
+    nothing to do it to."""
     if is_plain():
         return Trick(name, 0, TURNED_OFF)
     changed = patch(model)

@@ -1,8 +1,10 @@
-"""What lobes save people from: one ordinary adapter that learns a first domain and then a second, and forgets the first.
+"""What lobes save people from: one ordinary adapter that learns a first domain and then a second,
+and forgets the first.
 
-The adapter is trained as any lobe is. For the second domain it goes on from what it has learned, with a new optimizer, which
-is what fine-tuning a model again amounts to. All losses are mean NLL per answer token, in nats, on rows held
-out; for a domain that holds none out, because each of its rows is a fact, on rows that were trained.
+The adapter is trained as any lobe is. For the second domain it goes on from what it has learned,
+with a new optimizer, which is what fine-tuning a model again amounts to. All losses are mean NLL
+per answer token, in nats, on rows held out; for a domain that holds none out, because each of its
+rows is a fact, on rows that were trained.
 """
 
 from __future__ import annotations
@@ -50,10 +52,13 @@ class Contrast:
     Attributes:
         rows: training rows of each. held_out: rows of each that losses are measured on.
         trained: names of those of which these are training rows, because nothing was held out.
-        losses: {"first": …, "second": …}, each {"base", "after_first", "after_second", "lobe"}, in nats per answer token.
+        losses: {"first": …, "second": …}, each {"base", "after_first", "after_second", "lobe"}, in
+            nats per answer token.
         forgotten: how much the loss on the first domain rose while the second was learned.
-        kept: share of what was learned of the first domain that is left, at most 1; None if nothing had been learned.
-        curve: losses on both while it was trained: {"step", "first", "second"}. switch: step at which the second began.
+        kept: share of what was learned of the first domain that is left, at most 1; None if nothing
+            had been learned.
+        curve: losses on both while it was trained: {"step", "first", "second"}. switch: step at
+            which the second began.
     """
 
     first: str
@@ -166,10 +171,12 @@ class Drift:
 
 
 def farthest(rows: Mapping[str, RoutingRows], given: Sequence[str] = ()) -> tuple[str, str]:
-    """The two names whose rows mean the most different things: least cosine between the means of their prototypes.
+    """The two names whose rows mean the most different things: least cosine between the means of
+    their prototypes.
 
     Args:
-        rows: two names or more. given: at most two of them that must be in the pair; two are returned as they are.
+        rows: two names or more. given: at most two of them that must be in the pair; two are
+            returned as they are.
     """
     if len(given) == 2:
         return given[0], given[1]

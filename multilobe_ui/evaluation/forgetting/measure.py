@@ -1,8 +1,10 @@
-"""The forgetting check: is the base the same after a lobe was trained, is every lobe, and what would one adapter have lost?
+"""The forgetting check: is the base the same after a lobe was trained, is every lobe, and what
+would one adapter have lost?
 
-A lobe is really trained again, on the same frozen weights in memory as in the app, and thrown away. Before and after, every
-byte of the base and of the lobes is hashed, and their logits on fixed prompts are compared bit for bit (`snapshot`). Then the
-contrast: one ordinary adapter learns one domain and then another (`drift`).
+A lobe is really trained again, on the same frozen weights in memory as in the app, and thrown away.
+Before and after, every byte of the base and of the lobes is hashed, and their logits on fixed
+prompts are compared bit for bit (`snapshot`). Then the contrast: one ordinary adapter learns one
+domain and then another (`drift`).
 """
 
 from __future__ import annotations
@@ -46,13 +48,15 @@ def forgetting_check(
     stop: threading.Event | None = None,
     **settings: Any,
 ) -> ForgettingReport:
-    """Check that training leaves the base and all lobes as they are, and measure what one adapter would have forgotten.
+    """Check that training leaves the base and all lobes as they are, and measure what one adapter
+    would have forgotten.
 
     Args:
         settings: fields of ForgettingSettings. stop: set it to end early with what there is.
 
     Raises:
-        ConfigError: a setting out of range. LobeError: no such lobe. DataError: a lobe that is named has kept no rows.
+        ConfigError: a setting out of range. LobeError: no such lobe. DataError: a lobe that is
+            named has kept no rows.
     """
     with tempfile.TemporaryDirectory(prefix="multilobe-forgetting-") as scratch:
         work = checking(
@@ -121,7 +125,8 @@ class _Check:
     # ---- what is to be done -----------------------------------------------------------------------------------------------
 
     def _to_train(self) -> tuple[str | None, Domain, TrainingConfig]:
-        """The lobe that is trained again, its rows, and the settings of its card as far as they matter here."""
+        """The lobe that is trained again, its rows, and the settings of its card as far as they
+        matter here."""
         few: dict[str, Any] = {"epochs": self.settings.epochs, "evaluations_per_epoch": 1, "patience": 0, "keep": "best"}
         name = self._named(self.settings.newest) or next(reversed(self.rows), None)
         if name is None:
@@ -152,7 +157,8 @@ class _Check:
         return Drift(self.model.bank, first, second, config, self.made / "one adapter"), STOPPED
 
     def _named(self, name: str) -> str:
-        """A name as the lobe has it; "" for "". Raises LobeError for an unknown one, DataError for one without rows."""
+        """A name as the lobe has it; "" for "". Raises LobeError for an unknown one, DataError for
+        one without rows."""
         if not name:
             return ""
         known = next((own for own in self.ids if same_name(own, name)), None)

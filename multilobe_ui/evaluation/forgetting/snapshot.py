@@ -1,7 +1,9 @@
-"""What must not change while a lobe is trained, to the last bit: the base's weights, the lobes' files, and what each of them says.
+"""What must not change while a lobe is trained, to the last bit: the base's weights, the lobes'
+files, and what each of them says.
 
-A snapshot is taken before and after. Weights and files are compared by sha256 over every byte, outputs by the bytes of their
-logits, which are kept on disk meanwhile so that a difference has a size. Nothing here knows why they should be the same.
+A snapshot is taken before and after. Weights and files are compared by sha256 over every byte,
+outputs by the bytes of their logits, which are kept on disk meanwhile so that a difference has a
+size. Nothing here knows why they should be the same.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ class Difference:
 
     Attributes:
         same: bit for bit. max_difference: largest absolute one; None if it is not finite.
-        mean_kl: KL divergence of the second from the first in nats, mean over positions; None if it is not finite.
+        mean_kl: KL divergence of the second from the first in nats, mean over positions; None if it
+            is not finite.
     """
 
     same: bool
@@ -56,8 +59,10 @@ class Snapshot:
 
     Attributes:
         weights: sha256 of every tensor of the base, by its name.
-        files: sha256 of every lobe's adapter files, by lobe id. logits: sha256 of what each says to the probes; the base is "".
-        stale: ids of lobes that run something else in memory than their files hold. unreadable: why a lobe cannot be run.
+        files: sha256 of every lobe's adapter files, by lobe id. logits: sha256 of what each says to
+            the probes; the base is "".
+        stale: ids of lobes that run something else in memory than their files hold. unreadable: why
+            a lobe cannot be run.
         folder: where the logits lie.
     """
 
@@ -118,7 +123,8 @@ def taking(
 
 
 def tensors_of(bank: LobeBank) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer of the base, and of the tree that answers wherever it does not share them."""
+    """Every parameter and buffer of the base, and of the tree that answers wherever it does not
+    share them."""
     seen = set()
     for mark, model in (("", bank.backbone.model), ("served: ", bank.model)):
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -146,8 +152,9 @@ def fingerprint_now(backbone: Backbone) -> str:
 def unlike_on_disk(backbone: Backbone) -> list[str] | None:
     """Names of the parameters in memory that are not what the base's folder holds.
 
-    None where that cannot be told: a hub id (whose revision is not known), a base that is quantised, very large, or gone from
-    its folder. Buffers are not compared: most are worked out anew at every loading.
+    None where that cannot be told: a hub id (whose revision is not known), a base that is
+    quantised, very large, or gone from its folder. Buffers are not compared: most are worked out
+    anew at every loading.
     """
     name = backbone.name
     if (name != BUILTIN and not os.path.isdir(name)) or backbone.parameter_count > MOST_RELOADED:
@@ -185,7 +192,8 @@ def _runs_its_files(bank: LobeBank, lobe: Lobe) -> bool:
 
 @torch.inference_mode()
 def probe_logits(bank: LobeBank, lobe: str | None, probes: Sequence[Sequence[int]]) -> Logits:
-    """(positions, vocabulary): the logits at the last `LAST_TOKENS` tokens of every probe, under one lobe or the base.
+    """(positions, vocabulary): the logits at the last `LAST_TOKENS` tokens of every probe, under
+    one lobe or the base.
 
     Probes run one by one: in a batch a row's last bits could depend on its neighbours.
     """

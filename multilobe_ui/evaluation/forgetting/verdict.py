@@ -1,4 +1,5 @@
-"""What the forgetting check says: two snapshots compared, and for whatever is not the same a sentence with the way out."""
+"""What the forgetting check says: two snapshots compared, and for whatever is not the same a
+sentence with the way out."""
 
 from __future__ import annotations
 
@@ -19,9 +20,11 @@ class BaseCheck:
     """The base, before and after.
 
     Attributes:
-        hash_before, hash_after: sha256 over all weights and buffers (`Snapshot.base`). same: whether they are equal.
+        hash_before, hash_after: sha256 over all weights and buffers (`Snapshot.base`). same:
+            whether they are equal.
         logits_same, max_difference, mean_kl: see `snapshot.Difference`. probes: prompts asked.
-        source_same: whether the weights in memory are those in the base's folder; None where that cannot be told.
+        source_same: whether the weights in memory are those in the base's folder; None where that
+            cannot be told.
         fingerprint: worked out anew. tensors: how many were hashed. seconds: what hashing and asking took.
     """
 
@@ -43,8 +46,8 @@ class LobeCheck:
     """One lobe, before and after.
 
     Attributes:
-        same: its logits, bit for bit; None where it cannot be run. files_same: its adapter files, and that they are what runs;
-            None where they were not looked at.
+        same: its logits, bit for bit; None where it cannot be run. files_same: its adapter files,
+            and that they are what runs; None where they were not looked at.
         fingerprint_same: whether the base is the one of its card.
     """
 
@@ -62,9 +65,9 @@ class ForgettingReport:
 
     Attributes:
         passed: nothing has changed. reasons: what failed, a sentence each with the way out.
-        newest: the lobe that was trained again; None where a stand-in was. trained: {"rows", "steps", "loss_before",
-            "loss_after", "held_out"}; losses in nats per answer token, on so many held-out rows or, if it is
-            0, on rows that were trained; None if it was stopped before.
+        newest: the lobe that was trained again; None where a stand-in was. trained: {"rows",
+            "steps", "loss_before", "loss_after", "held_out"}; losses in nats per answer token, on
+            so many held-out rows or, if it is 0, on rows that were trained; None if it was stopped before.
         contrast: None where there is none; then `contrast_why` says why not.
     """
 
@@ -94,7 +97,8 @@ class Verdict:
 
 
 def judge(model: MultiLobeModel, lobes: Sequence[Lobe], before: Snapshot, after: Snapshot) -> Verdict:
-    """Compare. Lobes of other weights and damaged lobes are judged too, although there is nothing to ask them."""
+    """Compare. Lobes of other weights and damaged lobes are judged too, although there is nothing
+    to ask them."""
     unlike, fingerprint = unlike_on_disk(model.backbone), fingerprint_now(model.backbone)
     found = before.difference(after)
     base = BaseCheck(

@@ -1,11 +1,12 @@
-"""Arrow: every adapted layer weighs the lobes for every token by the lobes' own singular vectors; nothing is trained (Ostapenko et
-al. 2024, arXiv:2405.11157).
+"""Arrow: every adapted layer weighs the lobes for every token by the lobes' own singular vectors;
+nothing is trained (Ostapenko et al. 2024, arXiv:2405.11157).
 
     p(l) = first right singular vector of B_l A_l, the direction of input that lobe l amplifies most
     w(token, layer, :) = softmax over the k largest |x . p(l)| / T          x: the layer's own input for that token
 
-PEFT finds p by 15 power iterations, which stop short where two singular values are close; here it is exact, by a QR and the SVD of
-an r x r matrix. Ranks and targets may differ: in a layer that a lobe does not adapt, it has no weight.
+PEFT finds p by 15 power iterations, which stop short where two singular values are close; here it
+is exact, by a QR and the SVD of an r x r matrix. Ranks and targets may differ: in a layer that a
+lobe does not adapt, it has no weight.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ TOP_K = 3
 def prototypes(matrices: Matrices) -> dict[str, Tensor]:
     """(in,) of unit length for each module: the first right singular vector of B A; its sign is arbitrary.
 
-    B A = B (Q R)ᵀ with A's rows orthogonalised: Aᵀ = Q R. The right singular vectors of B Rᵀ are those of R_B Rᵀ, r x r; times Q
-    they are B A's.
+    B A = B (Q R)ᵀ with A's rows orthogonalised: Aᵀ = Q R. The right singular vectors of B Rᵀ are
+    those of R_B Rᵀ, r x r; times Q they are B A's.
     """
     found = {}
     for module, (a, b) in matrices.items():
@@ -46,8 +47,8 @@ class ArrowMixer:
     """Arrow over lobes of the bank (see `mixing.Mixer`).
 
     Attributes:
-        lobes: ids. directions: per module (in, lobes), zeros for a lobe that does not adapt it. absent: per module that not all
-            adapt, (lobes,) True for those that do not.
+        lobes: ids. directions: per module (in, lobes), zeros for a lobe that does not adapt it.
+            absent: per module that not all adapt, (lobes,) True for those that do not.
         top_k: lobes that mix in a layer; None all. temperature: PEFT's router_temperature.
     """
 
@@ -114,7 +115,8 @@ class ArrowRun:
 
     @property
     def weights(self) -> Tensor | None:
-        """(batch, tokens, layers, lobes) of the last call, without layers that saw only some of its tokens (an output head)."""
+        """(batch, tokens, layers, lobes) of the last call, without layers that saw only some of its
+        tokens (an output head)."""
         if not self._seen:
             return None
         most = max(weights.shape[1] for weights in self._seen)

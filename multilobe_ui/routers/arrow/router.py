@@ -1,13 +1,15 @@
-"""Arrow router: every layer weighs the lobes for every token by their own singular vectors (see `..arrow`). Nothing is trained.
+"""Arrow router: every layer weighs the lobes for every token by their own singular vectors (see
+`..arrow`). Nothing is trained.
 
-The decision that is shown before the answer is the mean over the prompt's own tokens and all layers, over every lobe and not the k
-best alone, so that close ones can be told apart:
+The decision that is shown before the answer is the mean over the prompt's own tokens and all
+layers, over every lobe and not the k best alone, so that close ones can be told apart:
 
     s(l) = mean of softmax(|x . p(l)| / t)           p(l) = softmax(z(l) / T)_l,  z(l) = (s(l) - m(l)) / d(l)
 
-Some lobes' vectors are long in every prompt. So m and d, a lobe's mean and deviation over held-out prompts, and T are calibrated
-(Guo et al. 2017) with the language model, and with them the z that a prompt must reach for any lobe to answer; until then m is the
-mean over all lobes, and nothing is sent to the base. The weights that the answer is written with are Arrow's own, not calibrated.
+Some lobes' vectors are long in every prompt. So m and d, a lobe's mean and deviation over held-out
+prompts, and T are calibrated (Guo et al. 2017) with the language model, and with them the z that a
+prompt must reach for any lobe to answer; until then m is the mean over all lobes, and nothing is
+sent to the base. The weights that the answer is written with are Arrow's own, not calibrated.
 """
 
 from __future__ import annotations
@@ -131,7 +133,8 @@ class ArrowRouter(Router):
         return ArrowMixer.of(self.context.bank, ids, top_k, self.chosen.temperature)
 
     def _read(self, prompt: str, names: list[str]) -> tuple[list[int], Vector]:
-        """(the prompt's own token ids, their weights (tokens, lobes) averaged over layers), all lobes mixing."""
+        """(the prompt's own token ids, their weights (tokens, lobes) averaged over layers), all
+        lobes mixing."""
         import torch
 
         if self._all is None:

@@ -5,8 +5,9 @@
     3  joint    every row is answered by all experts under the router's weights, y = W x + Σ_t p_t(prompt) · scaling · B_t A_t x,
                 so that the loss of the answer sends gradients into experts and router together
 
-Phases 2 and 3 run through the lobe bank, with the formula that serves the experts afterwards, and leave plain PEFT adapters. There
-are no threads and no pages here: the caller iterates. What is random depends on the seed and the step alone.
+Phases 2 and 3 run through the lobe bank, with the formula that serves the experts afterwards, and
+leave plain PEFT adapters. There are no threads and no pages here: the caller iterates. What is
+random depends on the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -39,14 +40,16 @@ Array = np.ndarray[Any, Any]
 EVALUATIONS = 4
 """Of the validation loss, in each phase that trains experts."""
 JUDGED_ROWS = 300
-"""Most held-out answers whose loss is measured, evenly from all; routing is measured on every held-out prompt."""
+"""Most held-out answers whose loss is measured, evenly from all; routing is measured on every
+held-out prompt."""
 VALIDATION_ROWS = 120
 """Most rows taken from training to choose the best step and calibrate the temperature."""
 WARMUP = 0.06
 ROUTER, EXPERTS, JOINT = PHASES = ("Router", "Experts", "Router and experts together")
 
 Weighed = tuple[Tensor, Tensor | None, dict[str, float]]
-"""Of a batch: the experts' weights (rows, tiers), the router's own loss if it is learning, and what to plot."""
+"""Of a batch: the experts' weights (rows, tiers), the router's own loss if it is learning, and what
+to plot."""
 
 
 class Features(Protocol):
@@ -61,7 +64,8 @@ class ExpertsResult:
 
     Attributes:
         router: the trained network.
-        report: numbers for a person (JSON). experts: PEFT adapter folders by tier; empty if no expert was trained.
+        report: numbers for a person (JSON). experts: PEFT adapter folders by tier; empty if no
+            expert was trained.
     """
 
     router: TierNetwork
@@ -86,7 +90,8 @@ def train_experts(
         embed: texts → (n, d) unit vectors.
         rows: what to learn from; rows with an empty answer teach the router alone.
         folder: the experts go to folder/simple, folder/medium and folder/complex, where such rows exist.
-        stop: set it to end after the step under way; the best so far is kept, the phases that follow are left out.
+        stop: set it to end after the step under way; the best so far is kept, the phases that
+            follow are left out.
         held_out: rows for the report alone; if empty, a sixth of `rows` is held out for it.
 
     Yields: a record for every pass of phase 1, every step of phases 2 and 3, and every evaluation.
@@ -224,7 +229,8 @@ class _Run:
             self._judge_phase("experts")
 
     def joint_phase(self) -> Iterator[Progress]:
-        """The router's probabilities as weights, so that the answers' loss teaches it too; its own losses keep it in place."""
+        """The router's probabilities as weights, so that the answers' loss teaches it too; its own
+        losses keep it in place."""
 
         def weigh(rows: TierRows) -> Weighed:
             self.router.train()
@@ -251,7 +257,8 @@ class _Run:
         weigh: Callable[[TierRows], Weighed],
         number: int,
     ) -> Iterator[Progress]:
-        """Optimizer steps of a phase; afterwards router and experts are as they were when the validation loss was lowest."""
+        """Optimizer steps of a phase; afterwards router and experts are as they were when the
+        validation loss was lowest."""
         peaks = [group["lr"] for group in optimizer.param_groups]
         best = Best(lambda: (self._live.snapshot(), self.router.arrays()), self._validation_loss())
         yield self._record(phase, _measured("held_out_loss", best.loss))
@@ -326,7 +333,8 @@ class _Run:
         return self._loss(part, VALIDATION_ROWS)
 
     def _loss(self, part: _Part, most: int, temperature: float | None = None, base: bool = False) -> float:
-        """Mean NLL per answer token of at most `most` rows, evenly from all, as the router serves them (or by the base alone)."""
+        """Mean NLL per answer token of at most `most` rows, evenly from all, as the router serves
+        them (or by the base alone)."""
         numbers = _evenly(np.arange(len(part.answered)), most)
         weights = self._weights(part.seen[torch.from_numpy(part.answered[numbers])], temperature)
         return self._live.mean_loss(part.tokens, numbers, torch.zeros_like(weights) if base else weights)

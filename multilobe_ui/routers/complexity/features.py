@@ -4,11 +4,13 @@
     u_f       = x_f² / (x_f² + h_f²)              0 at 0, one half at the feature's `half` h_f, towards 1 without end
     score(x)  = sum over f of weight_f · u_f      the weights sum to 1
 
-So the score rises with every feature, no single one can carry a prompt to the top, and an empty text has 0. Nothing is learned:
-`half` and `weight` are constants, set by hand so that everyday instructions and questions fill all three tiers.
+So the score rises with every feature, no single one can carry a prompt to the top, and an empty
+text has 0. Nothing is learned: `half` and `weight` are constants, set by hand so that everyday
+instructions and questions fill all three tiers.
 
-The parser is English. What other languages, code or emoji get is finite and repeatable, but no measure of their complexity.
-This room knows no model, no lobes and no page; spaCy and textstat are imported when the first prompt is analysed.
+The parser is English. What other languages, code or emoji get is finite and repeatable, but no
+measure of their complexity. This room knows no model, no lobes and no page; spaCy and textstat are
+imported when the first prompt is analysed.
 """
 
 from __future__ import annotations
@@ -40,10 +42,12 @@ LOW, HIGH = 0.3, 0.7
 """Default thresholds: below LOW is simple, from HIGH on is complex."""
 
 LONGEST_TEXT = 10_000
-"""Characters of a prompt that are read; about 2,000 words, where every feature of length is long since near its end."""
+"""Characters of a prompt that are read; about 2,000 words, where every feature of length is long
+since near its end."""
 LONGEST_CHUNK = 200
-"""Characters without a space between them; a space is put after so many. spaCy's tokenizer takes time by the square of the chunk:
-20 seconds for ten thousand brackets, which nobody may cost a shared server."""
+"""Characters without a space between them; a space is put after so many. spaCy's tokenizer takes
+time by the square of the chunk: 20 seconds for ten thousand brackets, which nobody may cost a
+shared server."""
 REMEMBERED = 2048
 """Analyses kept by text, the latest used."""
 BATCH = 64
@@ -51,11 +55,14 @@ BATCH = 64
 EXAMPLES = 3
 """Prompts shown for each tier."""
 
-# The trained pipelines of spaCy that may be installed, best first, but the transformer last: it is slow on a CPU.
+# The trained pipelines of spaCy that may be installed, best first, but the transformer last: it is
+# slow on a CPU.
 INSTALLED = ("en_core_web_lg", "en_core_web_md", "en_core_web_sm", "en_core_web_trf")
 
-# Relations whose dependent is a clause of its own: Universal Dependencies (subtypes cut off) and, after them, what spaCy's English
-# pipelines say instead (CLEAR style). An xcomp or pcomp may also be a mere adjective or noun, so there a verb is asked for.
+# Relations whose dependent is a clause of its own: Universal Dependencies (subtypes cut off) and,
+# after them, what spaCy's English
+# pipelines say instead (CLEAR style). An xcomp or pcomp may also be a mere adjective or noun, so
+# there a verb is asked for.
 CLAUSES = frozenset({"csubj", "ccomp", "advcl", "acl", "parataxis", "csubjpass", "relcl"})
 VERBAL_CLAUSES = frozenset({"xcomp", "conj", "pcomp"})
 SUBJECTS = frozenset({"nsubj", "csubj", "expl", "cop", "nsubjpass", "csubjpass"})
@@ -86,7 +93,8 @@ FEATURES: Mapping[str, Feature] = {
     "readability": Feature("School grade needed to read it (Automated Readability Index).", 8.0, 0.05),
 }
 HARDEST_GRADE = 30.0
-"""Readability is cut here; beyond are texts that have no words or no sentences, such as code, links and unspaced scripts."""
+"""Readability is cut here; beyond are texts that have no words or no sentences, such as code, links
+and unspaced scripts."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,8 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Stratification:
-    """Prompts sorted into tiers. Mappings by tier hold every tier, but `means` and `profile` only those that have a prompt."""
+    """Prompts sorted into tiers. Mappings by tier hold every tier, but `means` and `profile` only
+    those that have a prompt."""
 
     low: float
     high: float
@@ -133,7 +142,8 @@ class Stratification:
 
 
 def load_parser() -> Language:
-    """The English pipeline: the best of INSTALLED that loads, else the one shipped with the app. Loaded once, by any thread.
+    """The English pipeline: the best of INSTALLED that loads, else the one shipped with the app.
+    Loaded once, by any thread.
 
     Raises:
         RoutingError: the installation is incomplete.
@@ -282,8 +292,9 @@ def spread(ordered: Sequence[str]) -> tuple[str, ...]:
 
 
 def readable(prompt: str) -> str:
-    """What is analysed of a prompt: its first LONGEST_TEXT characters, with single spaces (the treebank has no others), and without
-    halves of surrogate pairs, which spaCy refuses. LONGEST_CHUNK says why a space may be added."""
+    """What is analysed of a prompt: its first LONGEST_TEXT characters, with single spaces (the
+    treebank has no others), and without halves of surrogate pairs, which spaCy refuses.
+    LONGEST_CHUNK says why a space may be added."""
     text = " ".join(prompt[:LONGEST_TEXT].encode("utf-8", "replace").decode("utf-8").split())
     return re.sub(rf"\S{{{LONGEST_CHUNK}}}(?=\S)", r"\g<0> ", text)
 
@@ -291,9 +302,10 @@ def readable(prompt: str) -> str:
 def measure(doc: Doc) -> tuple[float, ...]:
     """The features of a parsed text, in the order of FEATURES.
 
-    A text without words has zeros only. Sources: mean dependency distance is Liu 2008, "Dependency distance as a metric of language
-    comprehension difficulty"; vocabulary is the root type-token ratio (Guiraud 1954), which depends on length less than the plain
-    ratio does, yet in prompts of few words, all different, still rises with it; readability is Smith and Senter 1967 (see `grade`).
+    A text without words has zeros only. Sources: mean dependency distance is Liu 2008, "Dependency
+    distance as a metric of language comprehension difficulty"; vocabulary is the root type-token
+    ratio (Guiraud 1954), which depends on length less than the plain ratio does, yet in prompts of
+    few words, all different, still rises with it; readability is Smith and Senter 1967 (see `grade`).
     """
     words = [token for token in doc if any(c.isalnum() for c in token.text)]
     if not words:
@@ -313,7 +325,8 @@ def measure(doc: Doc) -> tuple[float, ...]:
 
 
 def depth_of_tokens(heads: Sequence[int]) -> list[int]:
-    """Steps from each token up to its root, whose head is itself. Loops, because a chain may be thousands long.
+    """Steps from each token up to its root, whose head is itself. Loops, because a chain may be
+    thousands long.
 
     heads: (tokens,) position of every token's head; a forest.
     """
@@ -331,7 +344,8 @@ def depth_of_tokens(heads: Sequence[int]) -> list[int]:
 
 
 def is_clause(token: Token) -> bool:
-    """Whether a token heads a clause; a root does if it is a verb or has a subject or a copula ("Hello" is no clause)."""
+    """Whether a token heads a clause; a root does if it is a verb or has a subject or a copula
+    ("Hello" is no clause)."""
     relation = token.dep_.partition(":")[0]
     if relation in CLAUSES:
         return True
@@ -342,7 +356,8 @@ def is_clause(token: Token) -> bool:
 
 
 def entity_count(doc: Doc) -> int:
-    """Named entities where the pipeline finds them; else, standing in for them, unbroken runs of proper nouns and numbers."""
+    """Named entities where the pipeline finds them; else, standing in for them, unbroken runs of
+    proper nouns and numbers."""
     if doc.has_annotation("ENT_IOB"):
         return len(doc.ents)
     return sum(1 for _ in _runs(token.pos_ in NAMES_AND_NUMBERS for token in doc))
@@ -357,8 +372,9 @@ def _runs(marks: Iterator[bool]) -> Iterator[None]:
 
 
 def grade(text: str) -> float:
-    """School grade (US) by the Automated Readability Index, 4.71 characters/words + 0.5 words/sentences - 21.43, from 0 to
-    HARDEST_GRADE. Of textstat's indices it is taken because it counts no syllables: for those textstat downloads a dictionary."""
+    """School grade (US) by the Automated Readability Index, 4.71 characters/words + 0.5
+    words/sentences - 21.43, from 0 to HARDEST_GRADE. Of textstat's indices it is taken because it
+    counts no syllables: for those textstat downloads a dictionary."""
     import textstat
 
     return min(max(float(textstat.automated_readability_index(text)), 0.0), HARDEST_GRADE)

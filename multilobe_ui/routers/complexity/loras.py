@@ -1,4 +1,5 @@
-"""A LoRA for each tier, made, named and saved by PEFT and run by the bank, with the formula that serves it afterwards."""
+"""A LoRA for each tier, made, named and saved by PEFT and run by the bank, with the formula that
+serves it afterwards."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class TierLoras:
         self.packs = packs_exactly(backbone)
 
     def losses(self, tokens: TokenRows, numbers: Array, weights: Tensor) -> Tensor:
-        """NLL (labels,) of every answer token of the rows `numbers` under weights (rows, tiers), with gradients."""
+        """NLL (labels,) of every answer token of the rows `numbers` under weights (rows, tiers),
+        with gradients."""
         live = [_matrices(model) for model in self.models]
         lengths = [tokens.length(int(i)) for i in numbers]
         parts = _fitting(lengths, PACKED_TOKENS) if self.packs else [slice(None)]  # short sequences need no padding
@@ -62,7 +64,8 @@ class TierLoras:
 
     @torch.no_grad()
     def mean_loss(self, tokens: TokenRows, numbers: Array, weights: Tensor) -> float:
-        """Mean NLL per answer token, in nats, of the rows `numbers` under weights (rows, tiers); zeros are the base."""
+        """Mean NLL per answer token, in nats, of the rows `numbers` under weights (rows, tiers);
+        zeros are the base."""
         order = np.argsort(
             [tokens.length(int(i)) for i in numbers], kind="stable"
         )  # rows of a length make an even batch
@@ -87,7 +90,8 @@ class TierLoras:
 
 
 def _matrices(model: Any) -> Matrices:
-    """A PEFT model's live LoRA matrices as the bank wants them: by the base's module name, B with the scaling folded in."""
+    """A PEFT model's live LoRA matrices as the bank wants them: by the base's module name, B with
+    the scaling folded in."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for name, module in model.base_model.model.named_modules():
         if isinstance(module, LoraLayer):

@@ -6,11 +6,11 @@
     p(tier | x) = softmax((W2 h + b2 + k m(s)) / T)                        (n, 3)
     m(s) = (low - s, min(s - low, high - s), s - high)                     how far the score lies within each tier
 
-Tiers are cuts through the score, so their logits read it (k is learned); W2 h is what else speaks for a tier, above all what the
-answers teach when router and experts are trained together.
+Tiers are cuts through the score, so their logits read it (k is learned); W2 h is what else speaks
+for a tier, above all what the answers teach when router and experts are trained together.
 
-The features are the analyser's, each scaled to 0..1 (`complexity.scaled`), then to mean 0 and deviation 1 over the training
-prompts.
+The features are the analyser's, each scaled to 0..1 (`complexity.scaled`), then to mean 0 and
+deviation 1 over the training prompts.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ Array = np.ndarray[Any, Any]
 WEIGHTS = ("body.weight", "body.bias", "tiers.weight", "tiers.bias", "score.weight", "score.bias", "sharpness")
 """W1, b1, W2, b2, w3, b3, k as `router_mlp.RouterMLP` names them."""
 EMBEDDING_SCALE = 0.2
-"""Of the sentence embedding, a unit vector, beside the features. The tiers follow from the features alone; at full length the
-embedding's many numbers are learned by heart (measured: a point of accuracy lost)."""
+"""Of the sentence embedding, a unit vector, beside the features. The tiers follow from the features
+alone; at full length the embedding's many numbers are learned by heart (measured: a point of
+accuracy lost)."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class ComplexitySettings:
     expert_learning_rate: float | None = setting(
         5e-5, "Expert learning rate", "Peak rate of the experts. Empty: automatic.", above=0, below=1
     )
-    """5e-5 suits bases of billions of parameters; None chooses one for the size of the base (see `expert_rate`). Measured on the
-    built-in base, 540 rows, 2 passes: 5e-5 brings a quarter of what None brings."""
+    """5e-5 suits bases of billions of parameters; None chooses one for the size of the base (see
+    `expert_rate`). Measured on the built-in base, 540 rows, 2 passes: 5e-5 brings a quarter of what
+    None brings."""
     balance_weight: float = setting(
         0.1, "Balance weight", "How much an even use of the experts counts.", low=0, high=10
     )
@@ -81,8 +83,9 @@ class ComplexitySettings:
 
 
 def expert_rate(hidden_size: int) -> float:
-    """Peak learning rate of experts on a base of this width: a quarter of what suits a lobe (`suggested_learning_rate`), because a
-    tier's rows are of all topics. (Measured on the built-in base, 540 rows: at the full rate the second pass learns by heart.)"""
+    """Peak learning rate of experts on a base of this width: a quarter of what suits a lobe
+    (`suggested_learning_rate`), because a tier's rows are of all topics. (Measured on the built-in
+    base, 540 rows: at the full rate the second pass learns by heart.)"""
     return suggested_learning_rate(hidden_size) / 4
 
 
@@ -111,8 +114,10 @@ class TierNetwork:
     """A trained router.
 
     Attributes:
-        arrays: its weights, by the names of WEIGHTS. temperature: T. low, high: the thresholds of the tiers that it learned.
-        tier_means: (tiers, f) mean scaled features of each tier's training prompts; zeros for a tier that had none.
+        arrays: its weights, by the names of WEIGHTS. temperature: T. low, high: the thresholds of
+            the tiers that it learned.
+        tier_means: (tiers, f) mean scaled features of each tier's training prompts; zeros for a
+            tier that had none.
     """
 
     arrays: Mapping[str, Array]
@@ -123,7 +128,8 @@ class TierNetwork:
     tier_means: Array
 
     def __call__(self, features: Array, embeddings: Array) -> tuple[Array, Array]:
-        """(probabilities of the tiers (n, 3), score (n,) from 0 to 1) from scaled features (n, f) and embeddings (n, d)."""
+        """(probabilities of the tiers (n, 3), score (n,) from 0 to 1) from scaled features (n, f)
+        and embeddings (n, d)."""
         w = self.arrays
         hidden = np.maximum(self.scale(features, embeddings) @ w["body.weight"].T + w["body.bias"], 0)
         score = 1 / (1 + np.exp(-(hidden @ w["score.weight"][0] + w["score.bias"][0])))

@@ -1,13 +1,16 @@
 """Complexity router: how complex a prompt is decides which of three experts answers it.
 
-    prompt → analyser's features ⊕ sentence embedding → MLP → p(tier | x) = softmax(logits / T), complexity score
+    prompt → analyser's features ⊕ sentence embedding → MLP → p(tier | x) = softmax(logits / T),
+    complexity score
 
-The experts are lobes that this router has made for itself (`..experts` trains router and experts in three phases); the lobes that a
-person trained are not among its choices. Complexity is independent of the topic, so nothing is too strange to be given a tier, and
-the router abstains from one kind of prompt only: what is written in another script, of which the English analyser understands
-nothing. T is calibrated on rows that the router is not trained on (Guo et al. 2017).
+The experts are lobes that this router has made for itself (`..experts` trains router and experts in
+three phases); the lobes that a person trained are not among its choices. Complexity is independent
+of the topic, so nothing is too strange to be given a tier, and the router abstains from one kind of
+prompt only: what is written in another script, of which the English analyser understands nothing. T
+is calibrated on rows that the router is not trained on (Guo et al. 2017).
 
-To decide takes the analyser, the sentence encoder and two small matrix products; torch and the language model are for the fit.
+To decide takes the analyser, the sentence encoder and two small matrix products; torch and the
+language model are for the fit.
 """
 
 from __future__ import annotations
@@ -96,8 +99,9 @@ class ComplexityRouter(Router):
         )
 
     def _read(self, prompt: str, network: TierNetwork) -> dict[str, Any]:
-        """What is known of a prompt: its features in their own units and scaled (`profile`, for a radar beside the training
-        prompts' `tier_profiles`), the analyser's score and tier, the network's estimate and the tiers' probabilities."""
+        """What is known of a prompt: its features in their own units and scaled (`profile`, for a
+        radar beside the training prompts' `tier_profiles`), the analyser's score and tier, the
+        network's estimate and the tiers' probabilities."""
         features = self.analyser.features([prompt])
         profile, truth = scaled(features), float(score(features)[0])
         tiers, estimate = network(profile, self.context.embed([prompt]))
@@ -121,8 +125,8 @@ class ComplexityRouter(Router):
         """Train the router and its experts.
 
         Args:
-            settings: fields of `tiers.ComplexitySettings`, and "rows", a list of {"input", "output"}: what to learn from instead of
-                the lobes' own rows.
+            settings: fields of `tiers.ComplexitySettings`, and "rows", a list of {"input",
+                "output"}: what to learn from instead of the lobes' own rows.
         Raises:
             ConfigError: a setting that is unknown or out of range. RoutingError: there are no rows.
         """

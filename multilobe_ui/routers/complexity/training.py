@@ -24,7 +24,8 @@ PATIENCE = 15
 """Passes without a lower validation loss after which phase 1 ends."""
 WEIGHT_DECAY = 1e-2
 SCORE_WEIGHT = 50.0
-"""Of the score's squared error beside the cross-entropy: scores differ by a few tenths, so their squares are small."""
+"""Of the score's squared error beside the cross-entropy: scores differ by a few tenths, so their
+squares are small."""
 SHARPNESS = 100.0
 """At the start of training: a hundredth of a point of score away from a threshold is worth one nat."""
 LOGIT_SCALE = 10.0
@@ -55,11 +56,12 @@ class TierRows:
 class RouterMLP(nn.Module):
     """One hidden layer, two heads; `tiers.TierNetwork` says what they compute.
 
-    The cross-entropy does not reach the score through the tiers' head: it would bend the score at the thresholds (measured:
-    2 points of accuracy lost, and ten times the squared error).
+    The cross-entropy does not reach the score through the tiers' head: it would bend the score at
+    the thresholds (measured: 2 points of accuracy lost, and ten times the squared error).
 
     Args:
-        inputs: f + d. hidden: units of the hidden layer. low, high: the thresholds. dropout: on the hidden units, in training.
+        inputs: f + d. hidden: units of the hidden layer. low, high: the thresholds. dropout: on the
+            hidden units, in training.
     """
 
     def __init__(self, inputs: int, hidden: int, low: float, high: float, dropout: float = 0.1) -> None:
@@ -85,13 +87,14 @@ class RouterMLP(nn.Module):
 
 
 def load_balance_loss(probabilities: Tensor, row_weights: Tensor | None = None) -> Tensor:
-    """N · Σ f_i · P_i of N experts: 1 when all get the same, N when one gets all (Fedus et al. 2021, Switch Transformer,
-    equations 4 to 6). f_i is the share of rows whose largest probability is expert i's, P_i the mean probability of i;
-    gradients flow through P.
+    """N · Σ f_i · P_i of N experts: 1 when all get the same, N when one gets all (Fedus et al.
+    2021, Switch Transformer, equations 4 to 6). f_i is the share of rows whose largest probability
+    is expert i's, P_i the mean probability of i; gradients flow through P.
 
     Args:
-        probabilities: (n, N). row_weights: (n,) how much a row counts in both means; None counts all alike. With the inverse of
-            its tier's count the loss asks for balance on balanced traffic, and does not pull rows of a frequent tier away.
+        probabilities: (n, N). row_weights: (n,) how much a row counts in both means; None counts
+            all alike. With the inverse of its tier's count the loss asks for balance on balanced
+            traffic, and does not pull rows of a frequent tier away.
     """
     count = probabilities.shape[1]
     weights = probabilities.new_ones(len(probabilities)) if row_weights is None else row_weights
@@ -102,7 +105,8 @@ def load_balance_loss(probabilities: Tensor, row_weights: Tensor | None = None) 
 
 @dataclass(frozen=True)
 class RouterLoss:
-    """What the router is trained for: total = cross-entropy of the tiers + SCORE_WEIGHT · mse + balance_weight · balance."""
+    """What the router is trained for: total = cross-entropy of the tiers + SCORE_WEIGHT · mse +
+    balance_weight · balance."""
 
     total: Tensor
     cross_entropy: Tensor
@@ -118,7 +122,8 @@ class RouterLoss:
 def router_loss(
     logits: Tensor, score: Tensor, rows: TierRows, balance_weight: float, tier_weights: Tensor
 ) -> RouterLoss:
-    """The loss of a batch. tier_weights (tiers,): how much a row of each tier counts in the balance (see `load_balance_loss`)."""
+    """The loss of a batch. tier_weights (tiers,): how much a row of each tier counts in the balance
+    (see `load_balance_loss`)."""
     cross_entropy = nn.functional.cross_entropy(logits, rows.tier)
     mse = nn.functional.mse_loss(score, rows.score)
     balance = load_balance_loss(logits.softmax(-1), tier_weights[rows.tier])
@@ -142,7 +147,8 @@ def train_router(
 ) -> Generator[dict[str, float], None, None]:
     """Phase 1: AdamW over `epochs` passes in steps of at most 64 rows, the rate falling by a cosine to zero.
 
-    Yields what each pass measured. However the iteration ends, the weights are those with the lowest validation loss.
+    Yields what each pass measured. However the iteration ends, the weights are those with the
+    lowest validation loss.
     """
     optimizer = torch.optim.AdamW(router.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     # decays once an epoch; the first epochs at full rate do most of the work
@@ -177,7 +183,8 @@ def train_router(
 
 @torch.no_grad()
 def judge(router: RouterMLP, rows: TierRows, balance_weight: float, balance: Tensor) -> dict[str, float]:
-    """held_out_loss, cross_entropy, complexity_mse, balance and routing_accuracy on rows that are not trained on."""
+    """held_out_loss, cross_entropy, complexity_mse, balance and routing_accuracy on rows that are
+    not trained on."""
     router.eval()
     logits, score = router(rows.x)
     loss = router_loss(logits, score, rows, balance_weight, balance)
@@ -192,7 +199,8 @@ def load(router: RouterMLP, arrays: Mapping[str, Array]) -> None:
 
 @torch.no_grad()
 def calibrated_temperature(router: RouterMLP, rows: TierRows) -> float:
-    """T for which softmax(logits / T) is likeliest on these rows (Guo et al. 2017); 1 where there are none."""
+    """T for which softmax(logits / T) is likeliest on these rows (Guo et al. 2017); 1 where there
+    are none."""
     if not len(rows):
         return 1.0
     router.eval()
@@ -202,9 +210,11 @@ def calibrated_temperature(router: RouterMLP, rows: TierRows) -> float:
 
 @torch.no_grad()
 def report(router: RouterMLP, rows: TierRows, names: Sequence[str]) -> dict[str, Any]:
-    """On rows that nothing was learned from: routing accuracy, by tier too, complexity MSE, and who is used how much.
+    """On rows that nothing was learned from: routing accuracy, by tier too, complexity MSE, and who
+    is used how much.
 
-    `usage` is the share of the rows that each expert gets, `balanced_usage` the same where every tier comes equally often.
+    `usage` is the share of the rows that each expert gets, `balanced_usage` the same where every
+    tier comes equally often.
     """
     router.eval()
     logits, score = router(rows.x)

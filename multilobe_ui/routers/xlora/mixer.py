@@ -1,12 +1,13 @@
-"""X-LoRA: a small head reads the plain base's hidden states and weighs the lobes for every token and layer (Buehler and Buehler
-2024, arXiv:2402.07148).
+"""X-LoRA: a small head reads the plain base's hidden states and weighs the lobes for every token
+and layer (Buehler and Buehler 2024, arXiv:2402.07148).
 
     h = last hidden state of the base without lobes          the "scaling pass"
     w(token, layer, :) = softmax(head(h(token)) / T)         dense, or over the k best only
     y = W x + sum over l of  w_l * d(l, x)                   the "mixed pass", in the bank
 
-Options are those of PEFT's XLoraConfig, and with the same tensors the logits are the same. But both passes keep a KV cache here,
-so a token costs two steps of the base however long the text is; and the head's tensors are all that there is to save.
+Options are those of PEFT's XLoraConfig, and with the same tensors the logits are the same. But both
+passes keep a KV cache here, so a token costs two steps of the base however long the text is; and
+the head's tensors are all that there is to save.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ class HeadShape:
     """What a scaling head is; the names in brackets are PEFT's.
 
     Attributes:
-        depth: linear layers [xlora_depth]. size: features between them [xlora_size]. dropout: between them, while training
-            [xlora_dropout_p]. bias: whether they have one.
-        layerwise: weights of their own for each adapted linear layer [layerwise_scalings], else the same for all.
-        reads: "token", each token's own hidden state, as PEFT does; "sequence", the mean one of all tokens so far, so that weights
-            change little along a text; or "both" side by side. A prompt is known before its first token is weighed, so all of
-            its tokens have the mean of the whole; what is written later never changes how a token was weighed.
-        softmax: over all lobes [enable_softmax]. softmax_topk: over the `top_k` best only [enable_softmax_topk]. Without either
-            the head's outputs are the weights.
-        temperature: divides the outputs before a softmax [softmax_temperature; PEFT leaves it out of enable_softmax_topk].
+        depth: linear layers [xlora_depth]. size: features between them [xlora_size]. dropout:
+            between them, while training [xlora_dropout_p]. bias: whether they have one.
+        layerwise: weights of their own for each adapted linear layer [layerwise_scalings], else the
+            same for all.
+        reads: "token", each token's own hidden state, as PEFT does; "sequence", the mean one of all
+            tokens so far, so that weights change little along a text; or "both" side by side. A
+            prompt is known before its first token is weighed, so all of its tokens have the mean of
+            the whole; what is written later never changes how a token was weighed.
+        softmax: over all lobes [enable_softmax]. softmax_topk: over the `top_k` best only
+            [enable_softmax_topk]. Without either the head's outputs are the weights.
+        temperature: divides the outputs before a softmax [softmax_temperature; PEFT leaves it out
+            of enable_softmax_topk].
         top_k: all other lobes get no weight [top_k_lora]; None keeps all.
         scale: factor on the lobes' deltas, beside the weights, which still sum to 1 [global_scaling_weight].
 
@@ -82,7 +86,8 @@ class ScalingHead(nn.Module):
     """Hidden states → weights over lobes.
 
     Args:
-        hidden_size: of the base. lobes, layers: how many; layers counts the adapted linear layers (`LobeBank.layers`).
+        hidden_size: of the base. lobes, layers: how many; layers counts the adapted linear layers
+            (`LobeBank.layers`).
     """
 
     def __init__(self, hidden_size: int, lobes: int, layers: int, shape: HeadShape | None = None) -> None:
@@ -98,12 +103,14 @@ class ScalingHead(nn.Module):
         self.last = nn.Linear(width, lobes * (layers if shape.layerwise else 1), shape.bias)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., hidden) → (..., layers, lobes), before temperature and softmax; one layer if not layerwise."""
+        """(..., hidden) → (..., layers, lobes), before temperature and softmax; one layer if not
+        layerwise."""
         found: Tensor = self.last(self.inner(hidden.to(self.last.weight.dtype)))
         return found.view(*found.shape[:-1], -1, self.lobes)
 
     def forward(self, hidden: Tensor, top_k: int | None = None) -> Tensor:
-        """Weights (batch, tokens, layers, lobes) for what `Reading` gives: (batch, tokens, hidden), or twice that for "both".
+        """Weights (batch, tokens, layers, lobes) for what `Reading` gives: (batch, tokens, hidden),
+        or twice that for "both".
 
         Args:
             top_k: mix only the k best, made to sum to 1, whatever the head's shape says.
@@ -134,7 +141,8 @@ class XLoraMixer:
     """A trained head over lobes of the bank (see `mixing.Mixer`).
 
     Attributes:
-        head: nobody changes it any more. lobes: ids, in the order of its outputs. top_k: see `ScalingHead.forward`.
+        head: nobody changes it any more. lobes: ids, in the order of its outputs. top_k: see
+            `ScalingHead.forward`.
     """
 
     head: ScalingHead
@@ -162,7 +170,8 @@ class XLoraRun:
         """See `mixing.MixerRun`.
 
         Raises:
-            RoutingError: the lobes no longer have the layers that the head was made for. LobeError: one has gone.
+            RoutingError: the lobes no longer have the layers that the head was made for. LobeError:
+                one has gone.
         """
         first = inputs.get("input_ids", inputs.get("inputs_embeds"))
         if self.weights is None:
@@ -189,7 +198,8 @@ def last_hidden(backbone: Backbone, cache: Any = None, twin: nn.Module | None = 
     """The plain base's last hidden states (batch, tokens, hidden), without gradients.
 
     Args:
-        cache: of the tokens before, to which these are added; None for a sequence that starts here and needs no cache.
+        cache: of the tokens before, to which these are added; None for a sequence that starts here
+            and needs no cache.
         twin: of the base, which is run in its place (the bank's is a little faster).
         inputs: input_ids (batch, tokens), and attention_mask and position_ids where they matter.
     """
@@ -225,8 +235,9 @@ class Reading:
     ) -> Tensor:
         """
         Args:
-            mask: (batch, tokens so far) 0 for padding, which does not count. positions: (batch, tokens); rows that are packed
-                side by side begin where they are 0, and so does the mean. given: (batch, tokens) True for a prompt's tokens.
+            mask: (batch, tokens so far) 0 for padding, which does not count. positions: (batch,
+                tokens); rows that are packed side by side begin where they are 0, and so does the
+                mean. given: (batch, tokens) True for a prompt's tokens.
         """
         if self.reads == "token":
             return hidden
@@ -252,7 +263,8 @@ class Reading:
 
 
 def _at_the_end_of_prompts(mean: Tensor, given: Tensor, positions: Tensor | None) -> Tensor:
-    """Running means (batch, tokens, hidden) with every prompt token's replaced by that of its prompt's last token."""
+    """Running means (batch, tokens, hidden) with every prompt token's replaced by that of its
+    prompt's last token."""
     ends = given.clone()
     ends[:, :-1] &= ~given[:, 1:] if positions is None else ~given[:, 1:] | (positions[:, 1:] == 0)
     length = given.shape[1]

@@ -1,11 +1,13 @@
-"""X-LoRA router: a trained head weighs the lobes for every token and layer while the answer is written (see `..xlora`).
+"""X-LoRA router: a trained head weighs the lobes for every token and layer while the answer is
+written (see `..xlora`).
 
 The decision that is shown before the answer is the head's mean over the prompt's own tokens and all layers:
 
     s(l) = mean of w(token, layer, l)          p(l) = softmax(log s / T)_l, T calibrated on held-out prompts (Guo et al. 2017)
 
-Whether any lobe fits at all is read off the same mean hidden state, by a logistic regression of the lobes' prompts against everyday
-ones; its threshold lets at most `FALSE_ABSTENTION` of the held-out prompts go to the base by mistake.
+Whether any lobe fits at all is read off the same mean hidden state, by a logistic regression of the
+lobes' prompts against everyday ones; its threshold lets at most `FALSE_ABSTENTION` of the held-out
+prompts go to the base by mistake.
 """
 
 from __future__ import annotations
@@ -44,9 +46,11 @@ MOST_TOKENS = 120
 
 @dataclass(frozen=True)
 class _Fitted:
-    """What a fit made. names: of the lobes, in the order of the head's outputs. layers: module names, likewise.
+    """What a fit made. names: of the lobes, in the order of the head's outputs. layers: module
+    names, likewise.
 
-    none: (hidden + 1,) weights and bias of the log-odds that a prompt belongs to some lobe; empty if that was not learned.
+    none: (hidden + 1,) weights and bias of the log-odds that a prompt belongs to some lobe; empty
+    if that was not learned.
     """
 
     head: ScalingHead
@@ -59,7 +63,8 @@ class _Fitted:
 
 @dataclass(frozen=True)
 class _Reading:
-    """A prompt seen by the head: its own tokens' ids, weights (tokens, lobes) averaged over layers, mean hidden state."""
+    """A prompt seen by the head: its own tokens' ids, weights (tokens, lobes) averaged over layers,
+    mean hidden state."""
 
     ids: list[int]
     weights: Vector
@@ -174,7 +179,8 @@ class XLoraRouter(Router):
         Args:
             settings: fields of `XLoraSettings`.
         Raises:
-            ConfigError: a setting that is unknown or out of range. RoutingError: no model, or no lobe with rows.
+            ConfigError: a setting that is unknown or out of range. RoutingError: no model, or no
+                lobe with rows.
         """
         chosen = settings_of(XLoraSettings, settings)
         names = self._names()
@@ -258,7 +264,8 @@ class XLoraRouter(Router):
         odds, generic_odds = (
             (np.stack(rows) @ none[:-1]) + none[-1] for rows in ([r.state for r in seen], outside[last])
         )
-        # zero is where both are equally likely; lower where that would send too many of the lobes' own prompts away
+        # zero is where both are equally likely; lower where that would send too many of the lobes'
+        # own prompts away
         threshold = min(0.0, float(np.quantile(odds, FALSE_ABSTENTION)))
         facts["false_abstention"] = float((odds < threshold).mean())
         facts["everyday_prompts_abstained"] = float((generic_odds < threshold).mean())
@@ -284,7 +291,8 @@ class XLoraRouter(Router):
         }
 
     def adapt(self, state: State) -> None:
-        """Exactly the head that was saved, without the columns of lobes that went and the layers that only they adapted."""
+        """Exactly the head that was saved, without the columns of lobes that went and the layers
+        that only they adapted."""
         values = state.values
         if not values.get("names"):
             self._fitted = None
@@ -343,7 +351,8 @@ def _log_odds(fitted: _Fitted, state: Vector) -> float | None:
 
 
 def _logistic(inside: Vector, outside: Vector, steps: int = 300) -> Vector:
-    """(features + 1,) weights and bias of the log-odds of `inside`, both classes of equal weight, with an L2 penalty."""
+    """(features + 1,) weights and bias of the log-odds of `inside`, both classes of equal weight,
+    with an L2 penalty."""
     import torch
 
     x = torch.from_numpy(np.concatenate([inside, outside]))

@@ -1,4 +1,5 @@
-"""The rows that an X-LoRA head learns from: as token ids, with what the head reads of every token, and in which order."""
+"""The rows that an X-LoRA head learns from: as token ids, with what the head reads of every token,
+and in which order."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from .mixer import Reading, last_hidden
 
 
 class LabelledRow(NamedTuple):
-    """A row and the lobe that it belongs to. lobe: its place among the lobes. answer: "" where it was not kept."""
+    """A row and the lobe that it belongs to. lobe: its place among the lobes. answer: "" where it
+    was not kept."""
 
     lobe: int
     prompt: str
@@ -28,9 +30,11 @@ class HeadRows:
     """Labelled rows as token ids, and what the head reads of every token.
 
     Attributes:
-        ids: (token ids, how many of them are prompt) of every row. answered: numbers of the rows with an answer.
-        hidden: (all tokens, what the head reads), float32, once `read` has run through. owner: (all tokens,) place of the row's
-            lobe. weight: (all tokens,), summing to 1, a lobe's tokens together as much as any other lobe's.
+        ids: (token ids, how many of them are prompt) of every row. answered: numbers of the rows
+            with an answer.
+        hidden: (all tokens, what the head reads), float32, once `read` has run through. owner: (all
+            tokens,) place of the row's lobe. weight: (all tokens,), summing to 1, a lobe's tokens
+            together as much as any other lobe's.
         own: (all tokens,) whether it is a word of the prompt itself.
     """
 
@@ -96,7 +100,8 @@ def evenly_by_lobe(rows: Sequence[LabelledRow], most: int) -> list[LabelledRow]:
 
 
 def taking_turns(random: np.random.Generator, rows: HeadRows) -> list[int]:
-    """All rows with answers, shuffled within each lobe, one lobe after the other; lobes of few rows come again."""
+    """All rows with answers, shuffled within each lobe, one lobe after the other; lobes of few rows
+    come again."""
     by_lobe: dict[int, list[int]] = {}
     for i in rows.answered:
         by_lobe.setdefault(rows.lobes[i], []).append(i)

@@ -4,8 +4,8 @@
                     states are worked out once, so a step takes milliseconds
     2. language   NLL of the answers through the bank under the head's weights, plus `label_weight` times 1
 
-Base and lobes stay frozen. The head that did best on held-out rows is kept: by 1 while labels are learned, then by the NLL.
-Last, one factor on all deltas is chosen on them (PEFT's global_scaling_weight).
+Base and lobes stay frozen. The head that did best on held-out rows is kept: by 1 while labels are
+learned, then by the NLL. Last, one factor on all deltas is chosen on them (PEFT's global_scaling_weight).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from .rows import HeadRows, LabelledRow, evenly_by_lobe, groups_of_rows, spread_
 TOKENS_PER_STEP = 2048
 """Tokens in one label step."""
 RECORD_EVERY = 10
-"""Label steps from one held-out measurement, and record, to the next; language steps are recorded one by one."""
+"""Label steps from one held-out measurement, and record, to the next; language steps are recorded
+one by one."""
 LANGUAGE_EVERY = 10
 """Language steps from one held-out measurement to the next."""
 HELD_OUT_ROWS = 96
@@ -52,7 +53,8 @@ class HeadFit:
     All is measured on held-out rows, or on the training rows if there are none.
 
     Attributes:
-        accuracy: share of held-out prompts whose own lobe has the largest weight, averaged over their tokens and layers.
+        accuracy: share of held-out prompts whose own lobe has the largest weight, averaged over
+            their tokens and layers.
         loss: under the head. own_loss: under each row's own lobe. base_loss: under the base alone.
     """
 
@@ -82,7 +84,8 @@ def train_head(
         stop: set it and the best head so far is returned after the step under way.
 
     Raises:
-        RoutingError: no lobe, or no row, or stopped before anything was learned. LobeError: the bank lacks a lobe.
+        RoutingError: no lobe, or no row, or stopped before anything was learned. LobeError: the
+            bank lacks a lobe.
         MultiLobeError: the loss is not finite.
     """
     if not lobes or not rows:
@@ -139,7 +142,8 @@ class _Run:
     # ---- stage 1: labels ------------------------------------------------------------------------------------------------
 
     def learn_labels(self) -> Iterator[Progress]:
-        """All layers have the same labels, so one layer's outputs are learned and then given to every layer."""
+        """All layers have the same labels, so one layer's outputs are learned and then given to
+        every layer."""
         if not self.label_steps:
             return
         with _seeded(self.settings.seed):
@@ -173,7 +177,8 @@ class _Run:
         _spread(small, self.head)
 
     def _label_loss(self, head: ScalingHead, rows: HeadRows, places: Tensor | None = None) -> Tensor:
-        """Cross-entropy of the dense softmax against each token's own lobe, in nats; every lobe of equal weight."""
+        """Cross-entropy of the dense softmax against each token's own lobe, in nats; every lobe of
+        equal weight."""
         hidden, owner, weight = rows.hidden, rows.owner, rows.weight
         if places is not None:
             hidden, owner, weight = hidden[places], owner[places], weight[places]
@@ -256,8 +261,9 @@ class _Run:
         return total / max(count, 1.0)
 
     def choose_scale(self) -> None:
-        """What a mixture adds is often a little too much for rows that the lobes have not seen: the factor that is best on the
-        held-out rows, for all lobes and tokens alike. Lobes that hold nothing out have seen these."""
+        """What a mixture adds is often a little too much for rows that the lobes have not seen: the
+        factor that is best on the held-out rows, for all lobes and tokens alike. Lobes that hold
+        nothing out have seen these."""
         rows = spread_over_lobes(self.held, HELD_OUT_ROWS) if len(self.held) else []
         if not rows or not self.language_steps:
             return
@@ -309,7 +315,8 @@ def head_shape(settings: XLoraSettings) -> HeadShape:
 
 @contextmanager
 def _seeded(seed: int, step: int = 0) -> Iterator[None]:
-    """First numbers and dropout depend on the seed and the step alone; the process's own random numbers are left as they were."""
+    """First numbers and dropout depend on the seed and the step alone; the process's own random
+    numbers are left as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed * 1_000_003 + step)
         yield
@@ -343,7 +350,8 @@ def _spread(small: ScalingHead, head: ScalingHead) -> None:
 
 @torch.no_grad()
 def _accuracy(head: ScalingHead, rows: HeadRows) -> float:
-    """Share of rows whose lobe has the largest weight, averaged over the prompt's own tokens and over layers."""
+    """Share of rows whose lobe has the largest weight, averaged over the prompt's own tokens and
+    over layers."""
     head.eval()
     right = 0
     for i in range(len(rows)):

@@ -1,7 +1,8 @@
 """Between a request and the studio: whose request it is, whether its values make sense, how errors are said.
 
-Gradio's private endpoints are only hidden: anyone can POST anything to them. So every handler checks its values here,
-and every handler is wrapped in `friendly`, so that a person reads a sentence and never a traceback.
+Gradio's private endpoints are only hidden: anyone can POST anything to them. So every handler
+checks its values here, and every handler is wrapped in `friendly`, so that a person reads a
+sentence and never a traceback.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from gradio.utils import get_upload_folder
 
 from ...errors import ConfigError, JobError, MultiLobeError
 from ...settings import TrainingConfig, kind_of
+from . import text
 
 if TYPE_CHECKING:
     from ...app.desk import Desk
@@ -55,8 +57,9 @@ def new_token() -> str:
 def owner_of(request: gr.Request | None, token: object = None) -> str:
     """Who asks: the login name if there is one, else the token, else "" (one person uses this machine).
 
-    Names and tokens get different prefixes, so that no token can pose as a name. Of a token only the hash goes on,
-    because owners are written to disk beside jobs and lobes. Without sharing the studio ignores all this.
+    Names and tokens get different prefixes, so that no token can pose as a name. Of a token only
+    the hash goes on, because owners are written to disk beside jobs and lobes. Without sharing the
+    studio ignores all this.
     """
     name = getattr(request, "username", None)
     if name:
@@ -89,8 +92,9 @@ def acting_desk(studio: Studio, request: gr.Request | None, token: object = None
 def visitor() -> gr.BrowserState:
     """The page's visitor token, kept in the browser; the same component however many tabs ask for it.
 
-    It is put at the root of the page: inside a tab that is not open Gradio would not mount it, and it would stay empty.
-    `secret` is fixed because a random one would lose every visitor at a restart; it hides nothing from anybody.
+    It is put at the root of the page: inside a tab that is not open Gradio would not mount it, and
+    it would stay empty. `secret` is fixed because a random one would lose every visitor at a
+    restart; it hides nothing from anybody.
     """
     root = Context.root_block
     if root is None:
@@ -110,7 +114,8 @@ def visitor() -> gr.BrowserState:
 
 
 def keep_or_make_token(token: object) -> str:
-    """The token the browser has, or a new one. (Not `setdefault`: the key is there, and empty, on the first visit.)"""
+    """The token the browser has, or a new one. (Not `setdefault`: the key is there, and empty, on
+    the first visit.)"""
     return token if isinstance(token, str) and SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN else new_token()
 
 
@@ -124,12 +129,14 @@ def friendly(*, quiet: bool = ..., markup: bool = ...) -> Callable[[Handler], Ha
 
 
 def friendly(handler: Any = None, *, quiet: bool = False, markup: bool = True) -> Any:
-    """Wrap a handler (function or generator): errors become toasts with the studio's own sentence, bugs a neutral one.
+    """Wrap a handler (function or generator): errors become toasts with the studio's own sentence,
+    bugs a neutral one.
 
     Args:
-        quiet: for ticks; whatever fails is logged and nothing on the page changes, for a toast a second helps nobody.
-        markup: toasts are HTML, so the sentence (it has file and lobe names) is escaped; False for API clients, who
-            read text.
+        quiet: for ticks; whatever fails is logged and nothing on the page changes, for a toast a
+            second helps nobody.
+        markup: toasts are HTML, so the sentence (it has file and lobe names) is escaped; False for
+            API clients, who read text.
     """
     if handler is None:
         return partial(_wrapped, quiet=quiet, markup=markup)
@@ -202,7 +209,8 @@ def a_number(value: object, what: str, low: float = -math.inf, high: float = mat
 
 
 def a_whole(value: object, what: str, low: int, high: int) -> int:
-    """Raises ConfigError unless it is a whole number from `low` to `high`; 3.0 is one, since forms send numbers so."""
+    """Raises ConfigError unless it is a whole number from `low` to `high`; 3.0 is one, since forms
+    send numbers so."""
     number = a_number(value, what, low, high)
     if number != int(number):
         raise ConfigError(f"{what} is {number:g}; it must be a whole number.")
@@ -237,8 +245,9 @@ def some_weights(names: object, values: Sequence[object], what: str, low: float,
 def an_upload(value: object, what: str = "The file") -> Path:
     """The path of an uploaded file, from a File component (a path) or an API client (a FileData dictionary).
 
-    Gradio vouches only for dictionaries that carry its mark, and hands everything else through as it came. So the mark
-    is asked for, and the path must lie in the upload folder: a client cannot name a file of the server.
+    Gradio vouches only for dictionaries that carry its mark, and hands everything else through as
+    it came. So the mark is asked for, and the path must lie in the upload folder: a client cannot
+    name a file of the server.
 
     Raises:
         ConfigError: nothing was uploaded, or the path is not an upload.
@@ -258,7 +267,8 @@ def an_upload(value: object, what: str = "The file") -> Path:
 
 
 def downloadable(path: Path) -> str:
-    """The file where Gradio may serve it from, in a folder nobody guesses; Gradio clears it away with the uploads.
+    """The file where Gradio may serve it from, in a folder nobody guesses; Gradio clears it away
+    with the uploads.
 
     The home folder is not in `allowed_paths`, and should not be: it holds everybody's lobes.
     """
@@ -283,7 +293,8 @@ def training_config(settings: object) -> TrainingConfig:
 
 
 def router_settings(defaults: Mapping[str, Any], given: object) -> dict[str, Any]:
-    """Settings of a router's fit, each of the type of its default; empty ones (None, "") keep it and are left out.
+    """Settings of a router's fit, each of the type of its default; empty ones (None, "") keep it
+    and are left out.
 
     Raises:
         ConfigError: an unknown setting, or a value of another type.
@@ -307,7 +318,8 @@ def _like(key: str, value: object, default: object) -> Any:
 
 
 def stages(value: object) -> list[list[Any]]:
-    """Stages of a chain: [[router, threshold], …]. Raises ConfigError unless each is a name and a number from 0 to 1."""
+    """Stages of a chain: [[router, threshold], …]. Raises ConfigError unless each is a name and a
+    number from 0 to 1."""
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MOST_STAGES:
         raise ConfigError(f"The chain is {_short(value)}; it must have 1 to {MOST_STAGES} stages.")
     checked = []
@@ -320,7 +332,8 @@ def stages(value: object) -> list[list[Any]]:
 
 
 def a_share(value: object) -> float | None:
-    """The held-out share as the form has it, "" for automatic. Raises ConfigError unless it is a number from 0 to 0.5."""
+    """The held-out share as the form has it, "" for automatic. Raises ConfigError unless it is a
+    number from 0 to 0.5."""
     if value is None or value == "":
         return None
     if isinstance(value, str):
@@ -329,7 +342,8 @@ def a_share(value: object) -> float | None:
 
 
 def _setting(key: str, value: object) -> Any:
-    """A setting of a training as a form or client has it; whether it is in range is checked with the settings."""
+    """A setting of a training as a form or client has it; whether it is in range is checked with
+    the settings."""
     kind, words, optional = kind_of(TrainingConfig, key)
     if words:
         return a_choice(value, key, words)
@@ -352,7 +366,8 @@ def _of_kind(kind: type[Any], key: str, value: object, *, may_be_written: bool) 
 
 
 def _read_number(text: str) -> object:
-    """A number written as a person would ("2e-4", "0,0002"); what is none stays text, to be refused by name."""
+    """A number written as a person would ("2e-4", "0,0002"); what is none stays text, to be refused
+    by name."""
     try:
         return float(text.strip().replace(",", "."))
     except ValueError:
@@ -360,7 +375,8 @@ def _read_number(text: str) -> object:
 
 
 def _module_names(value: object) -> tuple[str, ...] | None:
-    """Names as a tuple, never one string: PEFT takes that as a regular expression, and a bad one runs for hours."""
+    """Names as a tuple, never one string: PEFT takes that as a regular expression, and a bad one
+    runs for hours."""
     if isinstance(value, str):
         value = value.replace(",", " ").split()
     listed = some_names(value, "target_modules")
@@ -370,7 +386,8 @@ def _module_names(value: object) -> tuple[str, ...] | None:
 
 
 def event_value(event: Any, key: str, kind: type = str) -> Any:
-    """A value that the page's own script sent with an event. Raises ConfigError if it is missing or of another type."""
+    """A value that the page's own script sent with an event. Raises ConfigError if it is missing or
+    of another type."""
     data = getattr(event, "_data", None)
     value = data.get(key) if isinstance(data, Mapping) else None
     if not isinstance(value, kind) or (isinstance(value, str) and len(value) > 1000):
@@ -379,7 +396,4 @@ def event_value(event: Any, key: str, kind: type = str) -> Any:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    if len(text) > 60:
-        text = text[:57] + "…"
-    return text
+    return text.short(repr(value), 60)
