@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 
 from ..errors import MultiLobeError
-from . import bundles, measure, merge, routers, talk, train
+from . import bases, bundles, measure, merge, routers, talk, train
 from .options import Commands, shared_options
 
 
@@ -54,6 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add("launch", launch)
     serve.add_argument("--port", type=int)
     serve.add_argument("--share", action="store_true", help="ask Gradio for a public link")
-    for group in (train, talk, routers, measure, merge, bundles):
+    for group in (train, talk, routers, measure, merge, bundles, bases):
         group.add(commands)
     return parser
