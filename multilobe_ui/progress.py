@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+R = TypeVar("R")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -37,3 +39,14 @@ def finish(work: Generator[Any, None, T], progress: Callable[[Any], None] | None
             return result
         if progress:
             progress(event)
+
+
+def converted(work: Generator[R, None, T], convert: Callable[[R], S]) -> Generator[S, None, T]:
+    """The same work as part of another: each of its records as the other tells it."""
+    while True:
+        try:
+            record = next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        yield convert(record)

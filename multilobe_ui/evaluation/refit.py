@@ -6,13 +6,14 @@ import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import MultiLobeError, RoutingError
 from ..evenly import evenly
 from ..model import MultiLobeModel
-from ..progress import Progress
+from ..progress import Progress, converted
 from ..routers import ROUTERS, Router
 from ..routing.corrections import Correction
 from ..routing.fits import Fit, Key, read_fit, write_fit
@@ -117,21 +118,22 @@ def refitting(
             break
         fit_now = model.routers.fit_of(name)
         try:
-            work = _trying(model, router, corrected, plain, rows, stop)
-            tried[name] = yield from _shifted(work, number * (len(rows) + 1), steps)
+            first = number * (len(rows) + 1)
+            shifted = partial(_shifted, first=first, steps=steps)
+            tried[name] = yield from converted(_trying(model, router, corrected, plain, rows, stop), shifted)
         except MultiLobeError as error:
             results[name] = {"title": router.title, "error": str(error)}
             continue
         write_fit(made / name, tried[name].fit)
         results[name] = _result(router, fit_now, plain[1], tried[name], rows)
-    first = next(iter(tried), "")
+    default = next(iter(tried), "")
     yield Progress(steps, steps, "Comparing", {})
     changed: list[dict[str, Any]] = []
-    if first:
-        changed = _changed(rows, tried[first].before, tried[first].after)
+    if default:
+        changed = _changed(rows, tried[default].before, tried[default].after)
     return Refit(
         routers=results,
-        corrections=_corrected(model, corrections, tried.get(first), first),
+        corrections=_corrected(model, corrections, tried.get(default), default),
         changed=changed,
         ids=[correction.id for correction in corrections],
         stopped=stop.is_set(),
@@ -181,17 +183,9 @@ def _trying(
     return tried
 
 
-def _shifted(
-    work: Generator[Progress, None, _Tried], first: int, steps: int
-) -> Generator[Progress, None, _Tried]:
-    """Part of a longer work: its steps count from `first` of `steps`."""
-    while True:
-        try:
-            progress = next(work)
-        except StopIteration as end:
-            tried: _Tried = end.value
-            return tried
-        yield replace(progress, step=first + progress.step, steps=steps)
+def _shifted(progress: Progress, first: int, steps: int) -> Progress:
+    """A record of a part of the work: its steps count from `first` of `steps`."""
+    return replace(progress, step=first + progress.step, steps=steps)
 
 
 def _result(router: Router, fit: Fit | None, key: Key, tried: _Tried, rows: Sequence[LabelledRow]) -> dict[str, Any]:

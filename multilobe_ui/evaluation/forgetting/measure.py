@@ -23,7 +23,7 @@ from ...errors import ConfigError, DataError, LobeError
 from ...evenly import evenly
 from ...lobes.store import Lobe, same_name
 from ...model import MultiLobeModel
-from ...progress import Progress, finish
+from ...progress import Progress, converted, finish
 from ...routers import RoutingRows
 from ...settings import TrainingConfig, from_json
 from ...training.lobe import StepRecord, train_lobe
@@ -197,13 +197,9 @@ class _Check:
         there = set(self.model.bank.lobes)
         self.lobes = [lobe for lobe in self.lobes if lobe.id in there]
         work = taking(self.model.bank, self.lobes, probes, self.made / name)
-        while True:
-            try:
-                next(work)
-            except StopIteration as end:
-                self.step += 1
-                return end.value, time.perf_counter() - start
-            yield Progress(self.step, self.steps, phase, {})
+        snapshot = yield from converted(work, lambda _: Progress(self.step, self.steps, phase, {}))
+        self.step += 1
+        return snapshot, time.perf_counter() - start
 
     def _train_again(self) -> Generator[Progress, None, None]:
         if self.stop.is_set():
@@ -233,17 +229,17 @@ class _Check:
         self, run: Generator[StepRecord, None, T], phase: str, domain: Domain
     ) -> Generator[Progress, None, T]:
         """Records of a training as progress of the whole."""
-        done, measured = self.step, "measured_loss" if domain.trained else "held_out_loss"
-        while True:
-            try:
-                record = next(run)
-            except StopIteration as end:
-                value: T = end.value
-                return value
+        done, measured = self.step, "held_out_loss"
+        if domain.trained:
+            measured = "measured_loss"
+
+        def told(record: StepRecord) -> Progress:
             self.step = done + record.step
-            kind = "loss" if record.loss is not None else measured
-            loss = record.loss if record.loss is not None else record.validation_loss
-            yield Progress(self.step, self.steps, phase, {} if loss is None else {kind: loss})
+            values = {"loss": record.loss, measured: record.validation_loss}
+            known = {name: value for name, value in values.items() if value is not None}
+            return Progress(self.step, self.steps, phase, known)
+
+        return (yield from converted(run, told))
 
 
 def _rows_of(lobe: Lobe) -> RoutingRows | None:
